@@ -1,0 +1,20 @@
+# Everything is a Debian 12 package; scripts/deps installs them.
+find_package(Threads REQUIRED)
+find_package(Protobuf REQUIRED)  # MODULE mode and before gRPC: Debian ships no protobuf-config
+find_package(gRPC CONFIG REQUIRED)
+find_package(absl CONFIG REQUIRED)
+find_package(spdlog CONFIG REQUIRED)
+find_package(fmt CONFIG REQUIRED)
+find_package(nlohmann_json CONFIG REQUIRED)
+find_package(CLI11 CONFIG REQUIRED)
+find_package(prometheus-cpp CONFIG REQUIRED)
+find_package(OpenSSL REQUIRED)
+find_package(ICU REQUIRED COMPONENTS uc)
+find_package(Boost 1.81 EXACT REQUIRED)
+
+find_library(PCRE2_LIBRARY pcre2-8 REQUIRED)
+find_library(XXHASH_LIBRARY xxhash REQUIRED)
+if(SWITCHYARD_TESTS)
+  find_package(GTest CONFIG REQUIRED)
+  find_package(benchmark CONFIG REQUIRED)
+endif()

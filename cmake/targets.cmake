@@ -1,0 +1,64 @@
+# sy_library(NAME SRCS ... DEPS ...)    one library a folder; sources are listed, never globbed
+# sy_binary(NAME SRCS ... DEPS ...)
+# sy_test(NAME SRCS ... DEPS ... [LABELS unit|cluster] [TIMEOUT seconds])
+# sy_fuzzer(NAME SRCS ... DEPS ... CORPUS dir)
+# sy_protos(NAME SRCS ... [DEPS ...])   C++ and gRPC code of .proto files
+
+function(sy_library NAME)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  add_library(${NAME} STATIC ${A_SRCS})
+  target_include_directories(${NAME} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${NAME} PUBLIC ${A_DEPS})
+endfunction()
+
+function(sy_binary NAME)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${NAME} ${A_SRCS})
+  target_include_directories(${NAME} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${NAME} PRIVATE ${A_DEPS})
+endfunction()
+
+function(sy_test NAME)
+  cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  sy_binary(${NAME} SRCS ${A_SRCS} DEPS ${A_DEPS} GTest::gmock GTest::gtest_main)
+  add_test(NAME ${NAME} COMMAND ${NAME})
+  if(NOT A_LABELS)
+    set(A_LABELS unit)
+  endif()
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 300)
+  endif()
+  set_tests_properties(${NAME} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT}
+    ENVIRONMENT "SWITCHYARD_SOURCE_DIR=${CMAKE_SOURCE_DIR};SWITCHYARD_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+endfunction()
+
+function(sy_fuzzer NAME)
+  cmake_parse_arguments(A "" "CORPUS" "SRCS;DEPS" ${ARGN})
+  if(NOT SWITCHYARD_FUZZERS)
+    return()
+  endif()
+  sy_binary(${NAME} SRCS ${A_SRCS} DEPS ${A_DEPS})
+  target_link_options(${NAME} PRIVATE -fsanitize=fuzzer,address)
+  set_property(GLOBAL APPEND_STRING PROPERTY SY_FUZZERS "${NAME} ${A_CORPUS}\n")
+endfunction()
+
+function(sy_protos NAME)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  set(OUT)
+  foreach(PROTO ${A_SRCS})
+    string(REGEX REPLACE "\\.proto$" "" STEM ${PROTO})
+    set(BASE ${CMAKE_BINARY_DIR}/protos/${STEM})
+    add_custom_command(
+      OUTPUT ${BASE}.pb.cc ${BASE}.pb.h ${BASE}.grpc.pb.cc ${BASE}.grpc.pb.h
+      COMMAND protobuf::protoc -I ${CMAKE_CURRENT_SOURCE_DIR} --cpp_out=${CMAKE_BINARY_DIR}/protos
+              --grpc_out=${CMAKE_BINARY_DIR}/protos
+              --plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin>
+              ${CMAKE_CURRENT_SOURCE_DIR}/${PROTO}
+      DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${PROTO} VERBATIM)
+    list(APPEND OUT ${BASE}.pb.cc ${BASE}.grpc.pb.cc)
+  endforeach()
+  add_library(${NAME} STATIC ${OUT})
+  target_include_directories(${NAME} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/protos)
+  target_compile_options(${NAME} PRIVATE -w)
+  target_link_libraries(${NAME} PUBLIC gRPC::grpc++ protobuf::libprotobuf ${A_DEPS})
+endfunction()

@@ -1,0 +1,69 @@
+// A bounded multi-producer queue between RPC threads and a loop thread. Full is an answer, not a
+// wait: TryPush returns false. Close() wakes the consumer and refuses what comes later.
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace switchyard {
+
+template <typename T>
+class BoundedQueue {
+ public:
+  explicit BoundedQueue(size_t capacity) : capacity_(capacity) {}
+
+  // False if the queue is full or closed; `item` is then untouched.
+  [[nodiscard]] bool TryPush(T&& item) {
+    absl::MutexLock lock(&mutex_);
+    if (closed_ || items_.size() >= capacity_) return false;
+    items_.push_back(std::move(item));
+    return true;
+  }
+
+  // All that waits, in order, without blocking.
+  std::vector<T> DrainNow() {
+    absl::MutexLock lock(&mutex_);
+    return TakeAll();
+  }
+
+  // As DrainNow, but waits up to `timeout` for a first item or for Close().
+  std::vector<T> DrainWait(absl::Duration timeout) {
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(this, &BoundedQueue::Ready), timeout);
+    return TakeAll();
+  }
+
+  void Close() {
+    absl::MutexLock lock(&mutex_);
+    closed_ = true;
+  }
+
+  size_t size() const {
+    absl::MutexLock lock(&mutex_);
+    return items_.size();
+  }
+
+ private:
+  bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closed_ || !items_.empty(); }
+  std::vector<T> TakeAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    std::vector<T> out;
+    out.reserve(items_.size());
+    for (T& item : items_) out.push_back(std::move(item));
+    items_.clear();
+    return out;
+  }
+
+  const size_t capacity_;
+  mutable absl::Mutex mutex_;
+  std::deque<T> items_ ABSL_GUARDED_BY(mutex_);
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace switchyard

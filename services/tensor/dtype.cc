@@ -1,0 +1,64 @@
+#include "services/tensor/dtype.h"
+
+#include "services/base/status.h"
+
+namespace switchyard {
+namespace {
+
+struct Row {
+  DType dtype;
+  size_t bytes;
+  std::string_view name;
+  std::string_view safetensors;
+};
+
+constexpr Row kRows[] = {
+    {DType::kF32, 4, "float32", "F32"},         {DType::kBF16, 2, "bfloat16", "BF16"},
+    {DType::kF16, 2, "float16", "F16"},         {DType::kF8E4M3, 1, "float8_e4m3", "F8_E4M3"},
+    {DType::kF8E5M2, 1, "float8_e5m2", "F8_E5M2"}, {DType::kF64, 8, "float64", "F64"},
+    {DType::kI64, 8, "int64", "I64"},           {DType::kI32, 4, "int32", "I32"},
+    {DType::kI16, 2, "int16", "I16"},           {DType::kI8, 1, "int8", "I8"},
+    {DType::kU8, 1, "uint8", "U8"},             {DType::kBool, 1, "bool", "BOOL"},
+};
+
+}  // namespace
+
+size_t SizeOf(DType dtype) { return kRows[static_cast<size_t>(dtype)].bytes; }
+std::string_view Name(DType dtype) { return kRows[static_cast<size_t>(dtype)].name; }
+
+absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name) {
+  for (const Row& row : kRows) {
+    if (row.safetensors == name) return row.dtype;
+  }
+  return InvalidArgument(
+      "unknown dtype \"{}\"; known: F32, BF16, F16, F8_E4M3, F8_E5M2, F64, I64, I32, I16, I8, U8, BOOL",
+      name);
+}
+
+float ToFloat(f16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t exponent = (x.bits >> 10) & 0x1fu;
+  const uint32_t mantissa = x.bits & 0x3ffu;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  // Subnormal: mantissa × 2^-24, exact in float32.
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+f16 ToF16(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
+  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
+  const uint32_t magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
+  if (magnitude < 0x38800000u) {
+    // Adding 0.5 aligns the result's last bit with 2^-24; the hardware rounds to nearest even.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return {static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u))};
+  }
+  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+  return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+}
+
+}  // namespace switchyard

@@ -1,0 +1,41 @@
+// Element types and their scalar conversions (the truth that every vector kernel is tested against).
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace switchyard {
+
+enum class DType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kF8E5M2, kF64, kI64, kI32, kI16, kI8, kU8, kBool };
+
+// Bytes of one element.
+size_t SizeOf(DType dtype);
+// "bfloat16", "float32", … as users and config.json write them.
+std::string_view Name(DType dtype);
+// safetensors' names ("BF16", "F32", …). INVALID_ARGUMENT names what is supported.
+absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name);
+
+// A bfloat16 is the upper half of a float32. Conversion from float rounds to nearest even and keeps
+// NaN a (quiet) NaN.
+struct bf16 {
+  uint16_t bits;
+};
+inline float ToFloat(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline bf16 ToBF16(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+
+// IEEE 754 binary16.
+struct f16 {
+  uint16_t bits;
+};
+float ToFloat(f16 x);
+f16 ToF16(float x);
+
+}  // namespace switchyard
