@@ -1,0 +1,58 @@
+// Serves the tensors of a checkpoint by name, out of mapped files. Knows nothing of models.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "services/tensor/dtype.h"
+
+namespace switchyard::checkpoint {
+
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  uint64_t bytes = 0;
+  int file = 0;          // index into TensorSource::files()
+  uint64_t offset = 0;   // in that file
+};
+
+// A range of dimension 0 of a tensor, mapped read-only. Valid as long as its source lives.
+struct MappedTensor {
+  const std::byte* data = nullptr;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;  // of the range
+};
+
+// A part of a tensor that a process is going to use: rows [first, first + count) of dimension 0;
+// count -1 takes all.
+struct TensorRange {
+  std::string name;
+  int64_t first = 0;
+  int64_t count = -1;
+};
+
+// Thread-safe after Open. All headers are checked on opening: sizes, overlaps, bounds, dtypes.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+
+  virtual const std::vector<std::string>& files() const = 0;
+  virtual const std::vector<TensorInfo>& tensors() const = 0;   // sorted by name
+  virtual const TensorInfo* Find(std::string_view name) const = 0;
+
+  // Maps the pages of these ranges and no others (neighbours share one mapping). Call it once with
+  // all that the process needs; ranges mapped before are kept. NOT_FOUND names a missing tensor.
+  virtual absl::Status Map(const std::vector<TensorRange>& ranges) = 0;
+  // A range inside what was mapped; FAILED_PRECONDITION if it was not.
+  virtual absl::StatusOr<MappedTensor> Get(const TensorRange& range) const = 0;
+};
+
+// A directory with model.safetensors, or model.safetensors.index.json and its shards.
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenSafetensors(const std::string& directory);
+
+}  // namespace switchyard::checkpoint

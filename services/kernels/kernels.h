@@ -1,0 +1,149 @@
+// The only header of the kernels that rooms see: the arithmetic of a forward pass on a CPU.
+//
+// Everything here obeys one rule: an output element is a function of its operands and of the
+// arithmetic class alone, never of the number of rows in the call, the number of threads, the tile
+// or the instruction set inside a class. Two classes exist:
+//
+//   fma         portable, AVX2, AVX-512: a dot product over K runs in 16 lanes, lane l adding
+//               x[k]·w[k] for k = l, l+16, … with fused multiply-adds in float32, then the lanes
+//               fold as (l, l+8), (l, l+4), (l, l+2), (l, l+1). kInOut weights run one fused chain
+//               over k ascending. float32 is always this class.
+//   avx512bf16  the same, but a product of bf16 rows with bf16 kOutIn weights uses vdpbf16ps (pairs
+//               of k in 16 lanes, subnormals as zero), then folds alike.
+//
+// exp and what is built on it (softmax, SiLU, sigmoid) are our own polynomials, the same on every
+// target. All of it is reference.cc, written as plain loops; the tests hold each target against it.
+//
+// Thread-safety: a Compute may be used by one thread at a time (it drives the pool); the serial
+// functions at the end by any.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "services/kernels/thread_pool.h"
+#include "services/tensor/dtype.h"
+#include "services/tensor/view.h"
+
+namespace switchyard::kernels {
+
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+
+std::string_view Name(Isa isa);              // "portable", "avx2", "avx512", "avx512bf16"
+// "auto" or a name; FAILED_PRECONDITION names what this CPU supports.
+absl::StatusOr<Isa> ChooseIsa(std::string_view name);
+std::vector<Isa> SupportedIsas();            // of this CPU, ascending; always holds kPortable
+// "f32" for float32 activations on any ISA; "bf16-fma" or "bf16-avx512bf16" otherwise. Part of the
+// numerics id: replicas of one class are bit-equal.
+std::string_view ArithmeticClass(DType activations, Isa isa);
+
+// Activations in memory: float32 or bf16 rows.
+struct Rows {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t stride = 0;  // elements from row to row
+};
+struct MutableRows {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t stride = 0;
+};
+
+// y[m, n] = Σ_k x[row(m), k] · w(n, k) + bias[n], for m in [0, rows). y is float32.
+struct MatMulTask {
+  Rows x;
+  int64_t rows = 0;
+  const int32_t* gather = nullptr;  // row(m) = gather[m]; null: row(m) = m
+  WeightView w;
+  VectorView bias;                  // may be empty
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+// Online-softmax attention over a paged KV cache, for all heads of `rows` queries.
+//
+// The cache of one layer is an array of blocks of `block_tokens` tokens; position p of a sequence
+// lies in block table[p / block_tokens], slot p % block_tokens. A token's record is `kv_heads` keys
+// of key_dim, then (unless values_in_key) `kv_heads` values of value_dim. For MLA the record is
+// [latent | k_rope] with kv_heads = 1, and the value is the first value_dim columns of the key.
+// Keys are visited in ascending blocks at absolute multiples of block_tokens; a block that is
+// entirely masked is skipped, which changes nothing.
+struct AttentionTask {
+  const float* q = nullptr;         // [rows, heads, key_dim], scaled by softmax_scale inside
+  float* out = nullptr;             // [rows, heads, value_dim]
+  int64_t rows = 0;
+  const int32_t* positions = nullptr;          // [rows]: absolute position of each query
+  const int32_t* const* block_tables = nullptr; // [rows]: block table of the row's sequence
+  const std::byte* cache = nullptr;            // block 0 of this layer
+  DType cache_dtype = DType::kBF16;            // kBF16 or kF32
+  int64_t block_stride_bytes = 0;
+  int block_tokens = 0;
+  int heads = 0, kv_heads = 0;
+  int key_dim = 0, value_dim = 0;
+  bool values_in_key = false;
+  float scale = 0;
+  int window = 0;                   // 0: none
+  VectorView sinks;                 // [heads] or empty
+};
+
+// The pool and the instruction set, passed by reference to whoever computes.
+class Compute {
+ public:
+  Compute(Isa isa, ThreadPool& pool);
+
+  Isa isa() const { return isa_; }
+  ThreadPool& pool() const { return pool_; }
+
+  // All tasks as one parallel job (a single projection, the heads of an absorption, the experts of
+  // a layer). Tasks must write disjoint outputs.
+  void MatMul(std::span<const MatMulTask> tasks) const;
+  void MatMul(const MatMulTask& task) const { MatMul(std::span(&task, 1)); }
+
+  void Attention(const AttentionTask& task) const;
+
+  // out[r] = x[r] / rms(x[r]) · weight, over `dim` columns. out is float32 or bf16 and may be x.
+  void RmsNorm(const float* x, int64_t x_stride, int64_t rows, int64_t dim, VectorView weight,
+               float eps, MutableRows out) const;
+
+  // out[r, i] = silu(gate)·up (or the clamped form) of gate_up rows. `interleaved`: columns are
+  // g0 u0 g1 u1 …; otherwise gate in the first `width` columns and up in the next.
+  struct ActivationTask {
+    const float* gate_up = nullptr;
+    int64_t stride = 0;
+    int64_t rows = 0;
+    int64_t width = 0;
+    bool interleaved = false;
+    bool clamped = false;  // gpt-oss: (up + 1)·gate·sigmoid(alpha·gate), clamped to ±limit
+    float limit = 0, alpha = 0;
+    MutableRows out;
+  };
+  void Activate(std::span<const ActivationTask> tasks) const;
+
+ private:
+  Isa isa_;
+  ThreadPool& pool_;
+};
+
+// ---- serial functions, the same bits on every target ----
+
+// Rotary tables: cos and sin of [positions, dim/2], scaled by attention_factor; inv_freq [dim/2]
+// after the spec's scaling. Rotates in place `heads` heads of `head_stride` floats at x.
+void ApplyRope(float* x, int64_t heads, int64_t head_stride, int dim, bool interleaved,
+               const float* cos, const float* sin);
+
+float Exp(float x);
+float Sigmoid(float x);
+void Softmax(float* x, int64_t n);  // in place, max subtracted; sums in 16 lanes as above
+
+// acc[i] = fma(w, x[i], acc[i]).
+void AddScaled(float* acc, const float* x, float w, int64_t n);
+void Add(float* acc, const float* x, int64_t n);
+// Rounds to nearest even (bf16) or copies (f32).
+void Convert(const float* x, int64_t n, DType to, void* out);
+void ConvertToFloat(const void* x, DType from, int64_t n, float* out);
+
+}  // namespace switchyard::kernels
