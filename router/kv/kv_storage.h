@@ -1,0 +1,45 @@
+// The memory of the paged KV cache: for each layer an array of blocks of kBlockTokens tokens. Who owns
+// which block is block_pool.h's matter. MLA caches [latent | k_rope] a token, GQA all keys then all
+// values. Pages are touched first when a block is written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "services/model/spec.h"
+#include "services/tensor/dtype.h"
+
+namespace switchyard::router {
+
+// Tokens of a block; attention walks blocks at absolute multiples of it, so it is part of the
+// numerics and not a knob.
+inline constexpr int kBlockTokens = 32;
+
+class KvStorage {
+ public:
+  // RESOURCE_EXHAUSTED if the address range cannot be had.
+  static absl::StatusOr<KvStorage> Create(const ModelSpec& spec, DType dtype, int64_t blocks);
+  ~KvStorage();
+  KvStorage(KvStorage&&) noexcept;
+  KvStorage& operator=(KvStorage&&) noexcept;
+
+  // Bytes of one block over all layers.
+  static int64_t BlockBytes(const ModelSpec& spec, DType dtype);
+  // Elements that one layer keeps a token.
+  static int64_t RecordSize(const ModelSpec& spec);
+
+  DType dtype() const { return dtype_; }
+  int64_t blocks() const { return blocks_; }
+  std::byte* layer(int layer) { return base_ + layer * layer_bytes_; }
+  int64_t block_stride_bytes() const { return block_stride_bytes_; }
+
+ private:
+  KvStorage() = default;
+  std::byte* base_ = nullptr;
+  size_t bytes_ = 0;
+  int64_t layer_bytes_ = 0, block_stride_bytes_ = 0, blocks_ = 0;
+  DType dtype_ = DType::kBF16;
+};
+
+}  // namespace switchyard::router

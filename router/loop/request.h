@@ -1,0 +1,91 @@
+// What the engine takes and gives, in plain data: the router's own half of router.proto. The engine
+// sees token ids and sequences; no text, no user.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace switchyard::router {
+
+// See Sampling in inference.proto; here every default is resolved.
+struct SamplingParams {
+  float temperature = 0;  // 0: greedy
+  int top_k = 0;          // 0: off
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  uint64_t seed = 0;
+  bool ignore_eos = false;
+};
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+};
+struct PromptLogprob {
+  int32_t position = 0;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;
+};
+
+enum class Finish { kNone, kStop, kLength, kCancelled, kError };
+
+// One event of one choice. index -1: no token, only its finish.
+struct TokenEvent {
+  uint64_t request = 0;
+  uint32_t attempt = 0;
+  int choice = 0;
+  int index = -1;
+  int32_t id = 0;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;  // best first
+  Finish finish = Finish::kNone;
+  absl::Status error;             // with kError
+  int retry_after_ms = 0;         // with RESOURCE_EXHAUSTED
+  // Routing of the positions computed for this choice since the last event: [positions × moe_layers × top_k].
+  int routing_first_position = 0;
+  std::vector<int32_t> routed_experts;
+  std::vector<float> routed_weights;
+  std::vector<PromptLogprob> prompt_logprobs;  // with the first token of choice 0
+  int cached_tokens = 0;
+};
+
+// Where a client stream's tokens go. Called by the engine thread with all events of one step that
+// belong to this sink; must only enqueue. Shared by all requests of a gateway's stream.
+class TokenSink {
+ public:
+  virtual ~TokenSink() = default;
+  virtual void OnStep(uint64_t step, std::vector<TokenEvent> events) = 0;
+};
+
+struct EngineRequest {
+  uint64_t request = 0;           // unique in its sink
+  uint32_t attempt = 0;
+  std::string trace_id;           // for logs and errors
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  int max_tokens = 1;
+  int min_tokens = 0;
+  int n = 1;
+  std::vector<int32_t> stop_token_ids;
+  int top_logprobs = -1;          // -1: no log-probabilities
+  bool prompt_logprobs = false;
+  bool return_routed_experts = false;
+  int priority = 0;
+  std::string fair_key;
+  std::string cache_salt;
+  absl::Time deadline = absl::InfiniteFuture();
+  std::shared_ptr<TokenSink> sink;
+};
+
+}  // namespace switchyard::router
