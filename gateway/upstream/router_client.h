@@ -1,0 +1,118 @@
+// Keeps one Router.Serve stream to each router address, reconnects with bounded backoff, and sends
+// each request to the least loaded router that is ready.
+//
+// Invariants: the events of a request reach its listener in order and one at a time; each choice
+// gets exactly one terminal event (a Token with `finish`), or the request gets one OnBroken instead
+// of what is missing. Nothing is retried here: who holds the request decides.
+//
+// Bounded: at most max_queued_writes messages wait for a router that does not read; one more Submit
+// is refused with RESOURCE_EXHAUSTED.
+//
+// Thread-safety: all methods of RouterClient may be called by any thread, also from a listener.
+// Listeners are called on gRPC's threads without a lock held and must only enqueue.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "switchyard/internal/v1/router.pb.h"
+
+namespace grpc {
+class Channel;
+}
+
+namespace switchyard::gateway {
+
+class TokenListener {
+ public:
+  virtual ~TokenListener() = default;
+  // index -1: no token, only a finish or prompt fields. finish != NONE ends that choice.
+  virtual void OnToken(const internal::v1::Token& token) = 0;
+  // The stream to the router died (UNAVAILABLE, names the router); no more events come.
+  virtual void OnBroken(const absl::Status& status) = 0;
+};
+
+struct RouterClientOptions {
+  std::string gateway_id;
+  // What the routers compare with theirs: config.json + tokenizer.json + chat template.
+  std::string text_fingerprint;
+  std::vector<std::string> addresses;  // HOST:PORT or unix:PATH; ≥ 1
+  size_t max_queued_writes = 4096;     // messages a router
+  absl::Duration backoff_min = absl::Milliseconds(50);
+  absl::Duration backoff_max = absl::Seconds(1);
+};
+
+// What the routers' hello says of the model.
+struct ModelInfo {
+  std::string model_fingerprint;
+  std::string numerics_id;
+  int max_model_len = 0;
+  int vocab = 0;
+  std::vector<int32_t> moe_layers;
+  int top_k = 0;
+};
+
+struct RouterView {
+  std::string address;
+  bool ready = false;
+  // "ready", "connecting: …", "refused: …" (names both sides), "draining", "missing: layer 3: …"
+  std::string state;
+  int requests = 0;  // in flight from this gateway
+};
+
+struct RoutersState {
+  bool ready = false;   // some router takes requests
+  std::string missing;  // why not, one line; empty if ready
+  std::vector<RouterView> routers;
+};
+
+struct RequestHandle {
+  size_t router = 0;        // index into addresses
+  uint64_t connection = 0;  // of that router, counted from 1
+  uint64_t request = 0;     // 0: none
+};
+
+class RouterClient {
+ public:
+  // Makes the channel of an address; embedded passes an in-process one. Called once an address.
+  using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>(const std::string& address)>;
+  // Called on a gRPC thread, without a lock held, after state() or model() has changed.
+  using StateCallback = std::function<void()>;
+
+  // Starts connecting at once. `on_state` may be null.
+  RouterClient(RouterClientOptions options, const ChannelFactory& channels,
+               StateCallback on_state = nullptr);
+  ~RouterClient();  // breaks what is in flight (OnBroken is called) and waits for the streams
+  RouterClient(const RouterClient&) = delete;
+  RouterClient& operator=(const RouterClient&) = delete;
+
+  // Sends a request; `submit.request` is set here. UNAVAILABLE says what is missing;
+  // RESOURCE_EXHAUSTED if that router does not read. The listener lives until its last event.
+  absl::StatusOr<RequestHandle> Submit(internal::v1::Submit submit,
+                                       std::shared_ptr<TokenListener> listener);
+  // The router ends the request within a step. The listener is let go at once: only an event that
+  // is just being delivered may still reach it. Unknown or finished handles are ignored.
+  void Cancel(const RequestHandle& handle);
+
+  RoutersState state() const;
+  // Of the first router that said hello since the start; empty before.
+  std::optional<ModelInfo> model() const;
+
+  // Asks every connected router; `done` gets the answers of those that gave one by then.
+  using ExpertsCallback = std::function<void(std::vector<internal::v1::DescribeExpertsResponse>)>;
+  void DescribeExperts(absl::Duration timeout, ExpertsCallback done) const;
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace switchyard::gateway
