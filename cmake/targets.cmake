@@ -4,6 +4,11 @@
 # sy_fuzzer(NAME SRCS ... DEPS ... CORPUS dir)
 # sy_protos(NAME SRCS ... [DEPS ...])   C++ and gRPC code of .proto files
 
+add_custom_target(unit_tests)
+add_custom_target(cluster_tests)
+add_custom_target(fuzzers)
+file(WRITE ${CMAKE_BINARY_DIR}/fuzzers.txt "")  # name and corpus of each, for scripts/test
+
 function(sy_library NAME)
   cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
   add_library(${NAME} STATIC ${A_SRCS})
@@ -25,6 +30,7 @@ function(sy_test NAME)
   if(NOT A_LABELS)
     set(A_LABELS unit)
   endif()
+  add_dependencies(${A_LABELS}_tests ${NAME})
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 300)
   endif()
@@ -39,7 +45,8 @@ function(sy_fuzzer NAME)
   endif()
   sy_binary(${NAME} SRCS ${A_SRCS} DEPS ${A_DEPS})
   target_link_options(${NAME} PRIVATE -fsanitize=fuzzer,address)
-  set_property(GLOBAL APPEND_STRING PROPERTY SY_FUZZERS "${NAME} ${A_CORPUS}\n")
+  add_dependencies(fuzzers ${NAME})
+  file(APPEND ${CMAKE_BINARY_DIR}/fuzzers.txt "${NAME} ${CMAKE_CURRENT_SOURCE_DIR}/${A_CORPUS}\n")
 endfunction()
 
 function(sy_protos NAME)

@@ -1,6 +1,6 @@
 // Fans the rows of one micro-batch at one MoE layer out to the experts and combines what comes back
-// over the fixed reduction tree: fp32 inside a reduction group by ascending expert id, rounded once to
-// the wire dtype, then fp32 over groups ascending. The shared expert is the caller's.
+// over the fixed reduction tree: fp32 inside a reduction group by ascending expert id, rounded once
+// to the wire dtype, then fp32 over groups ascending. The shared expert is the caller's.
 //
 // Driven by the engine thread alone; never blocks but in Wait.
 #pragma once
@@ -16,11 +16,11 @@ namespace switchyard::router {
 struct MoeJob {
   int layer = 0;
   int64_t tokens = 0;
-  kernels::Rows x;                    // [tokens, hidden] in the wire dtype; stays until the job is done
-  const int32_t* experts = nullptr;   // [tokens, top_k], ids ascending in each row
-  const float* weights = nullptr;     // [tokens, top_k]
-  float* out = nullptr;               // [tokens, hidden]: overwritten with the sum over groups
-  uint8_t* lost = nullptr;            // [tokens]: set to 1 where a row could not be computed
+  kernels::Rows x;  // [tokens, hidden] in the wire dtype; stays until the job is done
+  const int32_t* experts = nullptr;  // [tokens, top_k], ids ascending in each row
+  const float* weights = nullptr;    // [tokens, top_k]
+  float* out = nullptr;              // [tokens, hidden]: overwritten with the sum over groups
+  uint8_t* lost = nullptr;           // [tokens]: set to 1 where a row could not be computed
   int priority = 0;
   absl::Time deadline = absl::InfiniteFuture();
 };

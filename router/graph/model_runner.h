@@ -1,5 +1,6 @@
-// One forward pass over a ragged batch, as a stage machine: Start, then Advance until it is done. While
-// Advance returns kWaiting, rows are out at the experts; Wait returns when there may be progress.
+// One forward pass over a ragged batch, as a stage machine: Start, then Advance until it is done.
+// While Advance returns kWaiting, rows are out at the experts; Wait returns when there may be
+// progress.
 //
 // Driven by the engine thread alone. An interface, because the engine's tests drive it with a fake.
 #pragma once
@@ -17,11 +18,11 @@ namespace switchyard::router {
 // rows of one sequence are consecutive and their positions ascend by one. The runner writes the K/V
 // (or latent) of every row into its block before attention reads it.
 struct StepBatch {
-  std::vector<int32_t> tokens;                 // [rows]
-  std::vector<int32_t> positions;              // [rows], absolute
-  std::vector<const int32_t*> block_tables;    // [rows], of the row's sequence
-  std::vector<int32_t> logit_rows;             // rows whose logits are wanted, ascending
-  std::vector<int32_t> trace_rows;             // rows whose routing is wanted, ascending
+  std::vector<int32_t> tokens;               // [rows]
+  std::vector<int32_t> positions;            // [rows], absolute
+  std::vector<const int32_t*> block_tables;  // [rows], of the row's sequence
+  std::vector<int32_t> logit_rows;           // rows whose logits are wanted, ascending
+  std::vector<int32_t> trace_rows;           // rows whose routing is wanted, ascending
   int priority = 0;
   absl::Time deadline = absl::InfiniteFuture();
 
@@ -35,8 +36,8 @@ struct StepBatch {
 
 // Valid until the next Start.
 struct StepResult {
-  const float* logits = nullptr;               // [logit_rows, vocab], fp32
-  std::vector<uint8_t> lost;                   // [rows]: 1 where an expert's row was lost
+  const float* logits = nullptr;  // [logit_rows, vocab], fp32
+  std::vector<uint8_t> lost;      // [rows]: 1 where an expert's row was lost
   // [trace_rows × moe_layers × top_k], ids ascending.
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
@@ -48,7 +49,7 @@ class ModelRunner {
 
   virtual ~ModelRunner() = default;
   virtual const ModelSpec& spec() const = 0;
-  virtual void Start(const StepBatch& batch) = 0;   // the batch stays until kDone
+  virtual void Start(const StepBatch& batch) = 0;  // the batch stays until kDone
   virtual Progress Advance() = 0;
   virtual void Wait(absl::Time until) = 0;
   virtual const StepResult& result() const = 0;

@@ -1,6 +1,6 @@
-// The memory of the paged KV cache: for each layer an array of blocks of kBlockTokens tokens. Who owns
-// which block is block_pool.h's matter. MLA caches [latent | k_rope] a token, GQA all keys then all
-// values. Pages are touched first when a block is written.
+// The memory of the paged KV cache: for each layer an array of blocks of kBlockTokens tokens. Who
+// owns which block is block_pool.h's matter. MLA caches [latent | k_rope] a token, GQA all keys
+// then all values. Pages are touched first when a block is written.
 #pragma once
 
 #include <cstddef>

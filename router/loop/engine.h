@@ -1,10 +1,10 @@
-// The router's heart: one thread that owns scheduler, block tables and KV, and runs steps. Everything
-// else hands it work through a bounded queue and gets tokens through sinks. A step: take what arrived;
-// admit and preempt; build a ragged batch of decode tokens and prefill chunks; run the model; sample;
-// emit one message a sink.
+// The router's heart: one thread that owns scheduler, block tables and KV, and runs steps.
+// Everything else hands it work through a bounded queue and gets tokens through sinks. A step: take
+// what arrived; admit and preempt; build a ragged batch of decode tokens and prefill chunks; run
+// the model; sample; emit one message a sink.
 //
-// The tokens of a request are a function of the request alone: not of its batch, chunking, preemption
-// or threads (counter-based sampling, per-row arithmetic).
+// The tokens of a request are a function of the request alone: not of its batch, chunking,
+// preemption or threads (counter-based sampling, per-row arithmetic).
 //
 // Thread-safety: Submit, Cancel, CancelAll, Snapshot and BeginDrain may be called by any thread.
 #pragma once
@@ -54,8 +54,9 @@ class Engine {
   Engine(EngineOptions options, ModelRunner& runner, EngineObserver* observer);
   ~Engine();  // cancels what is left and joins the thread
 
-  // Checks the request (INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the queue is full;
-  // UNAVAILABLE when draining). After OK, exactly one event with a finish comes for each choice.
+  // Checks the request (INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the queue is
+  // full; UNAVAILABLE when draining). After OK, exactly one event with a finish comes for each
+  // choice.
   absl::Status Submit(EngineRequest request);
   // Ends a request within a step; its choices finish with kCancelled. Unknown ids are ignored.
   void Cancel(const TokenSink* sink, uint64_t request);

@@ -50,9 +50,10 @@ struct TokenEvent {
   float logprob = 0;
   std::vector<TokenLogprob> top;  // best first
   Finish finish = Finish::kNone;
-  absl::Status error;             // with kError
-  int retry_after_ms = 0;         // with RESOURCE_EXHAUSTED
-  // Routing of the positions computed for this choice since the last event: [positions × moe_layers × top_k].
+  absl::Status error;      // with kError
+  int retry_after_ms = 0;  // with RESOURCE_EXHAUSTED
+  // Routing of the positions computed for this choice since the last event: [positions × moe_layers
+  // × top_k].
   int routing_first_position = 0;
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
@@ -69,16 +70,16 @@ class TokenSink {
 };
 
 struct EngineRequest {
-  uint64_t request = 0;           // unique in its sink
+  uint64_t request = 0;  // unique in its sink
   uint32_t attempt = 0;
-  std::string trace_id;           // for logs and errors
+  std::string trace_id;  // for logs and errors
   std::vector<int32_t> prompt;
   SamplingParams sampling;
   int max_tokens = 1;
   int min_tokens = 0;
   int n = 1;
   std::vector<int32_t> stop_token_ids;
-  int top_logprobs = -1;          // -1: no log-probabilities
+  int top_logprobs = -1;  // -1: no log-probabilities
   bool prompt_logprobs = false;
   bool return_routed_experts = false;
   int priority = 0;

@@ -16,8 +16,9 @@ uint64_t BugCount();
 
 }  // namespace switchyard
 
-#define SY_CHECK(condition) \
-  (static_cast<bool>(condition) ? (void)0 : ::switchyard::CheckFailed(__FILE__, __LINE__, #condition))
+#define SY_CHECK(condition)               \
+  (static_cast<bool>(condition) ? (void)0 \
+                                : ::switchyard::CheckFailed(__FILE__, __LINE__, #condition))
 #ifdef NDEBUG
 #define SY_DCHECK(condition) ((void)sizeof(static_cast<bool>(condition)))
 #else

@@ -12,10 +12,14 @@ namespace {
 
 spdlog::level::level_enum ToSpdlog(Level level) {
   switch (level) {
-    case Level::kDebug: return spdlog::level::debug;
-    case Level::kInfo: return spdlog::level::info;
-    case Level::kWarning: return spdlog::level::warn;
-    case Level::kError: return spdlog::level::err;
+    case Level::kDebug:
+      return spdlog::level::debug;
+    case Level::kInfo:
+      return spdlog::level::info;
+    case Level::kWarning:
+      return spdlog::level::warn;
+    case Level::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -68,7 +72,8 @@ absl::Status Configure(std::string_view level, bool json, std::string_view servi
   json_lines = json;
   if (json) {
     Logger().set_pattern(fmt::format(
-        R"({{"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","service":"{}","message":"%v"}})", service));
+        R"({{"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","service":"{}","message":"%v"}})",
+        service));
   }
   return absl::OkStatus();
 }

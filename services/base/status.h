@@ -17,10 +17,10 @@
 
 namespace switchyard {
 
-#define SY_STATUS_FACTORY(Name)                                                     \
-  template <typename... Args>                                                       \
+#define SY_STATUS_FACTORY(Name)                                                         \
+  template <typename... Args>                                                           \
   [[nodiscard]] absl::Status Name(fmt::format_string<Args...> format, Args&&... args) { \
-    return absl::Name##Error(fmt::format(format, std::forward<Args>(args)...));      \
+    return absl::Name##Error(fmt::format(format, std::forward<Args>(args)...));         \
   }
 
 SY_STATUS_FACTORY(InvalidArgument)
@@ -52,8 +52,8 @@ SY_STATUS_FACTORY(DataLoss)
 #define SY_CONCAT(a, b) SY_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function if `expr` (an absl::Status) is not OK.
-#define SY_RETURN_IF_ERROR(expr)                           \
-  do {                                                     \
+#define SY_RETURN_IF_ERROR(expr)                                               \
+  do {                                                                         \
     if (absl::Status sy_status_ = (expr); !sy_status_.ok()) return sy_status_; \
   } while (false)
 

@@ -17,8 +17,8 @@ struct TensorInfo {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   uint64_t bytes = 0;
-  int file = 0;          // index into TensorSource::files()
-  uint64_t offset = 0;   // in that file
+  int file = 0;         // index into TensorSource::files()
+  uint64_t offset = 0;  // in that file
 };
 
 // A range of dimension 0 of a tensor, mapped read-only. Valid as long as its source lives.
@@ -42,7 +42,7 @@ class TensorSource {
   virtual ~TensorSource() = default;
 
   virtual const std::vector<std::string>& files() const = 0;
-  virtual const std::vector<TensorInfo>& tensors() const = 0;   // sorted by name
+  virtual const std::vector<TensorInfo>& tensors() const = 0;  // sorted by name
   virtual const TensorInfo* Find(std::string_view name) const = 0;
 
   // Maps the pages of these ranges and no others (neighbours share one mapping). Call it once with

@@ -33,10 +33,10 @@ namespace switchyard::kernels {
 
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-std::string_view Name(Isa isa);              // "portable", "avx2", "avx512", "avx512bf16"
+std::string_view Name(Isa isa);  // "portable", "avx2", "avx512", "avx512bf16"
 // "auto" or a name; FAILED_PRECONDITION names what this CPU supports.
 absl::StatusOr<Isa> ChooseIsa(std::string_view name);
-std::vector<Isa> SupportedIsas();            // of this CPU, ascending; always holds kPortable
+std::vector<Isa> SupportedIsas();  // of this CPU, ascending; always holds kPortable
 // "f32" for float32 activations on any ISA; "bf16-fma" or "bf16-avx512bf16" otherwise. Part of the
 // numerics id: replicas of one class are bit-equal.
 std::string_view ArithmeticClass(DType activations, Isa isa);
@@ -59,7 +59,7 @@ struct MatMulTask {
   int64_t rows = 0;
   const int32_t* gather = nullptr;  // row(m) = gather[m]; null: row(m) = m
   WeightView w;
-  VectorView bias;                  // may be empty
+  VectorView bias;  // may be empty
   float* y = nullptr;
   int64_t y_stride = 0;
 };
@@ -73,21 +73,21 @@ struct MatMulTask {
 // Keys are visited in ascending blocks at absolute multiples of block_tokens; a block that is
 // entirely masked is skipped, which changes nothing.
 struct AttentionTask {
-  const float* q = nullptr;         // [rows, heads, key_dim], scaled by softmax_scale inside
-  float* out = nullptr;             // [rows, heads, value_dim]
+  const float* q = nullptr;  // [rows, heads, key_dim], scaled by softmax_scale inside
+  float* out = nullptr;      // [rows, heads, value_dim]
   int64_t rows = 0;
-  const int32_t* positions = nullptr;          // [rows]: absolute position of each query
-  const int32_t* const* block_tables = nullptr; // [rows]: block table of the row's sequence
-  const std::byte* cache = nullptr;            // block 0 of this layer
-  DType cache_dtype = DType::kBF16;            // kBF16 or kF32
+  const int32_t* positions = nullptr;            // [rows]: absolute position of each query
+  const int32_t* const* block_tables = nullptr;  // [rows]: block table of the row's sequence
+  const std::byte* cache = nullptr;              // block 0 of this layer
+  DType cache_dtype = DType::kBF16;              // kBF16 or kF32
   int64_t block_stride_bytes = 0;
   int block_tokens = 0;
   int heads = 0, kv_heads = 0;
   int key_dim = 0, value_dim = 0;
   bool values_in_key = false;
   float scale = 0;
-  int window = 0;                   // 0: none
-  VectorView sinks;                 // [heads] or empty
+  int window = 0;    // 0: none
+  VectorView sinks;  // [heads] or empty
 };
 
 // The pool and the instruction set, passed by reference to whoever computes.

@@ -43,13 +43,13 @@ struct AttentionSpec {
   int kv_heads = 0;
   int head_dim = 0;
   QkNorm qk_norm = QkNorm::kNone;
-  float clip_qkv = 0;      // 0: off
-  bool qkv_bias = false;   // bias on q, k and v projections
-  bool out_bias = false;   // bias on the output projection
-  bool sinks = false;      // one extra logit a head, dropped after the softmax
+  float clip_qkv = 0;     // 0: off
+  bool qkv_bias = false;  // bias on q, k and v projections
+  bool out_bias = false;  // bias on the output projection
+  bool sinks = false;     // one extra logit a head, dropped after the softmax
   // MLA
-  int q_lora_rank = 0;     // 0: one q_proj
-  int kv_lora_rank = 0;    // width of the cached latent
+  int q_lora_rank = 0;   // 0: one q_proj
+  int kv_lora_rank = 0;  // width of the cached latent
   int qk_nope_head_dim = 0;
   int qk_rope_head_dim = 0;
   int v_head_dim = 0;
@@ -65,32 +65,33 @@ enum class GroupScore { kNone, kMax, kTop2Sum };
 struct GateSpec {
   GateScore score = GateScore::kSoftmax;
   GroupScore group_score = GroupScore::kNone;
-  int groups = 1;           // n_group; 1 where the model has none
+  int groups = 1;  // n_group; 1 where the model has none
   int topk_groups = 1;
   int top_k = 0;
-  bool bias = false;            // a linear bias on the gate's logits (gpt-oss)
-  bool correction_bias = false; // e_score_correction_bias: for selection only (DeepSeek-V3)
-  bool normalise = false;       // divide the chosen weights by their sum
-  float normalise_eps = 0;      // added to the sum (1e-20 for DeepSeek-V3)
-  float scale = 1.0f;           // routed_scaling_factor
+  bool bias = false;             // a linear bias on the gate's logits (gpt-oss)
+  bool correction_bias = false;  // e_score_correction_bias: for selection only (DeepSeek-V3)
+  bool normalise = false;        // divide the chosen weights by their sum
+  float normalise_eps = 0;       // added to the sum (1e-20 for DeepSeek-V3)
+  float scale = 1.0f;            // routed_scaling_factor
 };
 
 enum class Activation { kSiluMul, kClampedSwiglu };
 
 struct ExpertSpec {
-  int count = 0;               // routed experts a MoE layer
-  int intermediate = 0;        // width of a routed expert
-  int shared_intermediate = 0; // width of the shared expert; 0: none
+  int count = 0;                // routed experts a MoE layer
+  int intermediate = 0;         // width of a routed expert
+  int shared_intermediate = 0;  // width of the shared expert; 0: none
   Activation activation = Activation::kSiluMul;
-  float swiglu_limit = 0;      // gpt-oss
+  float swiglu_limit = 0;  // gpt-oss
   float swiglu_alpha = 1.702f;
   bool bias = false;
-  bool stacked = false;        // one tensor for all experts, [E, in, out], gate and up interleaved
+  bool stacked = false;  // one tensor for all experts, [E, in, out], gate and up interleaved
 };
 
 struct LayerSpec {
   bool moe = false;
-  int window = 0;  // sliding window in tokens: key j is visible to query i iff i - j < window; 0: all
+  int window =
+      0;  // sliding window in tokens: key j is visible to query i iff i - j < window; 0: all
 };
 
 struct ModelSpec {
@@ -116,9 +117,7 @@ struct ModelSpec {
 
   int num_layers() const { return static_cast<int>(layers.size()); }
   // Experts of one reduction group (ExpertGroup below); groups are contiguous ranges of ids.
-  int experts_per_group() const {
-    return gate.groups > 1 ? experts.count / gate.groups : 1;
-  }
+  int experts_per_group() const { return gate.groups > 1 ? experts.count / gate.groups : 1; }
   // The reduction group of an expert: the gate's own group, or the expert itself where the model
   // has none. Sums are made inside a group first (services/expertwire/layout.h).
   int reduction_group(int expert) const { return expert / experts_per_group(); }

@@ -13,12 +13,18 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
-    {DType::kF32, 4, "float32", "F32"},         {DType::kBF16, 2, "bfloat16", "BF16"},
-    {DType::kF16, 2, "float16", "F16"},         {DType::kF8E4M3, 1, "float8_e4m3", "F8_E4M3"},
-    {DType::kF8E5M2, 1, "float8_e5m2", "F8_E5M2"}, {DType::kF64, 8, "float64", "F64"},
-    {DType::kI64, 8, "int64", "I64"},           {DType::kI32, 4, "int32", "I32"},
-    {DType::kI16, 2, "int16", "I16"},           {DType::kI8, 1, "int8", "I8"},
-    {DType::kU8, 1, "uint8", "U8"},             {DType::kBool, 1, "bool", "BOOL"},
+    {DType::kF32, 4, "float32", "F32"},
+    {DType::kBF16, 2, "bfloat16", "BF16"},
+    {DType::kF16, 2, "float16", "F16"},
+    {DType::kF8E4M3, 1, "float8_e4m3", "F8_E4M3"},
+    {DType::kF8E5M2, 1, "float8_e5m2", "F8_E5M2"},
+    {DType::kF64, 8, "float64", "F64"},
+    {DType::kI64, 8, "int64", "I64"},
+    {DType::kI32, 4, "int32", "I32"},
+    {DType::kI16, 2, "int16", "I16"},
+    {DType::kI8, 1, "int8", "I8"},
+    {DType::kU8, 1, "uint8", "U8"},
+    {DType::kBool, 1, "bool", "BOOL"},
 };
 
 }  // namespace
@@ -31,7 +37,8 @@ absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name) {
     if (row.safetensors == name) return row.dtype;
   }
   return InvalidArgument(
-      "unknown dtype \"{}\"; known: F32, BF16, F16, F8_E4M3, F8_E5M2, F64, I64, I32, I16, I8, U8, BOOL",
+      "unknown dtype \"{}\"; known: F32, BF16, F16, F8_E4M3, F8_E5M2, F64, I64, I32, I16, I8, U8, "
+      "BOOL",
       name);
 }
 
@@ -40,7 +47,8 @@ float ToFloat(f16 x) {
   const uint32_t exponent = (x.bits >> 10) & 0x1fu;
   const uint32_t mantissa = x.bits & 0x3ffu;
   if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
   // Subnormal: mantissa × 2^-24, exact in float32.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return sign != 0 ? -magnitude : magnitude;

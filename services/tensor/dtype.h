@@ -1,4 +1,5 @@
-// Element types and their scalar conversions (the truth that every vector kernel is tested against).
+// Element types and their scalar conversions (the truth that every vector kernel is tested
+// against).
 #pragma once
 
 #include <bit>
@@ -10,7 +11,20 @@
 
 namespace switchyard {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kF8E5M2, kF64, kI64, kI32, kI16, kI8, kU8, kBool };
+enum class DType : uint8_t {
+  kF32,
+  kBF16,
+  kF16,
+  kF8E4M3,
+  kF8E5M2,
+  kF64,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU8,
+  kBool
+};
 
 // Bytes of one element.
 size_t SizeOf(DType dtype);

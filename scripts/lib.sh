@@ -1,0 +1,51 @@
+# Shared by the scripts; sourced, not run.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+JOBS=${JOBS:-$(nproc)}
+
+if [ -t 1 ]; then BOLD=$'\e[1m' DIM=$'\e[2m' RED=$'\e[31m' OFF=$'\e[0m'; else BOLD= DIM= RED= OFF=; fi
+step() { printf '%s▸ %s%s\n' "$BOLD" "$*" "$OFF"; }
+fail() { printf '%s✗ %s%s\n' "$RED" "$*" "$OFF" >&2; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"
+  elif command -v sudo >/dev/null; then sudo "$@"
+  else fail "\"$*\" needs root: run as root, or install sudo"; fi
+}
+
+# What building and running need; all of it is in Debian 12.
+BUILD_PACKAGES="g++ cmake ninja-build ccache mold pkg-config ca-certificates curl
+  libgrpc++-dev libgrpc-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
+  prometheus-cpp-dev libboost1.81-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
+  libpcre2-dev libicu-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libedit-dev zlib1g-dev
+  libgtest-dev libgmock-dev libbenchmark-dev xz-utils"
+# What the tests need on top.
+TEST_PACKAGES="clang-14 libclang-rt-14-dev clang-format-14 python3 python3-venv jq openssl prometheus procps"
+
+missing_packages() {
+  local name
+  for name in "$@"; do
+    dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || printf '%s ' "$name"
+  done
+}
+
+install_packages() {
+  local missing
+  missing=$(missing_packages "$@")
+  [ -n "$missing" ] || return 0
+  step "installing Debian packages: $missing"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing \
+    | grep -E '^(Setting up|Unpacking)' | sed -n '1~10p'
+  missing=$(missing_packages "$@")
+  [ -z "$missing" ] || fail "not installed: $missing (see apt-get's output above)"
+}
+
+build() {  # build PRESET [cmake --build arguments]
+  local preset=$1; shift
+  [ -f "$ROOT/build/$preset/build.ninja" ] || {
+    step "configuring ($preset)"
+    cmake -S "$ROOT" --preset "$preset" > "$ROOT/build-$preset.log" 2>&1 || { cat "$ROOT/build-$preset.log"; fail "cmake failed"; }
+    rm -f "$ROOT/build-$preset.log"
+  }
+  cmake --build "$ROOT/build/$preset" -j "$JOBS" "$@"
+}

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The checks that keep the tree in shape, as one test: python3 tools/tidy.py [--fix]
+
+Include arrows, format, lengths of files and functions, sources that no target builds, metrics without a line in the
+docs, machine paths, unfinished marks. --fix formats what clang-format would change.
+"""
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Who may include whom: a folder's own files always; otherwise what stands in its row. First match wins.
+PROTOS = ["switchyard/"]
+FLOOR0 = ["services/base/"]
+FLOOR1 = FLOOR0 + ["services/tensor/", "services/telemetry/", "services/config/", "services/security/"]
+FLOOR2 = FLOOR1 + ["services/model/", "services/checkpoint/", "services/tokenizer/", "services/kernels/", "services/rpc/"]
+SERVICES = FLOOR2 + ["services/expertwire/", "services/placement/"]
+ROOMS = SERVICES + ["expert-worker/", "router/", "gateway/"]
+ARROWS = [
+    ("services/base/", []),
+    ("services/tensor/", FLOOR0),
+    ("services/telemetry/", FLOOR0 + PROTOS),
+    ("services/config/", FLOOR0 + PROTOS),
+    ("services/security/", FLOOR0 + PROTOS),
+    ("services/model/", FLOOR1),
+    ("services/checkpoint/", FLOOR1),
+    ("services/tokenizer/", FLOOR1),
+    ("services/kernels/", FLOOR1),
+    ("services/rpc/", FLOOR1 + PROTOS),
+    ("services/expertwire/", FLOOR2 + PROTOS),
+    ("services/placement/", FLOOR2 + PROTOS),
+    ("expert-worker/", SERVICES + PROTOS),
+    ("router/", SERVICES + PROTOS),
+    ("gateway/", SERVICES + PROTOS),
+    ("sdk/embedded/", ROOMS + PROTOS),
+    ("tools/", ROOMS + PROTOS + ["sdk/embedded/", "tests/support/"]),
+    ("tests/", ROOMS + PROTOS + ["sdk/embedded/", "tools/", "tests/"]),
+]
+FUNCTION_LINES = 70
+FILE_LINES = 800
+# Old long functions may stay as long as they do not grow: "file:function line count".
+RATCHET = {}
+
+problems = []
+
+
+def problem(path, line, text):
+    problems.append(f"{path}:{line}: {text}" if line else f"{path}: {text}")
+
+
+def tracked(*suffixes):
+    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [p for p in out.splitlines() if p.endswith(suffixes) and (ROOT / p).exists()]
+
+
+def check_arrows(path, lines):
+    row = next((r for r in ARROWS if path.startswith(r[0])), None)
+    if row is None:
+        return problem(path, 0, "stands in no room of tools/tidy.py's table")
+    own = path.rsplit("/", 1)[0] + "/"
+    for number, line in enumerate(lines, 1):
+        m = re.match(r'#include "([^"]+)"', line)
+        if not m or m[1].startswith((row[0], own)):
+            continue
+        if not any(m[1].startswith(a) for a in row[1]) and re.match(r"(services|router|gateway|expert-worker|sdk|tools|tests|switchyard)/", m[1]):
+            problem(path, number, f"{row[0]} may not include {m[1]} (the arrows are in tools/tidy.py)")
+
+
+def check_lengths(path, lines):
+    if len(lines) > FILE_LINES:
+        problem(path, 0, f"{len(lines)} lines; split it (limit {FILE_LINES})")
+    start, indent = None, 0
+    for number, line in enumerate(lines, 1):
+        if start is None:
+            m = re.match(r"( {0,2})(?!namespace|class|struct|enum|union|extern|\}|public|private|switch|using)\S?.*\) ?(const|noexcept|override|mutable|->.*|ABSL_\S+| )*\{$", line)
+            if m and not re.match(r" *(if|for|while|switch|else|do)\b", line):
+                start, indent = number, len(m[1])
+        elif re.match(" {%d}\\}" % indent, line):
+            length = number - start - 1
+            if length > RATCHET.get(f"{path}:{start}", FUNCTION_LINES):
+                problem(path, start, f"function of {length} lines; split it (limit {FUNCTION_LINES})")
+            start = None
+
+
+def check_text(path, lines):
+    for number, line in enumerate(lines, 1):
+        if re.search(r"\b(TODO|FIXME|XXX)\b", line) and not re.search(r"TODO\(#\d+\)", line) and path != "tools/tidy.py":
+            problem(path, number, "an unfinished mark without an issue number")
+        if re.search(r'(?<![\w.])/(work|root)/', line) and path != "tools/tidy.py":
+            problem(path, number, "a path of one machine")
+    if path.endswith(".h") and "#pragma once" not in lines:
+        problem(path, 0, "no #pragma once")
+
+
+def check_built(sources):
+    lists = {p: (ROOT / p).read_text() for p in tracked("CMakeLists.txt")}
+    for path in sources:
+        if not path.endswith(".cc"):
+            continue
+        if not any(re.search(r"(?<![\w.-])" + re.escape(path[len(folder):]) + r"(?![\w.])", text)
+                   for p, text in lists.items()
+                   for folder in [p[: -len("CMakeLists.txt")]] if path.startswith(folder)):
+            problem(path, 0, "no target builds it")
+
+
+def check_metrics():
+    names, docs = ROOT / "services/telemetry/names.h", ROOT / "docs/reference/metrics.md"
+    if not names.exists():
+        return
+    text = docs.read_text() if docs.exists() else ""
+    for name in re.findall(r'"(switchyard_\w+)"', names.read_text()):
+        if name not in text:
+            problem("docs/reference/metrics.md", 0, f"says nothing of {name}")
+
+
+def check_format(sources, fix):
+    tool = "clang-format-14"
+    if fix:
+        subprocess.run([tool, "-i", *sources], cwd=ROOT, check=True)
+    out = subprocess.run([tool, "--dry-run", *sources], cwd=ROOT, capture_output=True, text=True).stderr
+    for path in sorted({line.split(":")[0] for line in out.splitlines() if "clang-format-violations" in line}):
+        problem(path, 0, "not formatted: python3 tools/tidy.py --fix")
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--fix", action="store_true", help="format the sources")
+    args = ap.parse_args()
+    sources = tracked(".h", ".cc")
+    for path in sources:
+        lines = (ROOT / path).read_text().split("\n")
+        check_arrows(path, lines)
+        check_lengths(path, lines)
+        check_text(path, lines)
+    for path in tracked(".py", ".sh", ".md", ".cmake", "CMakeLists.txt", ".proto"):
+        check_text(path, (ROOT / path).read_text().split("\n"))
+    size = sum((ROOT / p).stat().st_size for p in tracked("") if not (ROOT / p).is_symlink())
+    if size > 50e6:
+        problem(".", 0, f"tracked files are {size / 1e6:.1f} MB (limit 50)")
+    check_built(sources)
+    check_metrics()
+    check_format(sources, args.fix)
+    print("\n".join(problems) if problems else f"tidy: {len(sources)} sources, no problem")
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
