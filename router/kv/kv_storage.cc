@@ -1,0 +1,79 @@
+#include "router/kv/kv_storage.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "services/base/check.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+namespace {
+
+// Blocks start on a cache line, so that a token's record of usual width never straddles one more.
+constexpr int64_t kBlockAlignment = 64;
+
+int64_t BlockStrideBytes(const ModelSpec& spec, DType dtype) {
+  const int64_t bytes =
+      KvStorage::RecordSize(spec) * kBlockTokens * static_cast<int64_t>(SizeOf(dtype));
+  return (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
+}
+
+}  // namespace
+
+int64_t KvStorage::RecordSize(const ModelSpec& spec) {
+  const AttentionSpec& a = spec.attention;
+  if (a.kind == AttentionKind::kMla) return int64_t{a.kv_lora_rank} + a.qk_rope_head_dim;
+  return int64_t{2} * a.kv_heads * a.head_dim;
+}
+
+int64_t KvStorage::BlockBytes(const ModelSpec& spec, DType dtype) {
+  return BlockStrideBytes(spec, dtype) * spec.num_layers();
+}
+
+absl::StatusOr<KvStorage> KvStorage::Create(const ModelSpec& spec, DType dtype, int64_t blocks) {
+  SY_CHECK(dtype == DType::kBF16 || dtype == DType::kF32);
+  if (blocks <= 0) return InvalidArgument("KV cache of {} blocks; at least 1 is needed", blocks);
+  int64_t bytes = 0;
+  if (__builtin_mul_overflow(BlockBytes(spec, dtype), blocks, &bytes)) {
+    return ResourceExhausted("KV cache of {} blocks of {} bytes does not fit an address space",
+                             blocks, BlockBytes(spec, dtype));
+  }
+  // Reserved, not committed: a page takes memory when a block in it is first written.
+  void* base = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) {
+    return ResourceExhausted("KV cache of {} blocks: cannot reserve {} bytes: {}", blocks, bytes,
+                             std::strerror(errno));
+  }
+  KvStorage storage;
+  storage.base_ = static_cast<std::byte*>(base);
+  storage.bytes_ = static_cast<size_t>(bytes);
+  storage.block_stride_bytes_ = BlockStrideBytes(spec, dtype);
+  storage.layer_bytes_ = storage.block_stride_bytes_ * blocks;
+  storage.blocks_ = blocks;
+  storage.dtype_ = dtype;
+  return storage;
+}
+
+KvStorage::~KvStorage() {
+  if (base_ != nullptr) munmap(base_, bytes_);
+}
+
+KvStorage::KvStorage(KvStorage&& other) noexcept { *this = std::move(other); }
+
+KvStorage& KvStorage::operator=(KvStorage&& other) noexcept {
+  if (this == &other) return *this;
+  if (base_ != nullptr) munmap(base_, bytes_);
+  base_ = std::exchange(other.base_, nullptr);
+  bytes_ = std::exchange(other.bytes_, 0);
+  layer_bytes_ = std::exchange(other.layer_bytes_, 0);
+  block_stride_bytes_ = std::exchange(other.block_stride_bytes_, 0);
+  blocks_ = std::exchange(other.blocks_, 0);
+  dtype_ = other.dtype_;
+  return *this;
+}
+
+}  // namespace switchyard::router
