@@ -6,11 +6,14 @@
 //
 //   fma         portable, AVX2, AVX-512: a dot product over K runs in 16 lanes, lane l adding
 //               x[k]·w[k] for k = l, l+16, … with fused multiply-adds in float32, then the lanes
-//               fold as (l, l+8), (l, l+4), (l, l+2), (l, l+1). kInOut weights run one fused chain
-//               over k ascending. float32 is always this class.
+//               fold as (l, l+8), (l, l+4), (l, l+2), (l, l+1). K counts as padded with zeros to a
+//               multiple of 16. kInOut weights run one fused chain over k ascending. The bias is
+//               added last. float32 is always this class.
 //   avx512bf16  the same, but a product of bf16 rows with bf16 kOutIn weights uses vdpbf16ps (pairs
-//               of k in 16 lanes, subnormals as zero), then folds alike.
+//               of k in 16 lanes, the odd member first, subnormals as zero, K padded to a multiple
+//               of 32), then folds alike.
 //
+// Weights and vectors may be float32, bf16 or float16; they are upcast to float32 exactly.
 // exp and what is built on it (softmax, SiLU, sigmoid) are our own polynomials, the same on every
 // target. All of it is reference.cc, written as plain loops; the tests hold each target against it.
 //
@@ -71,7 +74,11 @@ struct MatMulTask {
 // of key_dim, then (unless values_in_key) `kv_heads` values of value_dim. For MLA the record is
 // [latent | k_rope] with kv_heads = 1, and the value is the first value_dim columns of the key.
 // Keys are visited in ascending blocks at absolute multiples of block_tokens; a block that is
-// entirely masked is skipped, which changes nothing.
+// entirely masked is skipped, which changes nothing. Query i sees key j iff j <= i and, with a
+// window, i - j < window. A score is the 16-lane dot of q and k, times scale; the sum of values is
+// a fused chain over keys ascending; a sink joins the denominator last. Slots of masked positions
+// are never used, so they may hold anything. Consecutive rows that name the same block table are
+// computed together (it is only faster).
 struct AttentionTask {
   const float* q = nullptr;  // [rows, heads, key_dim], scaled by softmax_scale inside
   float* out = nullptr;      // [rows, heads, value_dim]
@@ -105,7 +112,8 @@ class Compute {
 
   void Attention(const AttentionTask& task) const;
 
-  // out[r] = x[r] / rms(x[r]) · weight, over `dim` columns. out is float32 or bf16 and may be x.
+  // out[r] = x[r] / rms(x[r]) · weight, over `dim` columns; an empty weight is all ones. out is
+  // float32 or bf16 and may be x.
   void RmsNorm(const float* x, int64_t x_stride, int64_t rows, int64_t dim, VectorView weight,
                float eps, MutableRows out) const;
 
@@ -130,8 +138,10 @@ class Compute {
 
 // ---- serial functions, the same bits on every target ----
 
-// Rotary tables: cos and sin of [positions, dim/2], scaled by attention_factor; inv_freq [dim/2]
-// after the spec's scaling. Rotates in place `heads` heads of `head_stride` floats at x.
+// Rotates in place `heads` heads, `head_stride` floats apart, the first `dim` floats of each. cos
+// and sin are the [dim/2] entries of the position (from inv_freq after the spec's scaling, times
+// its attention factor). `interleaved` rotates (x0, x1), (x2, x3), … and leaves each pair where it
+// is; otherwise (x[i], x[i + dim/2]) are the pairs.
 void ApplyRope(float* x, int64_t heads, int64_t head_stride, int dim, bool interleaved,
                const float* cos, const float* sin);
 
@@ -142,7 +152,7 @@ void Softmax(float* x, int64_t n);  // in place, max subtracted; sums in 16 lane
 // acc[i] = fma(w, x[i], acc[i]).
 void AddScaled(float* acc, const float* x, float w, int64_t n);
 void Add(float* acc, const float* x, int64_t n);
-// Rounds to nearest even (bf16) or copies (f32).
+// Rounds to nearest even (bf16, f16) or copies (f32).
 void Convert(const float* x, int64_t n, DType to, void* out);
 void ConvertToFloat(const void* x, DType from, int64_t n, float* out);
 

@@ -1,0 +1,224 @@
+// Cuts the work of a call into items of a few microseconds and runs them on the pool. The cut never
+// changes a result: every output element is computed whole, inside one item.
+#include <algorithm>
+
+#include "absl/container/inlined_vector.h"
+#include "services/base/check.h"
+#include "services/kernels/kernels.h"
+#include "services/kernels/ops.h"
+#include "services/kernels/scalar_math.h"
+#include "services/tensor/buffer.h"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr double kInlineNs = 20000;       // below it a whole call is not worth waking anyone
+constexpr double kItemNs = 5000;          // the size of a piece that is
+constexpr double kWeightBytesPerNs = 15;  // one thread streaming weights
+constexpr int64_t kTileOutputs = 16;      // tiles are a multiple of it
+constexpr int64_t kTileRows = 128;
+
+// How one MatMulTask is cut: n_tiles × m_tiles items.
+struct Cut {
+  int64_t tile_n = 0, tile_m = 0, tiles_n = 0;
+  int64_t first_item = 0;
+};
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+double MatMulNs(const MatMulTask& task, const Ops& ops) {
+  const double macs = static_cast<double>(task.rows * task.w.out * task.w.in);
+  return std::max(macs / ops.macs_per_ns, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
+}
+
+Cut CutTask(const MatMulTask& task, double ns) {
+  Cut cut;
+  const int64_t pieces = std::max<int64_t>(1, static_cast<int64_t>(ns / kItemNs));
+  const int64_t tiles_n_max = CeilDiv(task.w.out, kTileOutputs);
+  cut.tile_n = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max)) * kTileOutputs;
+  cut.tiles_n = CeilDiv(task.w.out, cut.tile_n);
+  // Rows are cut only where the outputs alone give too few items.
+  const int64_t tiles_m =
+      std::clamp<int64_t>(CeilDiv(pieces, cut.tiles_n), 1, CeilDiv(task.rows, kTileRows));
+  cut.tile_m = CeilDiv(task.rows, tiles_m);
+  return cut;
+}
+
+float* Scratch(int64_t floats) {
+  thread_local AlignedBuffer buffer;
+  buffer.Reserve(static_cast<size_t>(floats) * sizeof(float));
+  return buffer.as<float>();
+}
+
+void CheckTask(const MatMulTask& task) {
+  SY_DCHECK(task.x.dtype == DType::kF32 || task.x.dtype == DType::kBF16);
+  SY_DCHECK(task.w.dtype == DType::kF32 || task.w.dtype == DType::kBF16 ||
+            task.w.dtype == DType::kF16);
+  SY_DCHECK(!task.bias || task.bias.size >= task.w.out);
+  (void)task;
+}
+
+constexpr int64_t kPartQueries = 32;
+
+// Rows of one block table beside each other share each block's keys; so do the heads of a KV head.
+std::vector<AttentionPart> CutAttention(const AttentionTask& task, int64_t parts_wanted) {
+  std::vector<AttentionPart> parts;
+  const int group = task.heads / task.kv_heads;
+  for (int64_t row = 0; row < task.rows;) {
+    const int64_t rows_max = std::max<int64_t>(1, kPartQueries / group);
+    int64_t end = row + 1;
+    while (end < task.rows && end - row < rows_max &&
+           task.block_tables[end] == task.block_tables[row]) {
+      ++end;
+    }
+    const int64_t rows_left = CeilDiv(task.rows, end - row);
+    int heads = static_cast<int>(std::min<int64_t>(group, kPartQueries));
+    while (heads > 4 && rows_left * task.kv_heads * CeilDiv(group, heads) < parts_wanted) {
+      heads = static_cast<int>(CeilDiv(heads, 2));
+    }
+    for (int first = 0; first < task.heads; first += group) {
+      for (int head = first; head < first + group; head += heads) {
+        parts.push_back({row, end, head, std::min(head + heads, first + group)});
+      }
+    }
+    row = end;
+  }
+  return parts;
+}
+
+double AttentionNs(const AttentionTask& task, const Ops& ops) {
+  double keys = 0;
+  for (int64_t row = 0; row < task.rows; ++row) {
+    const double seen = task.positions[row] + 1.0;
+    keys += task.window > 0 ? std::min<double>(seen, task.window) : seen;
+  }
+  return keys * task.heads * (task.key_dim + task.value_dim) / ops.macs_per_ns;
+}
+
+// The serial functions use the widest table of this CPU: their bits are the same on every one.
+const Ops& Widest() {
+  static const Ops& ops = OpsFor(SupportedIsas().back());
+  return ops;
+}
+
+}  // namespace
+
+Compute::Compute(Isa isa, ThreadPool& pool) : isa_(isa), pool_(pool) {
+  SY_CHECK(std::ranges::count(SupportedIsas(), isa) == 1);
+}
+
+void Compute::MatMul(std::span<const MatMulTask> tasks) const {
+  const Ops& ops = OpsFor(isa_);
+  double total_ns = 0;
+  for (const MatMulTask& task : tasks) {
+    CheckTask(task);
+    total_ns += MatMulNs(task, ops);
+  }
+  if (total_ns < kInlineNs || pool_.threads() == 1) {
+    for (const MatMulTask& task : tasks) ops.mat_mul(task, 0, task.rows, 0, task.w.out);
+    return;
+  }
+  absl::InlinedVector<Cut, 64> cuts;
+  int64_t items = 0;
+  for (const MatMulTask& task : tasks) {
+    Cut cut{.first_item = items};
+    if (task.rows > 0) {
+      cut = CutTask(task, MatMulNs(task, ops));
+      cut.first_item = items;
+      items += cut.tiles_n * CeilDiv(task.rows, cut.tile_m);
+    }
+    cuts.push_back(cut);
+  }
+  const int64_t grain =
+      std::max<int64_t>(1, static_cast<int64_t>(kItemNs * static_cast<double>(items) / total_ns));
+  pool_.ParallelFor(items, grain, [&](int64_t begin, int64_t end) {
+    auto cut = std::ranges::upper_bound(cuts, begin, {}, &Cut::first_item) - 1;
+    for (int64_t item = begin; item < end; ++item) {
+      while (cut + 1 != cuts.end() && (cut + 1)->first_item <= item) ++cut;
+      const MatMulTask& task = tasks[static_cast<size_t>(cut - cuts.begin())];
+      const int64_t n0 = (item - cut->first_item) % cut->tiles_n * cut->tile_n;
+      const int64_t m0 = (item - cut->first_item) / cut->tiles_n * cut->tile_m;
+      ops.mat_mul(task, m0, std::min(m0 + cut->tile_m, task.rows), n0,
+                  std::min(n0 + cut->tile_n, task.w.out));
+    }
+  });
+}
+
+void Compute::Attention(const AttentionTask& task) const {
+  if (task.rows == 0) return;
+  SY_CHECK(task.kv_heads > 0 && task.heads % task.kv_heads == 0 && task.block_tokens > 0);
+  const Ops& ops = OpsFor(isa_);
+  const double total_ns = AttentionNs(task, ops);
+  const bool serial = total_ns < kInlineNs || pool_.threads() == 1;
+  const std::vector<AttentionPart> parts =
+      CutAttention(task, serial ? 1 : 4 * int64_t{pool_.threads()});
+  const int64_t count = static_cast<int64_t>(parts.size());
+  const int64_t grain =
+      serial ? count
+             : std::max<int64_t>(
+                   1, static_cast<int64_t>(kItemNs * static_cast<double>(count) / total_ns));
+  pool_.ParallelFor(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const AttentionPart& part = parts[static_cast<size_t>(i)];
+      const int64_t queries = (part.row_end - part.row_begin) * (part.head_end - part.head_begin);
+      ops.attention(task, part, Scratch(AttentionScratchFloats(task, queries)));
+    }
+  });
+}
+
+void Compute::RmsNorm(const float* x, int64_t x_stride, int64_t rows, int64_t dim,
+                      VectorView weight, float eps, MutableRows out) const {
+  const Ops& ops = OpsFor(isa_);
+  const double row_ns = 4.0 * static_cast<double>(dim) / ops.macs_per_ns;
+  const int64_t out_bytes = out.stride * static_cast<int64_t>(SizeOf(out.dtype));
+  pool_.ParallelFor(rows, 1 + static_cast<int64_t>(kInlineNs / row_ns),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t r = begin; r < end; ++r) {
+                        ops.rms_norm(x + r * x_stride, dim, weight, eps,
+                                     static_cast<std::byte*>(out.data) + r * out_bytes, out.dtype);
+                      }
+                    });
+}
+
+void Compute::Activate(std::span<const ActivationTask> tasks) const {
+  const Ops& ops = OpsFor(isa_);
+  absl::InlinedVector<int64_t, 64> first_row;
+  int64_t rows = 0;
+  double total_ns = 0;
+  for (const ActivationTask& task : tasks) {
+    first_row.push_back(rows);
+    rows += task.rows;
+    total_ns += 16.0 * static_cast<double>(task.rows * task.width) / ops.macs_per_ns;
+  }
+  if (rows == 0) return;
+  const double row_ns = std::max(total_ns / static_cast<double>(rows), 1.0);
+  pool_.ParallelFor(
+      rows, 1 + static_cast<int64_t>(kInlineNs / row_ns), [&](int64_t begin, int64_t end) {
+        size_t t =
+            static_cast<size_t>(std::ranges::upper_bound(first_row, begin) - first_row.begin() - 1);
+        for (int64_t row = begin; row < end; ++row) {
+          while (row - first_row[t] >= tasks[t].rows) ++t;
+          ops.activate(tasks[t], row - first_row[t]);
+        }
+      });
+}
+
+void ApplyRope(float* x, int64_t heads, int64_t head_stride, int dim, bool interleaved,
+               const float* cos, const float* sin) {
+  const Ops& ops = Widest();
+  for (int64_t h = 0; h < heads; ++h) ops.rope(x + h * head_stride, dim, interleaved, cos, sin);
+}
+
+float Exp(float x) { return ExpScalar(x); }
+float Sigmoid(float x) { return 1.0f / (1.0f + ExpScalar(-x)); }
+void Softmax(float* x, int64_t n) { Widest().softmax(x, n); }
+void AddScaled(float* acc, const float* x, float w, int64_t n) {
+  Widest().add_scaled(acc, x, w, n);
+}
+void Add(float* acc, const float* x, int64_t n) { Widest().add(acc, x, n); }
+void Convert(const float* x, int64_t n, DType to, void* out) { Widest().convert(x, n, to, out); }
+void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
+  Widest().convert_to_float(x, from, n, out);
+}
+
+}  // namespace switchyard::kernels

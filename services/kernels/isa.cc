@@ -1,0 +1,55 @@
+// Which instruction sets this CPU has, and the table of each.
+#include <algorithm>
+
+#include "services/base/status.h"
+#include "services/kernels/kernels.h"
+#include "services/kernels/ops.h"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
+bool Supported(Isa isa) { return isa == Isa::kPortable; }
+
+}  // namespace
+
+std::string_view Name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
+    default:
+      return "portable";
+  }
+}
+
+std::vector<Isa> SupportedIsas() {
+  std::vector<Isa> isas;
+  std::ranges::copy_if(kAll, std::back_inserter(isas), Supported);
+  return isas;
+}
+
+absl::StatusOr<Isa> ChooseIsa(std::string_view name) {
+  const std::vector<Isa> isas = SupportedIsas();
+  if (name == "auto") return isas.back();
+  std::string known;
+  for (Isa isa : isas) {
+    if (Name(isa) == name) return isa;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", Name(isa));
+  }
+  return FailedPrecondition("instruction set \"{}\" cannot be used; this CPU supports: auto, {}",
+                            name, known);
+}
+
+std::string_view ArithmeticClass(DType activations, Isa isa) {
+  if (activations == DType::kF32) return "f32";
+  return isa == Isa::kAvx512Bf16 ? "bf16-avx512bf16" : "bf16-fma";
+}
+
+const Ops& OpsFor(Isa isa) { return ReferenceFor(isa); }
+
+}  // namespace switchyard::kernels

@@ -1,0 +1,49 @@
+// The arithmetic of one instruction set as a table of serial functions; Compute cuts the work and
+// calls them from the pool. Internal to services/kernels and its tests.
+#pragma once
+
+#include <cstdint>
+
+#include "services/kernels/kernels.h"
+
+namespace switchyard::kernels {
+
+// Queries that are computed together: heads [head_begin, head_end), all of one KV head, of rows
+// [row_begin, row_end), all of one block table.
+struct AttentionPart {
+  int64_t row_begin = 0, row_end = 0;
+  int head_begin = 0, head_end = 0;
+};
+
+struct Ops {
+  // The tile rows [m0, m1) × outputs [n0, n1) of a task.
+  void (*mat_mul)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
+  // scratch: AttentionScratchFloats(task, queries of the part), 64-byte aligned.
+  void (*attention)(const AttentionTask& task, const AttentionPart& part, float* scratch);
+  void (*rms_norm)(const float* x, int64_t dim, VectorView weight, float eps, void* out, DType to);
+  void (*activate)(const Compute::ActivationTask& task, int64_t row);
+  void (*softmax)(float* x, int64_t n);
+  void (*rope)(float* x, int dim, bool interleaved, const float* cos, const float* sin);
+  void (*add_scaled)(float* acc, const float* x, float w, int64_t n);
+  void (*add)(float* acc, const float* x, int64_t n);
+  void (*convert)(const float* x, int64_t n, DType to, void* out);
+  void (*convert_to_float)(const void* x, DType from, int64_t n, float* out);
+  // A rough speed, by which Compute decides how finely to cut: multiply-adds a nanosecond.
+  double macs_per_ns;
+};
+
+const Ops& OpsFor(Isa isa);
+// The plain loops that define what OpsFor(isa) computes, bit for bit.
+const Ops& ReferenceFor(Isa isa);
+
+inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
+
+// Per query a score row, a running sum of values and two scalars; the block's keys and values and
+// the queries themselves as padded float32.
+inline int64_t AttentionScratchFloats(const AttentionTask& task, int64_t queries) {
+  const int64_t keys = RoundUp16(task.block_tokens), key = RoundUp16(task.key_dim),
+                value = RoundUp16(task.value_dim);
+  return queries * (keys + key + value + 32) + keys * (key + value);
+}
+
+}  // namespace switchyard::kernels

@@ -1,0 +1,327 @@
+// What the kernels compute, as plain loops: the portable target, and the truth of the others.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "services/kernels/ops.h"
+#include "services/kernels/scalar_math.h"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr int kLanes = 16;
+using Lanes = std::array<float, kLanes>;
+
+float Load(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::kBF16:
+      return ToFloat(static_cast<const bf16*>(data)[i]);
+    case DType::kF16:
+      return ToFloat(static_cast<const f16*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+void Store(float x, DType dtype, void* out, int64_t i) {
+  switch (dtype) {
+    case DType::kBF16:
+      static_cast<bf16*>(out)[i] = ToBF16(x);
+      break;
+    case DType::kF16:
+      static_cast<f16*>(out)[i] = ToF16(x);
+      break;
+    default:
+      static_cast<float*>(out)[i] = x;
+  }
+}
+
+float Fold(Lanes& lanes) {
+  for (int half = kLanes / 2; half >= 1; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
+
+// Σ a(k)·b(k) over k in [0, n), padded with zeros to a multiple of 16.
+template <typename A, typename B>
+float Dot(int64_t n, A a, B b) {
+  Lanes lanes{};
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] = std::fma(a(k + l), b(k + l), lanes[l]);
+  }
+  if (k < n) {
+    for (int l = 0; l < kLanes; ++l) {
+      const bool inside = k + l < n;
+      lanes[l] = std::fma(inside ? a(k + l) : 0.0f, inside ? b(k + l) : 0.0f, lanes[l]);
+    }
+  }
+  return Fold(lanes);
+}
+
+float FlushSubnormal(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
+
+// One step of vdpbf16ps on one lane: subnormal operands and results are zero, rounding is to
+// nearest even.
+float BF16Fma(float a, float b, float acc) {
+  return FlushSubnormal(std::fma(FlushSubnormal(a), FlushSubnormal(b), FlushSubnormal(acc)));
+}
+
+float DotBF16(int64_t n, const bf16* a, const bf16* b) {
+  Lanes lanes{};
+  auto at = [n](const bf16* x, int64_t k) { return k < n ? ToFloat(x[k]) : 0.0f; };
+  for (int64_t k = 0; k < n; k += 2 * kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const int64_t even = k + 2 * l, odd = even + 1;
+      lanes[l] = BF16Fma(at(a, odd), at(b, odd), lanes[l]);
+      lanes[l] = BF16Fma(at(a, even), at(b, even), lanes[l]);
+    }
+  }
+  return Fold(lanes);
+}
+
+const void* RowOf(const MatMulTask& task, int64_t m) {
+  const int64_t row = task.gather != nullptr ? task.gather[m] : m;
+  return static_cast<const std::byte*>(task.x.data) +
+         row * task.x.stride * static_cast<int64_t>(SizeOf(task.x.dtype));
+}
+
+template <typename X, typename W>
+float Product(const MatMulTask& task, const X* x, int64_t n) {
+  const W* w = reinterpret_cast<const W*>(task.w.data);
+  auto get = [](auto v) {
+    if constexpr (std::is_same_v<decltype(v), float>) {
+      return v;
+    } else {
+      return ToFloat(v);
+    }
+  };
+  const int64_t stride = task.w.stride;
+  if (task.w.layout == WeightLayout::kOutIn) {
+    const W* row = w + n * stride;
+    return Dot(
+        task.w.in, [=](int64_t k) { return get(x[k]); }, [=](int64_t k) { return get(row[k]); });
+  }
+  float chain = 0;
+  for (int64_t k = 0; k < task.w.in; ++k)
+    chain = std::fma(get(x[k]), get(w[k * stride + n]), chain);
+  return chain;
+}
+
+template <typename X>
+float ProductOf(const MatMulTask& task, const void* x, int64_t n) {
+  const X* row = static_cast<const X*>(x);
+  switch (task.w.dtype) {
+    case DType::kBF16:
+      return Product<X, bf16>(task, row, n);
+    case DType::kF16:
+      return Product<X, f16>(task, row, n);
+    default:
+      return Product<X, float>(task, row, n);
+  }
+}
+
+template <bool kBF16Dot>
+void MatMul(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+  const bool x_bf16 = task.x.dtype == DType::kBF16;
+  const bool bf16_dot =
+      kBF16Dot && x_bf16 && task.w.dtype == DType::kBF16 && task.w.layout == WeightLayout::kOutIn;
+  for (int64_t m = m0; m < m1; ++m) {
+    const void* x = RowOf(task, m);
+    for (int64_t n = n0; n < n1; ++n) {
+      float y;
+      if (bf16_dot) {
+        y = DotBF16(task.w.in, static_cast<const bf16*>(x),
+                    reinterpret_cast<const bf16*>(task.w.data) + n * task.w.stride);
+      } else {
+        y = x_bf16 ? ProductOf<bf16>(task, x, n) : ProductOf<float>(task, x, n);
+      }
+      if (task.bias) y += Load(task.bias.data, task.bias.dtype, n);
+      task.y[m * task.y_stride + n] = y;
+    }
+  }
+}
+
+// The running state of one (row, head): softmax is made anew with the largest score so far.
+struct Online {
+  float max = -std::numeric_limits<float>::infinity();
+  float sum = 0;
+  float* values;  // [value_dim]
+  int64_t dim;
+
+  // What is subtracted from scores: an all -inf history must not give inf - inf.
+  float Base() const { return max == -std::numeric_limits<float>::infinity() ? 0.0f : max; }
+
+  void RaiseMax(float candidate) {
+    if (!(candidate > max)) return;
+    const float shrink = ExpScalar(max - candidate);
+    max = candidate;
+    sum *= shrink;
+    for (int64_t d = 0; d < dim; ++d) values[d] *= shrink;
+  }
+};
+
+struct Visible {
+  int64_t begin, end;  // keys
+};
+
+Visible VisibleKeys(const AttentionTask& task, int64_t row) {
+  const int64_t end = int64_t{task.positions[row]} + 1;
+  return {task.window > 0 ? std::max<int64_t>(0, end - task.window) : 0, end};
+}
+
+void AttendBlock(const AttentionTask& task, const float* q, const std::byte* block, int kv_head,
+                 int first, int last, float* scores, Online& state) {
+  const int64_t values_at = int64_t{task.kv_heads} * task.key_dim;
+  const int64_t record =
+      values_at + (task.values_in_key ? 0 : int64_t{task.kv_heads} * task.value_dim);
+  float max = -std::numeric_limits<float>::infinity();
+  for (int j = first; j < last; ++j) {
+    const int64_t key = j * record + int64_t{kv_head} * task.key_dim;
+    scores[j - first] =
+        task.scale * Dot(
+                         task.key_dim, [&](int64_t k) { return q[k]; },
+                         [&](int64_t k) { return Load(block, task.cache_dtype, key + k); });
+    max = Max(scores[j - first], max);
+  }
+  state.RaiseMax(max);
+  const float base = state.Base();
+  Lanes sums{};
+  for (int j = first; j < last; ++j) {
+    const float p = ExpScalar(scores[j - first] - base);
+    const int64_t value =
+        j * record + (task.values_in_key ? int64_t{kv_head} * task.key_dim
+                                         : values_at + int64_t{kv_head} * task.value_dim);
+    sums[(j - first) % kLanes] += p;
+    for (int64_t d = 0; d < task.value_dim; ++d) {
+      state.values[d] = std::fma(p, Load(block, task.cache_dtype, value + d), state.values[d]);
+    }
+  }
+  state.sum += Fold(sums);
+}
+
+void AttendOne(const AttentionTask& task, int64_t row, int head, float* scores) {
+  const int64_t index = row * task.heads + head;
+  Online state{.values = task.out + index * task.value_dim, .dim = task.value_dim};
+  std::fill_n(state.values, task.value_dim, 0.0f);
+  const int kv_head = head / (task.heads / task.kv_heads);
+  const Visible keys = VisibleKeys(task, row);
+  const int64_t size = task.block_tokens;
+  for (int64_t b = keys.begin / size; b * size < keys.end; ++b) {
+    const int first = static_cast<int>(std::max<int64_t>(keys.begin - b * size, 0));
+    const int last = static_cast<int>(std::min<int64_t>(keys.end - b * size, size));
+    AttendBlock(task, task.q + index * task.key_dim,
+                task.cache + int64_t{task.block_tables[row][b]} * task.block_stride_bytes, kv_head,
+                first, last, scores, state);
+  }
+  if (task.sinks) {
+    const float sink = Load(task.sinks.data, task.sinks.dtype, head);
+    state.RaiseMax(sink);
+    state.sum += ExpScalar(sink - state.Base());
+  }
+  for (int64_t d = 0; d < task.value_dim; ++d) state.values[d] /= state.sum;
+}
+
+void Attention(const AttentionTask& task, const AttentionPart& part, float* scratch) {
+  for (int64_t row = part.row_begin; row < part.row_end; ++row) {
+    for (int head = part.head_begin; head < part.head_end; ++head) {
+      AttendOne(task, row, head, scratch);
+    }
+  }
+}
+
+void RmsNorm(const float* x, int64_t dim, VectorView weight, float eps, void* out, DType to) {
+  auto at = [x](int64_t i) { return x[i]; };
+  const float mean = Dot(dim, at, at) / static_cast<float>(dim);
+  const float scale = 1.0f / std::sqrt(mean + eps);
+  for (int64_t i = 0; i < dim; ++i) {
+    const float y = x[i] * scale;
+    Store(weight ? y * Load(weight.data, weight.dtype, i) : y, to, out, i);
+  }
+}
+
+void Activate(const Compute::ActivationTask& task, int64_t row) {
+  const float* in = task.gate_up + row * task.stride;
+  std::byte* out = static_cast<std::byte*>(task.out.data) +
+                   row * task.out.stride * static_cast<int64_t>(SizeOf(task.out.dtype));
+  for (int64_t i = 0; i < task.width; ++i) {
+    float gate = task.interleaved ? in[2 * i] : in[i];
+    float up = task.interleaved ? in[2 * i + 1] : in[task.width + i];
+    float alpha = 1.0f;
+    if (task.clamped) {
+      gate = Min(task.limit, gate);
+      up = Min(task.limit, Max(-task.limit, up)) + 1.0f;
+      alpha = task.alpha;
+    }
+    Store(SiluScalar(gate, alpha) * up, task.out.dtype, out, i);
+  }
+}
+
+void Softmax(float* x, int64_t n) {
+  float max = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < n; ++i) max = Max(x[i], max);
+  Lanes sums{};
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = ExpScalar(x[i] - max);
+    sums[i % kLanes] += x[i];
+  }
+  const float sum = Fold(sums);
+  for (int64_t i = 0; i < n; ++i) x[i] /= sum;
+}
+
+void Rope(float* x, int dim, bool interleaved, const float* cos, const float* sin) {
+  const int half = dim / 2;
+  for (int i = 0; i < half; ++i) {
+    float& a = interleaved ? x[2 * i] : x[i];
+    float& b = interleaved ? x[2 * i + 1] : x[i + half];
+    const float rotated = std::fma(a, cos[i], -(b * sin[i]));
+    b = std::fma(b, cos[i], a * sin[i]);
+    a = rotated;
+  }
+}
+
+void AddScaled(float* acc, const float* x, float w, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) acc[i] = std::fma(w, x[i], acc[i]);
+}
+
+void Add(float* acc, const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) acc[i] += x[i];
+}
+
+void Convert(const float* x, int64_t n, DType to, void* out) {
+  for (int64_t i = 0; i < n; ++i) Store(x[i], to, out, i);
+}
+
+void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = Load(x, from, i);
+}
+
+template <bool kBF16Dot>
+constexpr Ops MakeOps() {
+  return {.mat_mul = MatMul<kBF16Dot>,
+          .attention = Attention,
+          .rms_norm = RmsNorm,
+          .activate = Activate,
+          .softmax = Softmax,
+          .rope = Rope,
+          .add_scaled = AddScaled,
+          .add = Add,
+          .convert = Convert,
+          .convert_to_float = ConvertToFloat,
+          .macs_per_ns = 0.3};
+}
+
+constexpr Ops kReference = MakeOps<false>();
+constexpr Ops kReferenceBF16 = MakeOps<true>();
+
+}  // namespace
+
+const Ops& ReferenceFor(Isa isa) { return isa == Isa::kAvx512Bf16 ? kReferenceBF16 : kReference; }
+
+}  // namespace switchyard::kernels

@@ -1,0 +1,157 @@
+#include "services/kernels/thread_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "services/base/check.h"
+
+namespace switchyard::kernels {
+namespace {
+
+// One word says all about the current job, so that entering it and closing it are one atomic step:
+// the number of workers inside, whether more may enter, and which job it is.
+constexpr uint64_t kInside = 0xffff;
+constexpr uint64_t kOpen = 0x10000;
+constexpr uint64_t kJob = 0x20000;
+constexpr uint64_t kJobMask = ~(kJob - 1);
+
+constexpr int kPauses = 20;  // about 1 µs; then the core is offered to others at each turn
+constexpr auto kAwake = std::chrono::microseconds(100);
+constexpr int kPiecesPerThread = 8;
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// One turn of a bounded wait: the first are pauses, later ones give the core away.
+inline void Relax(int turn) {
+  if (turn < kPauses) {
+    Pause();
+  } else {
+    sched_yield();
+  }
+}
+
+}  // namespace
+
+struct ThreadPool::Shared {
+  // Written by the caller while the job is closed and nobody is inside; read by those who entered.
+  const absl::FunctionRef<void(int64_t, int64_t)>* body = nullptr;
+  int64_t n = 0;
+  int64_t piece = 1;
+
+  alignas(64) std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<uint64_t> state{0};
+  alignas(64) std::atomic<uint32_t> wake{0};
+  std::atomic<int> asleep{0};
+  std::atomic<bool> stop{false};
+  std::atomic<bool> busy{false};
+  std::vector<std::thread> workers;
+
+  void RunPieces() {
+    while (true) {
+      const int64_t begin = next.fetch_add(piece, std::memory_order_relaxed);
+      if (begin >= n) return;
+      (*body)(begin, std::min(n, begin + piece));
+    }
+  }
+
+  // True if a job other than `last` was open; it has then been run as far as pieces were left.
+  bool TryJob(uint64_t* last) {
+    uint64_t seen = state.load(std::memory_order_acquire);
+    while ((seen & kOpen) != 0 && (seen & kJobMask) != *last) {
+      if (state.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) {
+        *last = seen & kJobMask;
+        RunPieces();
+        state.fetch_sub(1, std::memory_order_release);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  void Sleep(uint64_t last) {
+    const uint32_t ticket = wake.load(std::memory_order_seq_cst);
+    asleep.fetch_add(1, std::memory_order_seq_cst);
+    // A job opened before the caller could see this sleeper must not be missed.
+    const uint64_t seen = state.load(std::memory_order_seq_cst);
+    const bool work = (seen & kOpen) != 0 && (seen & kJobMask) != last;
+    if (!work && !stop.load(std::memory_order_seq_cst)) wake.wait(ticket);
+    asleep.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  void Work() {
+    using Clock = std::chrono::steady_clock;
+    uint64_t last = 0;
+    int turn = 0;
+    Clock::time_point bound = Clock::now() + kAwake;
+    while (!stop.load(std::memory_order_relaxed)) {
+      if (TryJob(&last)) {
+        turn = 0;
+        bound = Clock::now() + kAwake;
+      } else if (turn < kPauses || Clock::now() < bound) {
+        Relax(turn++);
+      } else {
+        Sleep(last);
+        turn = 0;
+        bound = Clock::now() + kAwake;
+      }
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : shared_(std::make_unique<Shared>()) {
+  SY_CHECK(threads >= 1 && threads < static_cast<int>(kInside));
+  for (int i = 1; i < threads; ++i) {
+    shared_->workers.emplace_back([shared = shared_.get()] { shared->Work(); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  shared_->stop.store(true, std::memory_order_seq_cst);
+  shared_->wake.fetch_add(1, std::memory_order_seq_cst);
+  shared_->wake.notify_all();
+  for (std::thread& worker : shared_->workers) worker.join();
+}
+
+int ThreadPool::threads() const { return static_cast<int>(shared_->workers.size()) + 1; }
+
+void ThreadPool::ParallelFor(int64_t n, int64_t grain,
+                             absl::FunctionRef<void(int64_t, int64_t)> body) {
+  if (n <= 0) return;
+  Shared& s = *shared_;
+  SY_CHECK(!s.busy.exchange(true, std::memory_order_acquire));  // nested, or two callers at once
+  grain = std::max<int64_t>(grain, 1);
+  if (n <= grain || s.workers.empty()) {
+    body(0, n);
+    s.busy.store(false, std::memory_order_release);
+    return;
+  }
+  const int64_t cuts = static_cast<int64_t>(threads()) * kPiecesPerThread;
+  s.body = &body;
+  s.n = n;
+  s.piece = std::max(grain, (n + cuts - 1) / cuts);
+  s.next.store(0, std::memory_order_relaxed);
+  s.state.fetch_add(kJob + kOpen, std::memory_order_seq_cst);
+  if (s.asleep.load(std::memory_order_seq_cst) > 0) {
+    s.wake.fetch_add(1, std::memory_order_seq_cst);
+    s.wake.notify_all();
+  }
+  s.RunPieces();
+  // Nobody enters any more; whoever sleeps is not waited for.
+  uint64_t inside = s.state.fetch_sub(kOpen, std::memory_order_acq_rel) & kInside;
+  for (int turn = 0; inside != 0; ++turn) {
+    Relax(turn);
+    inside = s.state.load(std::memory_order_acquire) & kInside;
+  }
+  s.busy.store(false, std::memory_order_release);
+}
+
+}  // namespace switchyard::kernels

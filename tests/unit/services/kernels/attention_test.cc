@@ -1,0 +1,245 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "services/kernels/kernels.h"
+#include "services/kernels/ops.h"
+#include "tests/unit/services/kernels/random_data.h"
+
+namespace switchyard::kernels {
+namespace {
+
+struct Shape {
+  int heads, kv_heads, key_dim, value_dim;
+  bool values_in_key;
+  int block_tokens;
+  int window;
+  bool sinks;
+  DType cache;
+};
+
+constexpr Shape kShapes[] = {
+    {4, 4, 16, 16, false, 16, 0, false, DType::kF32},    // plain heads
+    {8, 2, 24, 24, false, 16, 0, false, DType::kBF16},   // grouped, dim no multiple of 16
+    {6, 2, 33, 17, false, 8, 5, true, DType::kBF16},     // odd dims, window and sinks
+    {16, 1, 40, 32, true, 16, 0, false, DType::kBF16},   // MLA, values inside the key
+    {5, 1, 576, 512, true, 32, 0, false, DType::kF32},   // MLA at its real width
+    {64, 8, 64, 64, false, 16, 20, true, DType::kBF16},  // gpt-oss
+    {40, 1, 72, 64, true, 24, 0, false, DType::kBF16},   // more heads than a part holds
+};
+
+// Two sequences, each some rows at the end of its history, with scattered blocks. Everything that
+// no query may see is NaN.
+struct Problem {
+  Problem(const Shape& s, int64_t rows_a, int64_t length_a, int64_t rows_b, int64_t length_b,
+          uint32_t seed)
+      : shape(s) {
+    const int64_t blocks_a = length_a / s.block_tokens + 1;
+    const int64_t blocks = blocks_a + length_b / s.block_tokens + 1;
+    const int64_t record = s.kv_heads * (s.key_dim + (s.values_in_key ? 0 : s.value_dim));
+    const int64_t block_floats = s.block_tokens * record + 7;
+    for (int32_t b = 0; b < blocks; ++b) {
+      const int32_t scattered = static_cast<int32_t>(blocks) - 1 - b;
+      (b < blocks_a ? table_a : table_b).push_back(scattered);
+    }
+    cache_values.assign(static_cast<size_t>(blocks * block_floats),
+                        std::numeric_limits<float>::quiet_NaN());
+    Fill(table_a, length_a, rows_a, record, block_floats, seed);
+    Fill(table_b, length_b, rows_b, record, block_floats, seed + 1);
+    cache = Stored(cache_values, s.cache);
+    const int64_t rows = rows_a + rows_b;
+    q = RandomFloats(rows * s.heads * s.key_dim, seed + 2);
+    sinks = RandomFloats(s.heads, seed + 3);
+    for (int64_t r = 0; r < rows_a; ++r) AddRow(table_a, length_a - rows_a + r);
+    for (int64_t r = 0; r < rows_b; ++r) AddRow(table_b, length_b - rows_b + r);
+    task = {.q = q.data(),
+            .rows = rows,
+            .positions = positions.data(),
+            .block_tables = tables.data(),
+            .cache = cache.data(),
+            .cache_dtype = s.cache,
+            .block_stride_bytes = block_floats * static_cast<int64_t>(SizeOf(s.cache)),
+            .block_tokens = s.block_tokens,
+            .heads = s.heads,
+            .kv_heads = s.kv_heads,
+            .key_dim = s.key_dim,
+            .value_dim = s.value_dim,
+            .values_in_key = s.values_in_key,
+            .scale = 0.3f,
+            .window = s.window};
+    if (s.sinks) task.sinks = {reinterpret_cast<std::byte*>(sinks.data()), DType::kF32, s.heads};
+  }
+
+  void Fill(const std::vector<int32_t>& table, int64_t length, int64_t rows, int64_t record,
+            int64_t block_floats, uint32_t seed) {
+    const std::vector<float> values = RandomFloats(length * record, seed);
+    const int64_t oldest =
+        shape.window > 0 ? std::max<int64_t>(0, length - rows + 1 - shape.window) : 0;
+    for (int64_t p = oldest; p < length; ++p) {
+      const int64_t at = table[static_cast<size_t>(p / shape.block_tokens)] * block_floats +
+                         p % shape.block_tokens * record;
+      std::copy_n(values.begin() + p * record, record, cache_values.begin() + at);
+    }
+  }
+  void AddRow(const std::vector<int32_t>& table, int64_t position) {
+    positions.push_back(static_cast<int32_t>(position));
+    tables.push_back(table.data());
+  }
+
+  int64_t OutSize() const { return task.rows * shape.heads * shape.value_dim; }
+  std::vector<float> Run(const Compute& compute) {
+    std::vector<float> out(static_cast<size_t>(OutSize()), -77.0f);
+    task.out = out.data();
+    compute.Attention(task);
+    return out;
+  }
+  // One row and head at a time, by the plain loops.
+  std::vector<float> RunReference(Isa isa) {
+    std::vector<float> out(static_cast<size_t>(OutSize()), -77.0f);
+    std::vector<float> scratch(static_cast<size_t>(AttentionScratchFloats(task, 1)));
+    task.out = out.data();
+    for (int64_t r = 0; r < task.rows; ++r) {
+      for (int h = 0; h < shape.heads; ++h) {
+        ReferenceFor(isa).attention(task, {r, r + 1, h, h + 1}, scratch.data());
+      }
+    }
+    return out;
+  }
+  // Position of column `i` of the record of key j, in cache_values.
+  double Cache(int64_t row, int64_t j, int64_t i) const {
+    const int64_t block = task.block_tables[row][j / shape.block_tokens];
+    const int64_t record =
+        shape.kv_heads * (shape.key_dim + (shape.values_in_key ? 0 : shape.value_dim));
+    return At(cache.data() + block * task.block_stride_bytes, shape.cache,
+              j % shape.block_tokens * record + i);
+  }
+
+  Shape shape;
+  std::vector<int32_t> table_a, table_b, positions;
+  std::vector<const int32_t*> tables;
+  std::vector<float> cache_values, q, sinks;
+  std::vector<std::byte> cache;
+  AttentionTask task;
+};
+
+class AttentionTest : public testing::TestWithParam<Isa> {};
+
+TEST_P(AttentionTest, EqualsTheReferenceBitForBitOnAnyThreads) {
+  for (size_t s = 0; s < std::size(kShapes); ++s) {
+    const int64_t lengths[][4] = {{1, 1, 1, 40}, {1, 17, 3, 3}, {19, 50, 1, 33}, {33, 33, 2, 70}};
+    for (const auto& l : lengths) {
+      Problem p(kShapes[s], l[0], l[1], l[2], l[3], 17);
+      const std::vector<float> expected = p.RunReference(GetParam());
+      for (int threads : {1, 2, 3, 5}) {
+        ThreadPool pool(threads);
+        EXPECT_EQ(FirstDifference(p.Run(Compute(GetParam(), pool)), expected), -1)
+            << "shape " << s << " length " << l[1] << " threads " << threads;
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, ARowIsTheSameAlone) {
+  ThreadPool pool(1);
+  const Compute compute(GetParam(), pool);
+  for (const Shape& shape : kShapes) {
+    Problem p(shape, 21, 45, 4, 9, 23);
+    const std::vector<float> together = p.Run(compute);
+    const AttentionTask all = p.task;
+    const int64_t width = int64_t{shape.heads} * shape.value_dim;
+    for (int64_t r = 0; r < all.rows; ++r) {
+      std::vector<float> alone(static_cast<size_t>(width));
+      AttentionTask one = all;
+      one.q += r * shape.heads * shape.key_dim;
+      one.out = alone.data();
+      one.rows = 1;
+      one.positions += r;
+      one.block_tables += r;
+      compute.Attention(one);
+      ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + r * width, SameBits))
+          << "row " << r;
+    }
+  }
+}
+
+// Weights are exp of scores, so an error of δ in a score is a relative error of δ in a weight:
+// |error| <= (2·max δ + roundings)·max|v|, with δ from the dot product's own bound.
+TEST_P(AttentionTest, IsNearTheTruth) {
+  ThreadPool pool(1);
+  const Compute compute(GetParam(), pool);
+  const double eps = std::numeric_limits<float>::epsilon();
+  for (const Shape& s : kShapes) {
+    Problem p(s, 5, 37, 3, 20, 29);
+    const std::vector<float> out = p.Run(compute);
+    for (int64_t r = 0; r < p.task.rows; ++r) {
+      const int64_t end = p.positions[static_cast<size_t>(r)] + 1;
+      const int64_t begin = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
+      for (int h = 0; h < s.heads; ++h) {
+        const int kv = h / (s.heads / s.kv_heads);
+        std::vector<double> truth(static_cast<size_t>(s.value_dim), 0.0);
+        double sum = s.sinks ? std::exp(double{p.sinks[static_cast<size_t>(h)]}) : 0.0;
+        double score_norm = 0, value_max = 0;
+        for (int64_t j = begin; j < end; ++j) {
+          double score = 0, norm = 0;
+          for (int64_t k = 0; k < s.key_dim; ++k) {
+            const double term =
+                double{p.q[static_cast<size_t>((r * s.heads + h) * s.key_dim + k)]} *
+                p.Cache(r, j, kv * s.key_dim + k) * double{p.task.scale};
+            score += term;
+            norm += std::fabs(term);
+          }
+          score_norm = std::max(score_norm, norm + std::fabs(score));
+          const double weight = std::exp(score);
+          sum += weight;
+          for (int64_t d = 0; d < s.value_dim; ++d) {
+            const double v =
+                p.Cache(r, j, s.values_in_key ? d : s.kv_heads * s.key_dim + kv * s.value_dim + d);
+            truth[static_cast<size_t>(d)] += weight * v;
+            value_max = std::max(value_max, std::fabs(v));
+          }
+        }
+        const double score_error = (s.key_dim / 16.0 + 7) * eps * score_norm;
+        const double tolerance =
+            (2 * score_error + (static_cast<double>(end - begin) + 8) * eps) * value_max;
+        for (int64_t d = 0; d < s.value_dim; ++d) {
+          ASSERT_NEAR(out[static_cast<size_t>((r * s.heads + h) * s.value_dim + d)],
+                      truth[static_cast<size_t>(d)] / sum, tolerance);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, NanInAQueryStaysInItsHead) {
+  ThreadPool pool(1);
+  const Compute compute(GetParam(), pool);
+  const Shape& shape = kShapes[1];
+  Problem p(shape, 6, 40, 2, 9, 31);
+  const std::vector<float> clean = p.Run(compute);
+  const int64_t row = 3, head = 5;
+  p.q[static_cast<size_t>((row * shape.heads + head) * shape.key_dim + 2)] =
+      std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> out = p.Run(compute);
+  for (size_t i = 0; i < out.size(); ++i) {
+    const bool hit = static_cast<int64_t>(i) / shape.value_dim == row * shape.heads + head;
+    ASSERT_TRUE(hit ? std::isnan(out[i]) : SameBits(out[i], clean[i])) << i;
+  }
+}
+
+TEST_P(AttentionTest, ExtremeScoresFollowTheReference) {
+  ThreadPool pool(1);
+  const Compute compute(GetParam(), pool);
+  for (float scale : {1e4f, 1e30f, 0.0f}) {
+    Problem p(kShapes[1], 3, 60, 1, 20, 37);
+    p.task.scale = scale;
+    EXPECT_EQ(FirstDifference(p.Run(compute), p.RunReference(GetParam())), -1) << scale;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, testing::ValuesIn(SupportedIsas()),
+                         [](const auto& info) { return std::string(Name(info.param)); });
+
+}  // namespace
+}  // namespace switchyard::kernels
