@@ -1,0 +1,25 @@
+import openai
+import pytest
+
+import processes
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """`switchyard serve models/tiny-r1`, shared by the tests that only ask."""
+    with processes.serve() as server:
+        server.url = server.fact("http")
+        server.fact("ready")
+        processes.wait_ready(server.url)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    with processes.Cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(embedded):
+    return openai.OpenAI(base_url=embedded.url + "/v1", api_key="none", max_retries=0)

@@ -1,0 +1,156 @@
+#include "tools/cli/bench.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+
+#include "services/base/file.h"
+#include "services/base/status.h"
+#include "tools/cli/version.h"
+
+namespace switchyard::cli {
+namespace {
+
+constexpr const char* kWords[] = {"the",    "train", "of",    "a",     "river", "and",
+                                  "stone",  "in",    "north", "with",  "seven", "blue",
+                                  "houses", "near",  "old",   "bridge"};
+
+// Made-up text of about the wanted length, as token ids where the server can tokenise.
+absl::StatusOr<std::vector<nlohmann::json>> MakePrompts(const BenchOptions& options,
+                                                        HttpClient& http) {
+  std::vector<nlohmann::json> prompts;
+  if (!options.prompts_file.empty()) {
+    SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(options.prompts_file, 64 << 20));
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t end = std::min(text.find('\n', begin), text.size());
+      if (end > begin) prompts.emplace_back(text.substr(begin, end - begin));
+      begin = end + 1;
+    }
+    if (prompts.empty()) return InvalidArgument("{}: no prompt in it", options.prompts_file);
+    return prompts;
+  }
+  std::mt19937_64 random(options.load.seed);
+  for (int i = 0; i < std::min(options.load.requests, 64); ++i) {
+    std::string text;
+    for (int word = 0; word < 2 * options.prompt_tokens; ++word) {
+      text += word == 0 ? "" : " ";
+      text += kWords[random() % std::size(kWords)];
+    }
+    std::string answer;
+    const absl::Status tokenized = http.Post(
+        "/tokenize", nlohmann::json{{"model", options.load.model}, {"prompt", text}}.dump(),
+        [&answer](std::string_view bytes) {
+          answer += bytes;
+          return true;
+        });
+    const auto json = nlohmann::json::parse(answer, nullptr, /*allow_exceptions=*/false);
+    if (tokenized.ok() && json.is_object() && json.contains("tokens") &&
+        json["tokens"].is_array()) {
+      auto ids = json["tokens"].get<std::vector<int32_t>>();
+      ids.resize(std::min<size_t>(ids.size(), options.prompt_tokens));
+      prompts.emplace_back(ids);
+    } else {
+      prompts.emplace_back(text.substr(0, text.size() / 2));
+    }
+  }
+  return prompts;
+}
+
+absl::StatusOr<std::string> ServedModel(HttpClient& http) {
+  SY_ASSIGN_OR_RETURN(const std::string body, http.Get("/v1/models"));
+  const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("data") || !json["data"].is_array() ||
+      json["data"].empty() || !json["data"][0].contains("id") ||
+      !json["data"][0]["id"].is_string()) {
+    return Internal("/v1/models lists no model; name one with --model");
+  }
+  return json["data"][0]["id"].get<std::string>();
+}
+
+// The labels of switchyard_build_info, where the server has them: what it runs on.
+nlohmann::ordered_json ServerInfo(HttpClient& http) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+  const auto metrics = http.Get("/metrics");
+  if (!metrics.ok()) return out;
+  constexpr std::string_view kName = "switchyard_build_info{";
+  const size_t begin = metrics->find(kName);
+  if (begin == std::string::npos) return out;
+  std::string_view labels(*metrics);
+  labels = labels.substr(begin + kName.size());
+  labels = labels.substr(0, labels.find('}'));
+  while (!labels.empty()) {
+    const size_t equals = labels.find("=\"");
+    if (equals == std::string_view::npos) break;
+    const size_t end = labels.find('"', equals + 2);
+    if (end == std::string_view::npos) break;
+    out[std::string(labels.substr(0, equals))] = labels.substr(equals + 2, end - equals - 2);
+    labels.remove_prefix(std::min(labels.size(), end + 2));
+  }
+  return out;
+}
+
+void ShowProgress(const LoadProgress& p, int requests) {
+  if (isatty(STDERR_FILENO) == 0) return;
+  std::fprintf(stderr, "\r\x1b[K%d/%d done, %d open, %.1f s, %.0f tokens/s", p.done, requests,
+               p.open, p.seconds, p.output_tokens / p.seconds);
+}
+
+absl::Status WriteJson(const BenchOptions& options, const BenchReport& report,
+                       const nlohmann::ordered_json& server) {
+  nlohmann::ordered_json json = ToJson(report);
+  json["options"] = {{"url", options.load.http.url},
+                     {"model", options.load.model},
+                     {"concurrency", options.load.concurrency},
+                     {"rate", options.load.rate},
+                     {"prompt_tokens", options.prompt_tokens},
+                     {"max_tokens", options.load.max_tokens},
+                     {"seed", options.load.seed}};
+  json["client"] = {{"cpu", CpuModel()}, {"version", kVersion}, {"commit", kCommit}};
+  json["server"] = server;
+  if (options.json_file == "-") {
+    std::cout << json.dump(2) << "\n";
+    return absl::OkStatus();
+  }
+  std::ofstream out(options.json_file);
+  out << json.dump(2) << "\n";
+  out.close();
+  if (!out) return InvalidArgument("--json {}: cannot be written", options.json_file);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunBench(BenchOptions options) {
+  if (options.prompt_tokens < 1 || options.prompt_tokens > 1'000'000) {
+    return InvalidArgument("--prompt-tokens is {}; 1 to 1000000", options.prompt_tokens);
+  }
+  HttpClient http(options.load.http);
+  if (options.load.model.empty()) {
+    SY_ASSIGN_OR_RETURN(options.load.model, ServedModel(http));
+  }
+  SY_ASSIGN_OR_RETURN(const auto prompts, MakePrompts(options, http));
+  if (options.warmup > 0) {
+    LoadOptions warmup = options.load;
+    warmup.requests = options.warmup;
+    warmup.rate = 0;
+    warmup.max_tokens = std::min(16, warmup.max_tokens);
+    SY_RETURN_IF_ERROR(RunLoad(warmup, prompts, [](const LoadProgress&) {}).status());
+  }
+  const int total = options.load.requests;
+  SY_ASSIGN_OR_RETURN(
+      const auto records,
+      RunLoad(options.load, prompts, [total](const LoadProgress& p) { ShowProgress(p, total); }));
+  if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r\x1b[K");
+  const BenchReport report = MakeReport(records);
+  if (options.json_file != "-") std::cout << ToText(report);
+  if (!options.json_file.empty()) {
+    SY_RETURN_IF_ERROR(WriteJson(options, report, ServerInfo(http)));
+  }
+  if (report.failed == report.requests)
+    return Unavailable("every request failed: {}", report.first_error);
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard::cli

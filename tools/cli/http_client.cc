@@ -1,0 +1,100 @@
+#include "tools/cli/http_client.h"
+
+#include <curl/curl.h>
+
+#include <nlohmann/json.hpp>
+
+#include "services/base/status.h"
+
+namespace switchyard::cli {
+namespace {
+
+struct Transfer {
+  CURL* curl;
+  const DataCallback* on_data;
+  std::string error_body;
+  bool stopped = false;
+};
+
+size_t OnBytes(char* data, size_t size, size_t count, void* user) {
+  auto& transfer = *static_cast<Transfer*>(user);
+  long code = 0;
+  curl_easy_getinfo(transfer.curl, CURLINFO_RESPONSE_CODE, &code);
+  const std::string_view bytes(data, size * count);
+  if (code >= 300) {
+    if (transfer.error_body.size() < 65536) transfer.error_body += bytes;
+    return bytes.size();
+  }
+  if ((*transfer.on_data)(bytes)) return bytes.size();
+  transfer.stopped = true;
+  return 0;
+}
+
+}  // namespace
+
+std::string ErrorText(std::string_view body) {
+  const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (json.is_object() && json.contains("error") && json["error"].is_object() &&
+      json["error"].contains("message") && json["error"]["message"].is_string()) {
+    return json["error"]["message"].get<std::string>();
+  }
+  return std::string(body.substr(0, 300));
+}
+
+HttpClient::HttpClient(HttpOptions options)
+    : options_(std::move(options)), curl_(curl_easy_init()) {
+  while (!options_.url.empty() && options_.url.back() == '/') options_.url.pop_back();
+}
+
+HttpClient::~HttpClient() { curl_easy_cleanup(curl_); }
+
+absl::StatusOr<std::string> HttpClient::Get(std::string_view path) {
+  std::string body;
+  SY_RETURN_IF_ERROR(Perform(path, nullptr, [&body](std::string_view bytes) {
+    body += bytes;
+    return true;
+  }));
+  return body;
+}
+
+absl::Status HttpClient::Post(std::string_view path, const std::string& json,
+                              const DataCallback& on_data) {
+  return Perform(path, &json, on_data);
+}
+
+absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
+                                 const DataCallback& on_data) {
+  const std::string url = options_.url + std::string(path);
+  Transfer transfer{curl_, &on_data, {}};
+  curl_easy_reset(curl_);
+  curl_slist* headers = curl_slist_append(nullptr, "Content-Type: application/json");
+  if (!options_.api_key.empty()) {
+    headers = curl_slist_append(headers, ("Authorization: Bearer " + options_.api_key).c_str());
+  }
+  curl_easy_setopt(curl_, CURLOPT_URL, url.c_str());
+  curl_easy_setopt(curl_, CURLOPT_HTTPHEADER, headers);
+  curl_easy_setopt(curl_, CURLOPT_WRITEFUNCTION, &OnBytes);
+  curl_easy_setopt(curl_, CURLOPT_WRITEDATA, &transfer);
+  curl_easy_setopt(curl_, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(curl_, CURLOPT_CONNECTTIMEOUT, 10L);
+  curl_easy_setopt(curl_, CURLOPT_NOPROXY, "127.0.0.1,localhost,::1");
+  if (!options_.ca_file.empty()) {
+    curl_easy_setopt(curl_, CURLOPT_CAINFO, options_.ca_file.c_str());
+  }
+  if (json != nullptr) {
+    curl_easy_setopt(curl_, CURLOPT_POSTFIELDSIZE, static_cast<long>(json->size()));
+    curl_easy_setopt(curl_, CURLOPT_POSTFIELDS, json->c_str());
+  }
+  const CURLcode code = curl_easy_perform(curl_);
+  curl_slist_free_all(headers);
+  if (transfer.stopped) return Cancelled("{}: ended by the caller", url);
+  if (code != CURLE_OK) return Unavailable("{}: {}", url, curl_easy_strerror(code));
+  long http = 0;
+  curl_easy_getinfo(curl_, CURLINFO_RESPONSE_CODE, &http);
+  if (http >= 300) {
+    return FailedPrecondition("{}: HTTP {}: {}", url, http, ErrorText(transfer.error_body));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard::cli

@@ -1,0 +1,45 @@
+// HTTP for the command line tools: libcurl behind two calls. Errors carry the URL and, where the
+// server sent an OpenAI error object, its message.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace switchyard::cli {
+
+struct HttpOptions {
+  std::string url;      // base, for example http://127.0.0.1:8000
+  std::string api_key;  // sent as a bearer token where not empty
+  std::string ca_file;  // PEM; empty: the system's
+};
+
+// Return false to end the transfer early; Post then returns CANCELLED.
+using DataCallback = std::function<bool(std::string_view)>;
+
+class HttpClient {
+ public:
+  explicit HttpClient(HttpOptions options);
+  ~HttpClient();
+  HttpClient(const HttpClient&) = delete;
+  HttpClient& operator=(const HttpClient&) = delete;
+
+  absl::StatusOr<std::string> Get(std::string_view path);
+  // The body of a 2xx answer goes to `on_data` as it comes.
+  absl::Status Post(std::string_view path, const std::string& json, const DataCallback& on_data);
+
+ private:
+  absl::Status Perform(std::string_view path, const std::string* json, const DataCallback& on_data);
+
+  HttpOptions options_;
+  void* curl_;
+};
+
+// The message of an OpenAI error object, or the body itself, shortened.
+std::string ErrorText(std::string_view body);
+
+}  // namespace switchyard::cli

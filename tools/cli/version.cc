@@ -1,0 +1,36 @@
+#include "tools/cli/version.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+
+#include "services/kernels/kernels.h"
+#include "tools/cli/build_info.h"
+
+namespace switchyard::cli {
+
+const char* const kVersion = SWITCHYARD_VERSION;
+const char* const kCommit = SWITCHYARD_COMMIT;
+
+std::string CpuModel() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind("model name", 0) == 0) {
+      const size_t colon = line.find(": ");
+      if (colon != std::string::npos) return line.substr(colon + 2);
+    }
+  }
+  return "unknown";
+}
+
+std::string VersionText() {
+  std::string isas;
+  for (const kernels::Isa isa : kernels::SupportedIsas()) {
+    isas += isas.empty() ? "" : " ";
+    isas += kernels::Name(isa);
+  }
+  return fmt::format("switchyard {} ({})\ncompiler  {}\ncpu       {}\nkernels   {}\n", kVersion,
+                     kCommit, SWITCHYARD_COMPILER, CpuModel(), isas);
+}
+
+}  // namespace switchyard::cli
