@@ -96,18 +96,23 @@ def gateway(routers, *args, model=MODEL):
     return Process("switchyard-gateway", "--model", model, "--routers", ",".join(routers), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", *args)
 
 
-def wait_ready(url, seconds=START_SECONDS):
+def wait_for(condition, seconds=START_SECONDS):
+    """Asks again and again until the condition holds; what it returned then."""
     deadline = time.monotonic() + seconds
-    last = None
-    while time.monotonic() < deadline:
-        try:
-            last = requests.get(url + "/ready", timeout=5)
-            if last.status_code == 200:
-                return
-        except requests.ConnectionError as error:
-            last = error
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
         threading.Event().wait(0.05)
-    raise AssertionError(f"{url} not ready: {last if isinstance(last, Exception) else last.text}")
+    return value
+
+
+def wait_ready(url, seconds=START_SECONDS):
+    def ready():
+        try:
+            return requests.get(url + "/ready", timeout=5).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    wait_for(ready, seconds)
 
 
 class Cluster:

@@ -1,0 +1,121 @@
+"""Gateway, router and workers as processes of their own, over TCP and Unix sockets."""
+import pathlib
+import signal
+
+import openai
+import pytest
+import requests
+
+import processes
+
+PROMPTS = [{"prompt": [5 + i, 17, 300 + 7 * i, 41], "max_tokens": 24} for i in range(6)]
+
+
+def complete(url, **body):
+    answer = requests.post(url + "/v1/completions", json={"model": "tiny-r1", "temperature": 0, "ignore_eos": True, "logprobs": 2,
+                                                          "return_token_ids": True, "return_routed_experts": True, **body}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    return choice["token_ids"], choice["logprobs"], choice["routed_experts"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cluster_gives_the_same_bits_as_embedded(dtype):
+    with processes.serve("--dtype", dtype) as one, processes.Cluster(dtype=dtype) as many:
+        url = one.fact("http")
+        processes.wait_ready(url)
+        for body in PROMPTS:
+            assert complete(url, **body) == complete(many.url, **body)
+
+
+def test_started_in_any_order_and_readiness_says_what_is_missing(tmp_path):
+    sockets = [f"unix:{tmp_path}/worker{i}" for i in range(2)]
+    link = f"unix:{tmp_path}/router"
+    with processes.gateway([link]) as gate:
+        url = gate.fact("http")
+        assert requests.get(url + "/health", timeout=5).status_code == 200
+        assert requests.get(url + "/ready", timeout=5).status_code == 503
+        with processes.router(sockets, listen=link) as route:
+            route.fact("listening")
+            processes.wait_for(lambda: "layer 1: experts 0" in requests.get(url + "/ready", timeout=5).text)
+            with processes.worker("0/2", listen=sockets[0]):
+                processes.wait_for(lambda: "64" in requests.get(url + "/ready", timeout=5).text)
+                with processes.worker("1/2", listen=sockets[1]):
+                    processes.wait_ready(url)
+                    assert len(complete(url, prompt=[5, 6], max_tokens=3)[0]) == 3
+
+
+def test_a_worker_maps_only_its_own_experts():
+    with processes.worker("3") as small, processes.worker("0-127") as large:
+        for process in (small, large):
+            process.fact("listening")
+
+        def mapped(process):
+            return sum(int(line.split()[0].split("-")[1], 16) - int(line.split()[0].split("-")[0], 16)
+                       for line in pathlib.Path(f"/proc/{process.process.pid}/maps").read_text().splitlines() if "safetensors" in line)
+
+        assert 0 < mapped(small) < 4 * (3 * 192 * 32 * 2 + 8192)
+        assert mapped(large) > 100 * mapped(small) / 2
+
+
+def test_drain_finishes_what_runs():
+    with processes.Cluster() as cluster:
+        client = openai.OpenAI(base_url=cluster.url + "/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(model="tiny-r1", prompt="Count", max_tokens=400, temperature=0, stream=True,
+                                           extra_body={"ignore_eos": True, "return_token_ids": True})
+        tokens = len(next(iter(stream)).choices[0].token_ids)
+        cluster.gateway.process.send_signal(signal.SIGTERM)
+        for chunk in stream:
+            tokens += sum(len(c.token_ids or []) for c in chunk.choices)
+        assert tokens == 400
+        assert cluster.gateway.process.wait(30) == 0
+        assert cluster.router.stop() == 0
+        assert [w.stop() for w in cluster.workers] == [0, 0, 0]
+
+
+def test_a_killed_worker_fails_only_its_requests_and_may_come_back(tmp_path):
+    sockets = [f"unix:{tmp_path}/w{i}" for i in range(2)]
+    with processes.worker("0/2", listen=sockets[0]) as first, processes.worker("1/2", listen=sockets[1]) as second:
+        first.fact("listening"), second.fact("listening")
+        with processes.router(sockets) as route, processes.gateway([route.fact("listening")]) as gate:
+            url = gate.fact("http")
+            processes.wait_ready(url)
+            before = complete(url, prompt=[5, 6, 7], max_tokens=8)
+            second.kill()
+            processes.wait_for(lambda: requests.get(url + "/ready", timeout=5).status_code == 503)
+            answer = requests.post(url + "/v1/completions", json={"model": "tiny-r1", "prompt": [5], "max_tokens": 3}, timeout=60)
+            assert answer.status_code == 503, answer.text
+            assert "64" in answer.json()["error"]["message"]
+            pathlib.Path(sockets[1][5:]).unlink(missing_ok=True)
+            with processes.worker("1/2", listen=sockets[1]):
+                processes.wait_ready(url)
+                assert complete(url, prompt=[5, 6, 7], max_tokens=8) == before
+
+
+def test_mismatches_are_refused_and_name_both_sides():
+    other = processes.ROOT / "tests/golden/models/deepseek-v3-tiny"
+    with processes.worker("0-31", model=other) as wrong:
+        with processes.router([wrong.fact("listening")]) as route:
+            route.fact("listening")
+            processes.wait_for(lambda: any("fingerprint" in (line or "") for line in route.log))
+    with processes.worker("0-127", "--dtype", "float32") as wrong:
+        with processes.router([wrong.fact("listening")]) as route:
+            route.fact("listening")
+            processes.wait_for(lambda: any("float32" in (line or "") and "bfloat16" in (line or "") for line in route.log))
+
+
+@pytest.mark.parametrize("args, says", [
+    (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1"], "/nowhere"),
+    (["switchyard-router", "--model", processes.MODEL], "--workers"),
+    (["switchyard-expert-worker", "--model", processes.MODEL, "--experts", "0-400", "--listen", "127.0.0.1:0"], "400"),
+    (["switchyard-gateway", "--model", processes.MODEL, "--routers", "127.0.0.1:1", "--http", "nonsense"], "nonsense"),
+    (["switchyard", "serve", processes.MODEL, "--kv-memory", "900TiB", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"], "900"),
+    (["switchyard", "serve", processes.MODEL, "--dtype", "float8"], "bfloat16"),
+    (["switchyard", "serve", processes.MODEL, "--isa", "avx9000"], "portable"),
+])
+def test_bad_flags_name_what_is_wrong(args, says):
+    with processes.Process(*args) as process:
+        status = process.process.wait(30)
+        assert status not in (0, None) and status > 0, "must end with an error and not by a signal"
+        processes.wait_for(lambda: None in process.log, 5)
+        assert says in "\n".join(filter(None, process.log))
