@@ -1,0 +1,100 @@
+// An expert worker: a pure function with weights. Rows in, rows out; it knows neither sequences nor
+// users. The same object serves a LocalLink of this process (embedded) or routers over gRPC.
+//
+// Thread-safe but for Compute, which one thread at a time may call: the engine thread through its
+// LocalLink, or the serving thread once Serve was called.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "services/checkpoint/tensor_source.h"
+#include "services/expertwire/expert_link.h"
+#include "services/expertwire/handshake.h"
+#include "services/expertwire/histogram.h"
+#include "services/kernels/kernels.h"
+#include "services/model/spec.h"
+
+namespace grpc {
+class Server;
+class ServerBuilder;
+}  // namespace grpc
+
+namespace switchyard::worker {
+
+struct WorkerOptions {
+  std::string worker_id = "expert-worker";  // names this side in refusals and logs
+  std::string experts = "0/1";              // "0-63,70", or "i/n": part i of n, of every MoE layer
+  DType dtype = DType::kBF16;               // of activations and wire rows: kBF16 or kF32
+  std::string isa = "auto";                 // kernels::ChooseIsa
+  int threads = 1;                          // of its own pool; unused with a shared one
+  bool allow_mixed_numerics = false;
+  expertwire::CreditGrant grant;  // to each router
+  int max_routers = 64;           // more are refused
+  size_t max_frame_bytes = 64u << 20;
+  size_t merge_bytes = 64u << 20;  // scratch memory that one merged computation may take
+  absl::Duration busy_poll = absl::Milliseconds(1);  // polls for so long after work, then sleeps
+};
+
+struct WorkerCounters {
+  uint64_t parts = 0;                      // taken
+  uint64_t rows = 0;                       // (row, expert) pairs computed
+  uint64_t computations = 0;               // grouped computations
+  uint64_t parts_merged = 0;               // parts that shared theirs with another
+  uint64_t cancelled = 0;                  // parts dropped before they were computed
+  std::array<uint64_t, 6> segments{};      // answered, by expertwire::pb::SegmentStatus
+  uint64_t waiting = 0;                    // parts, now
+  uint64_t routers = 0;                    // connected, now
+  uint64_t streams_broken = 0;             // by undecodable frames or overdrawn credits
+  uint64_t unknown_cancels = 0;            // of calls that are not open
+  expertwire::HistogramCounts batch_rows;  // pairs of a computation
+  expertwire::HistogramCounts compute_us;  // time of a computation
+  expertwire::HistogramCounts queue_us;    // time of a part before its computation
+};
+
+class Worker : public expertwire::CallHandler {
+ public:
+  // Maps the bytes of its own experts out of `source` and no others. With `pool` (embedded)
+  // computes on it, otherwise on threads of its own. `fingerprint` is that of the checkpoint.
+  static absl::StatusOr<std::unique_ptr<Worker>> Create(
+      const ModelSpec& spec, const std::string& fingerprint,
+      std::shared_ptr<checkpoint::TensorSource> source, const WorkerOptions& options,
+      kernels::ThreadPool* pool = nullptr);
+  ~Worker() override;
+
+  // Serves Dispatch and Describe on `builder`, to which ports and other services were added; starts
+  // the server and the thread that computes. Call once. UNAVAILABLE if a port cannot be bound.
+  absl::Status Serve(grpc::ServerBuilder& builder);
+  grpc::Server* server();  // null before Serve
+
+  // Tells all routers to send no more; what is open is finished.
+  void BeginDrain();
+  // Whether no call is open and all answers are written.
+  bool Drained() const;
+  // Ends all streams and the serving thread. The destructor does it too.
+  void Stop();
+
+  WorkerCounters counters() const;
+  const expertwire::NumericsClass& numerics() const;
+  uint64_t mapped_bytes() const;  // of weights
+  int64_t experts_held() const;   // over all layers
+
+  expertwire::pb::Hello hello() const override;
+  bool draining() const override;
+  void Accept(expertwire::Call part, std::shared_ptr<expertwire::AnswerSink> sink) override;
+  void Cancel(const expertwire::AnswerSink* sink, uint64_t call_id, uint32_t attempt) override;
+  void Forget(const expertwire::AnswerSink* sink) override;
+  bool Compute() override;
+
+ private:
+  struct Parts;
+  explicit Worker(std::unique_ptr<Parts> parts);
+
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace switchyard::worker
