@@ -4,7 +4,7 @@
 
     python3 tools/make_tiny_model/make_random_model.py --out build/models/random-300m
 
-The default has about 320 M parameters, 60 M of them active a token: hidden 1024, 12 layers (the first dense), 32 experts of
+The default has 338 M parameters: hidden 1024, 12 layers (the first dense), 32 experts of
 256, top-4 of 2 of 4 groups, 1 shared expert, MLA. It borrows the tokenizer of models/tiny-r1. Weights are bf16 of unit gain,
 so that activations stay finite; what it says is noise.
 """
