@@ -1,0 +1,28 @@
+// Channels to other services: message sizes, keepalive and fast bounded reconnects in one place.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "services/security/tls.h"
+
+namespace grpc {
+class Channel;
+class ChannelArguments;
+}  // namespace grpc
+
+namespace switchyard::rpc {
+
+// Largest message in either direction, on every listener and channel.
+inline constexpr int kMessageBytesMax = 64 << 20;
+
+// The arguments that every channel of ours has: sizes, keepalive, reconnects after 50 ms to 1 s,
+// and a connection of its own (no sharing between channels to one address).
+grpc::ChannelArguments DefaultChannelArguments();
+
+// A channel to HOST:PORT or unix:PATH (which is never encrypted). Connects on first use.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address,
+                                                       const security::TlsFiles& tls);
+
+}  // namespace switchyard::rpc

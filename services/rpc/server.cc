@@ -1,0 +1,127 @@
+#include "services/rpc/server.h"
+
+#include <errno.h>
+#include <grpc/support/log.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_builder.h>
+#include <netdb.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <mutex>
+
+#include "grpc/health/v1/health.pb.h"
+#include "services/base/check.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/rpc/channel.h"
+
+namespace switchyard::rpc {
+namespace {
+
+// gRPC says only that it failed; binding once more ourselves gives the reason.
+std::string WhyNotBound(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int code = ::getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found);
+  if (code != 0) return ::gai_strerror(code);
+  std::string reason = "the address cannot be bound";
+  const int fd = ::socket(found->ai_family, SOCK_STREAM, 0);
+  if (fd >= 0) {
+    const int on = 1;
+    ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (::bind(fd, found->ai_addr, found->ai_addrlen) != 0 || ::listen(fd, 1) != 0) {
+      reason = ::strerror(errno);
+    }
+    ::close(fd);
+  }
+  ::freeaddrinfo(found);
+  return reason;
+}
+
+void EnablePlugins() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    // Links the descriptor in, so that reflection can describe the health service.
+    SY_CHECK(grpc::health::v1::HealthCheckRequest::descriptor() != nullptr);
+  });
+}
+
+void SetLimits(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(kMessageBytesMax);
+  builder.SetMaxSendMessageSize(kMessageBytesMax);
+  // Two servers on one port would share its connections silently.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Our own channels ping every 10 s.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(
+    const ServerOptions& options, const std::function<void(grpc::ServerBuilder&)>& configure) {
+  EnablePlugins();
+  grpc::ServerBuilder builder;
+  SetLimits(builder);
+  int port = -1;
+  const bool local_socket = options.listen.rfind("unix:", 0) == 0;
+  if (!options.listen.empty()) {
+    SY_ASSIGN_OR_RETURN(auto credentials, security::ServerCredentials(
+                                              local_socket ? security::TlsFiles{} : options.tls));
+    builder.AddListeningPort(options.listen, credentials, &port);
+  }
+  configure(builder);
+  std::unique_ptr<Server> server(new Server);
+  server->server_ = builder.BuildAndStart();
+  if (server->server_ == nullptr || (!options.listen.empty() && port <= 0)) {
+    return Unavailable("cannot listen on {}: {}", options.listen,
+                       local_socket ? "the socket cannot be bound" : WhyNotBound(options.listen));
+  }
+  server->address_ = options.listen;
+  if (port > 0 && !local_socket) {
+    server->address_ =
+        fmt::format("{}:{}", options.listen.substr(0, options.listen.rfind(':')), port);
+    security::WarnIfExposed(server->address_, options.tls);
+  }
+  server->SetReady(false);
+  return server;
+}
+
+Server::~Server() {
+  if (server_ != nullptr) Shutdown(absl::ZeroDuration());
+}
+
+void Server::SetReady(bool ready) {
+  if (auto* health = server_->GetHealthCheckService()) health->SetServingStatus(ready);
+}
+
+void Server::Shutdown(absl::Duration grace) {
+  server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+  server_->Wait();
+}
+
+void RouteGrpcLogs() {
+  gpr_set_log_function([](gpr_log_func_args* args) {
+    const char* file = ::strrchr(args->file, '/');
+    const auto level = args->severity == GPR_LOG_SEVERITY_ERROR  ? log::Level::kError
+                       : args->severity == GPR_LOG_SEVERITY_INFO ? log::Level::kInfo
+                                                                 : log::Level::kDebug;
+    if (!log::Enabled(level)) return;
+    log::Write(level, fmt::format("grpc {}:{}: {}", file == nullptr ? args->file : file + 1,
+                                  args->line, args->message));
+  });
+}
+
+}  // namespace switchyard::rpc
