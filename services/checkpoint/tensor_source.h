@@ -19,6 +19,9 @@ struct TensorInfo {
   uint64_t bytes = 0;
   int file = 0;         // index into TensorSource::files()
   uint64_t offset = 0;  // in that file
+  // The file's own name of a dtype that we do not know ("F8_E8M0", …), where dtype means nothing.
+  // Such a tensor is listed and cannot be mapped.
+  std::string unknown_dtype;
 };
 
 // A range of dimension 0 of a tensor, mapped read-only. Valid as long as its source lives.
@@ -46,13 +49,17 @@ class TensorSource {
   virtual const TensorInfo* Find(std::string_view name) const = 0;
 
   // Maps the pages of these ranges and no others (neighbours share one mapping). Call it once with
-  // all that the process needs; ranges mapped before are kept. NOT_FOUND names a missing tensor.
+  // all that the process needs; ranges mapped before are kept. NOT_FOUND names a missing tensor,
+  // UNIMPLEMENTED one of an unknown dtype, INVALID_ARGUMENT a range beyond its tensor.
   virtual absl::Status Map(const std::vector<TensorRange>& ranges) = 0;
   // A range inside what was mapped; FAILED_PRECONDITION if it was not.
   virtual absl::StatusOr<MappedTensor> Get(const TensorRange& range) const = 0;
+  // Copies bytes of a file without mapping them, e.g. to sample a checkpoint.
+  virtual absl::Status Read(int file, uint64_t offset, void* to, size_t bytes) const = 0;
 };
 
-// A directory with model.safetensors, or model.safetensors.index.json and its shards.
+// A directory with model.safetensors, or model.safetensors.index.json and its shards. Symbolic
+// links (as Hugging Face's cache lays them out) are followed. Errors name file and tensor.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenSafetensors(const std::string& directory);
 
 }  // namespace switchyard::checkpoint

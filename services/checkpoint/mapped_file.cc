@@ -1,0 +1,143 @@
+#include "services/checkpoint/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <functional>
+
+#include "services/base/check.h"
+#include "services/base/status.h"
+
+namespace switchyard::checkpoint {
+namespace {
+
+uint64_t PageSize() { return static_cast<uint64_t>(sysconf(_SC_PAGESIZE)); }
+
+// The gap size from which on gaps must stay open so that at most max_ranges ranges are left.
+uint64_t SmallestOpenGap(const std::vector<ByteRange>& ranges, size_t max_ranges) {
+  if (ranges.size() <= max_ranges) return 1;
+  std::vector<uint64_t> gaps;
+  uint64_t end = ranges.front().offset + ranges.front().bytes;
+  for (const ByteRange& range : ranges) {
+    if (range.offset > end) gaps.push_back(range.offset - end);
+    end = std::max(end, range.offset + range.bytes);
+  }
+  if (gaps.size() < max_ranges) return 1;
+  const auto nth = gaps.begin() + static_cast<ptrdiff_t>(max_ranges) - 1;
+  std::nth_element(gaps.begin(), nth, gaps.end(), std::greater<>());
+  return *nth + 1;  // equal gaps are closed too, so that the bound holds
+}
+
+}  // namespace
+
+std::vector<ByteRange> MergeRanges(std::vector<ByteRange> ranges, uint64_t page,
+                                   size_t max_ranges) {
+  std::erase_if(ranges, [](const ByteRange& range) { return range.bytes == 0; });
+  for (ByteRange& range : ranges) {
+    const uint64_t end = (range.offset + range.bytes + page - 1) / page * page;
+    range.offset = range.offset / page * page;
+    range.bytes = end - range.offset;
+  }
+  std::ranges::sort(ranges, {}, &ByteRange::offset);
+  if (ranges.empty()) return ranges;
+  const uint64_t open_gap = SmallestOpenGap(ranges, max_ranges);
+  std::vector<ByteRange> out = {ranges.front()};
+  for (const ByteRange& range : ranges) {
+    ByteRange& last = out.back();
+    const uint64_t end = last.offset + last.bytes;
+    if (range.offset >= end + open_gap) {
+      out.push_back(range);
+    } else {
+      last.bytes = std::max(end, range.offset + range.bytes) - last.offset;
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
+  // O_NONBLOCK: opening a FIFO must not wait for a writer; it has no effect on regular files.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return NotFound("{}: {}", path, std::strerror(errno));
+  struct stat info;
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    close(fd);
+    return InvalidArgument("{}: is no regular file", path);
+  }
+  return std::unique_ptr<MappedFile>(new MappedFile(path, fd, static_cast<uint64_t>(info.st_size)));
+}
+
+MappedFile::~MappedFile() {
+  for (const Mapping& mapping : mappings_) munmap(mapping.data, mapping.range.bytes);
+  close(fd_);
+}
+
+absl::Status MappedFile::Read(uint64_t offset, void* to, size_t bytes) const {
+  if (offset > size_ || bytes > size_ - offset) {
+    return OutOfRange("{}: bytes {} to {} lie beyond its end at {}", path_, offset, offset + bytes,
+                      size_);
+  }
+  auto* out = static_cast<char*>(to);
+  while (bytes > 0) {
+    const ssize_t got = pread(fd_, out, bytes, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      return DataLoss("{}: cannot read {} bytes at {}: {}", path_, bytes, offset,
+                      got == 0 ? "the file became shorter" : std::strerror(errno));
+    }
+    out += got;
+    offset += static_cast<uint64_t>(got);
+    bytes -= static_cast<size_t>(got);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MappedFile::Map(std::vector<ByteRange> ranges, size_t max_mappings) {
+  for (const ByteRange& range : ranges) {
+    SY_CHECK(range.offset <= size_ && range.bytes <= size_ - range.offset);
+  }
+  std::erase_if(ranges, [this](const ByteRange& range) { return Find(range) != nullptr; });
+  batches_.push_back(mappings_.size());
+  for (const ByteRange& range : MergeRanges(std::move(ranges), PageSize(), max_mappings)) {
+    void* data =
+        mmap(nullptr, range.bytes, PROT_READ, MAP_PRIVATE, fd_, static_cast<off_t>(range.offset));
+    if (data == MAP_FAILED) {
+      return ResourceExhausted("{}: cannot map {} bytes at {}: {}", path_, range.bytes,
+                               range.offset, std::strerror(errno));
+    }
+    // Start reading ahead; a hint, so its failure does not matter.
+    (void)madvise(data, range.bytes, MADV_WILLNEED);
+    mappings_.push_back({range, static_cast<std::byte*>(data)});
+  }
+  return absl::OkStatus();
+}
+
+const std::byte* MappedFile::Find(ByteRange range) const {
+  for (size_t b = 0; b < batches_.size(); ++b) {
+    const auto begin = mappings_.begin() + static_cast<ptrdiff_t>(batches_[b]);
+    const auto end = b + 1 < batches_.size()
+                         ? mappings_.begin() + static_cast<ptrdiff_t>(batches_[b + 1])
+                         : mappings_.end();
+    auto after = std::upper_bound(begin, end, range.offset, [](uint64_t offset, const Mapping& m) {
+      return offset < m.range.offset;
+    });
+    if (after == begin) continue;
+    const Mapping& m = *std::prev(after);
+    if (range.offset + range.bytes <= m.range.offset + m.range.bytes) {
+      return m.data + (range.offset - m.range.offset);
+    }
+  }
+  return nullptr;
+}
+
+uint64_t MappedFile::mapped_bytes() const {
+  uint64_t bytes = 0;
+  for (const Mapping& mapping : mappings_) bytes += mapping.range.bytes;
+  return bytes;
+}
+
+}  // namespace switchyard::checkpoint

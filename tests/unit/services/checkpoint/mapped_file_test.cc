@@ -1,0 +1,87 @@
+#include "services/checkpoint/mapped_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <cstring>
+
+#include "services/base/text.h"
+#include "tests/unit/services/checkpoint/safetensors_files.h"
+
+namespace switchyard::checkpoint {
+namespace {
+
+using testing::HasSubstr;
+
+bool operator==(const ByteRange& a, const ByteRange& b) {
+  return a.offset == b.offset && a.bytes == b.bytes;
+}
+
+TEST(MergeRanges, RoundsToPagesAndJoinsNeighbours) {
+  const auto merged = MergeRanges({{5000, 10}, {0, 4096}, {12000, 1}, {70, 0}}, 4096, 100);
+  ASSERT_EQ(merged.size(), 1u);
+  EXPECT_TRUE(merged[0] == (ByteRange{0, 12288}));
+  EXPECT_EQ(MergeRanges({{0, 1}, {8192, 1}}, 4096, 100).size(), 2u);
+  EXPECT_TRUE(MergeRanges({}, 4096, 1).empty());
+}
+
+TEST(MergeRanges, FillsTheSmallestGapsToKeepTheBound) {
+  // Gaps of 1, 3 and 2 pages.
+  const std::vector<ByteRange> ranges = {{0, 10}, {2 * 10, 10}, {6 * 10, 10}, {9 * 10, 10}};
+  auto merged = MergeRanges(ranges, 10, 3);
+  ASSERT_EQ(merged.size(), 3u);
+  EXPECT_TRUE(merged[0] == (ByteRange{0, 30}));
+  merged = MergeRanges(ranges, 10, 2);
+  ASSERT_EQ(merged.size(), 2u);
+  EXPECT_TRUE(merged[1] == (ByteRange{60, 40}));
+  EXPECT_EQ(MergeRanges(ranges, 10, 1).size(), 1u);
+  // Equal gaps cannot be told apart: the bound holds all the same.
+  std::vector<ByteRange> even;
+  for (uint64_t i = 0; i < 1000; ++i) even.push_back({i * 20, 10});
+  EXPECT_LE(MergeRanges(even, 10, 7).size(), 7u);
+}
+
+TEST(MappedFile, MapsOnlyWhatIsAskedFor) {
+  const TempDirectory dir;
+  std::string bytes(40 * 4096, 'x');
+  bytes[20 * 4096 + 5] = 'y';
+  WriteFile(dir / "f", bytes);
+  auto file = *MappedFile::Open(dir / "f");
+  ASSERT_TRUE(file->Map({{20 * 4096, 100}}, 10).ok());
+  EXPECT_EQ(file->mapped_bytes(), 4096u);
+  EXPECT_EQ(static_cast<char>(*file->Find({20 * 4096 + 5, 1})), 'y');
+  EXPECT_EQ(file->Find({0, 1}), nullptr);
+  EXPECT_EQ(file->Find({20 * 4096, 4097}), nullptr);
+  const std::byte* before = file->Find({20 * 4096, 1});
+  // A later call keeps what is mapped and adds the rest.
+  ASSERT_TRUE(file->Map({{20 * 4096, 100}, {0, 1}, {39 * 4096, 4096}}, 10).ok());
+  EXPECT_EQ(file->mappings(), 3u);
+  EXPECT_EQ(file->Find({20 * 4096, 1}), before);
+  EXPECT_NE(file->Find({0, 1}), nullptr);
+  EXPECT_NE(file->Find({39 * 4096, 4096}), nullptr);
+}
+
+TEST(MappedFile, RefusesWhatIsNoRegularFile) {
+  const TempDirectory dir;
+  EXPECT_EQ(MappedFile::Open(dir / "none").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(ToStd(MappedFile::Open(dir.path()).status().message())),
+              HasSubstr("no regular file"));
+  ASSERT_EQ(mkfifo((dir / "fifo").c_str(), 0600), 0);
+  EXPECT_THAT(std::string(ToStd(MappedFile::Open(dir / "fifo").status().message())),
+              HasSubstr("no regular file"));
+}
+
+TEST(MappedFile, ReadsWithinBounds) {
+  const TempDirectory dir;
+  WriteFile(dir / "f", "hello");
+  const auto file = *MappedFile::Open(dir / "f");
+  char text[6] = {};
+  ASSERT_TRUE(file->Read(1, text, 4).ok());
+  EXPECT_STREQ(text, "ello");
+  EXPECT_EQ(file->Read(2, text, 4).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(file->Read(UINT64_MAX, text, 4).code(), absl::StatusCode::kOutOfRange);
+}
+
+}  // namespace
+}  // namespace switchyard::checkpoint
