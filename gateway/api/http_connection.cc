@@ -1,0 +1,539 @@
+#include "gateway/api/http_connection.h"
+
+#include <absl/synchronization/mutex.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/ssl/stream.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/write.hpp>
+#include <chrono>
+#include <ctime>
+#include <optional>
+
+#include "gateway/api/http_parser.h"
+
+namespace switchyard::gateway {
+namespace {
+
+namespace asio = boost::asio;
+using Socket = asio::generic::stream_protocol::socket;
+using TlsStream = asio::ssl::stream<Socket>;
+using SteadyClock = std::chrono::steady_clock;
+using ErrorCode = boost::system::error_code;
+
+constexpr size_t kReadBytes = 16 << 10;
+// After an answer that closes the connection the client gets this long (and may send this much)
+// before the socket is closed: closing with unread input would reset it and lose the answer.
+constexpr absl::Duration kLingerTime = absl::Seconds(2);
+constexpr size_t kLingerBytes = 16 << 20;
+
+std::string Date() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[64];
+  const size_t n = std::strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &parts);
+  return std::string(text, n);
+}
+
+enum class Framing { kLength, kChunked, kUntilClose };
+
+void AppendHead(std::string& out, const HttpResponse& response, Framing framing, bool keep_alive) {
+  fmt::format_to(std::back_inserter(out), "HTTP/1.1 {} {}\r\ndate: {}\r\n", response.status,
+                 HttpReason(response.status), Date());
+  if (!response.content_type.empty()) {
+    fmt::format_to(std::back_inserter(out), "content-type: {}\r\n", response.content_type);
+  }
+  if (framing == Framing::kLength) {
+    fmt::format_to(std::back_inserter(out), "content-length: {}\r\n", response.body.size());
+  } else if (framing == Framing::kChunked) {
+    out += "transfer-encoding: chunked\r\n";
+  }
+  out += keep_alive ? "connection: keep-alive\r\n" : "connection: close\r\n";
+  for (const auto& [name, value] : response.headers) {
+    fmt::format_to(std::back_inserter(out), "{}: {}\r\n", name, value);
+  }
+  out += "\r\n";
+}
+
+class Connection;
+
+// Bytes go from any thread into `pending_`; the connection takes them on its io thread.
+// `io_active_` says that a flush is posted or a write is in flight, so that most writes of a burst
+// post nothing.
+class Exchange final : public HttpExchange {
+ public:
+  Exchange(std::shared_ptr<Connection> connection, size_t max_buffered, bool head_only, bool http10,
+           bool keep_alive)
+      : max_buffered_(max_buffered),
+        head_only_(head_only),
+        http10_(http10),
+        keep_alive_(keep_alive),
+        connection_(std::move(connection)) {}
+
+  void Respond(HttpResponse response) override;
+  void StartStream(HttpResponse head) override;
+  bool Write(std::string_view data) override;
+  void End() override;
+  void OnGone(std::function<void()> callback) override;
+
+  // For the connection, on its thread.
+  // Fills the empty `out` with what waits; true if that was the last. An empty `out` ends the
+  // activity.
+  bool TakePending(std::string& out);
+  // The connection is closed: nothing is sent any more. Returns the callback to call, if any.
+  std::function<void()> MarkGone();
+  bool ended() const;
+  bool keep_alive() const { return keep_alive_; }
+
+ private:
+  enum class State { kOpen, kStreaming, kEnded, kGone };
+
+  void AppendChunk(std::string_view data) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The connection to post a flush to, if one is needed.
+  std::shared_ptr<Connection> Activate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const size_t max_buffered_;
+  const bool head_only_;
+  const bool http10_;
+  const bool keep_alive_;
+  mutable absl::Mutex mutex_;
+  std::shared_ptr<Connection> connection_ ABSL_GUARDED_BY(mutex_);  // null once ended or gone
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kOpen;
+  bool io_active_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cut_off_ ABSL_GUARDED_BY(mutex_) = false;
+  std::string pending_ ABSL_GUARDED_BY(mutex_);
+  std::function<void()> on_gone_ ABSL_GUARDED_BY(mutex_);
+};
+
+class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpServerShared> shared, int fd,
+             int family);
+  ~Connection() override { --shared_->stats.open_connections; }
+
+  void Start();
+  void CloseIfIdle() override;
+  void Close() override;
+  void Flush();
+  void CutOff();
+  asio::io_context& io() { return *loop_->io; }
+
+ private:
+  enum class Phase { kIdle, kHeader, kBody, kAnswering, kWriting, kLinger };
+
+  void Enter(Phase phase, absl::Duration limit);
+  void Tick();
+  void OnDeadline();
+  void MaybeRead();
+  void OnRead(const ErrorCode& ec, size_t n);
+  void Process();
+  void Dispatch();
+  void Refuse(int status, std::string_view message);
+  void StartWrite();
+  void OnWritten(const ErrorCode& ec, size_t n);
+  void FinishExchange();
+  void Linger();
+  Socket& socket() { return tls_ ? tls_->next_layer() : *plain_; }
+
+  const std::shared_ptr<HttpIoLoop> loop_;
+  const std::shared_ptr<HttpServerShared> shared_;
+  std::optional<Socket> plain_;
+  std::unique_ptr<TlsStream> tls_;
+  asio::steady_timer timer_;
+  SteadyClock::duration tick_;
+  Phase phase_ = Phase::kHeader;
+  SteadyClock::time_point deadline_;
+  SteadyClock::time_point exchange_deadline_;
+
+  std::unique_ptr<char[]> read_buffer_{new char[kReadBytes]};
+  std::string in_;  // received, not yet parsed
+  std::unique_ptr<HttpParser> parser_;
+  bool continue_sent_ = false;
+  bool reading_ = false;
+  bool writing_ = false;
+  bool client_done_ = false;  // the client closed its side
+  bool closing_ = false;      // the answer in `out_` is the last
+  bool last_of_exchange_ = false;
+  bool closed_ = false;
+  size_t lingered_ = 0;
+  std::string out_;  // in flight
+  std::shared_ptr<Exchange> current_;
+};
+
+// ------------------------------------------------------------------ exchange
+
+std::shared_ptr<Connection> Exchange::Activate() {
+  if (io_active_ || !connection_) return nullptr;
+  io_active_ = true;
+  return connection_;
+}
+
+void PostFlush(std::shared_ptr<Connection> connection) {
+  if (!connection) return;
+  asio::io_context& io = connection->io();
+  asio::post(io, [connection = std::move(connection)] { connection->Flush(); });
+}
+
+void Exchange::Respond(HttpResponse response) {
+  std::shared_ptr<Connection> flush;
+  std::function<void()> dropped;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (state_ != State::kOpen) return;
+    AppendHead(pending_, response, Framing::kLength, keep_alive_);
+    if (!head_only_) pending_ += response.body;
+    state_ = State::kEnded;
+    dropped = std::move(on_gone_);
+    on_gone_ = nullptr;
+    flush = Activate();
+  }
+  PostFlush(std::move(flush));
+}
+
+void Exchange::AppendChunk(std::string_view data) {
+  if (head_only_ || data.empty()) return;
+  if (http10_) {
+    pending_ += data;
+    return;
+  }
+  fmt::format_to(std::back_inserter(pending_), "{:x}\r\n", data.size());
+  pending_ += data;
+  pending_ += "\r\n";
+}
+
+void Exchange::StartStream(HttpResponse head) {
+  std::shared_ptr<Connection> flush;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (state_ != State::kOpen) return;
+    state_ = State::kStreaming;
+    AppendHead(pending_, head, http10_ ? Framing::kUntilClose : Framing::kChunked, keep_alive_);
+    AppendChunk(head.body);
+    flush = Activate();
+  }
+  PostFlush(std::move(flush));
+}
+
+bool Exchange::Write(std::string_view data) {
+  std::shared_ptr<Connection> flush, cut;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (state_ != State::kStreaming || cut_off_) return false;
+    if (pending_.size() + data.size() > max_buffered_) {
+      cut_off_ = true;
+      cut = connection_;
+    } else {
+      AppendChunk(data);
+      flush = Activate();
+    }
+  }
+  if (cut) {
+    asio::io_context& io = cut->io();
+    asio::post(io, [cut = std::move(cut)] { cut->CutOff(); });
+    return false;
+  }
+  PostFlush(std::move(flush));
+  return true;
+}
+
+void Exchange::End() {
+  std::shared_ptr<Connection> flush;
+  std::function<void()> dropped;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (state_ != State::kStreaming) return;
+    if (!http10_ && !head_only_) pending_ += "0\r\n\r\n";
+    state_ = State::kEnded;
+    dropped = std::move(on_gone_);
+    on_gone_ = nullptr;
+    flush = Activate();
+  }
+  PostFlush(std::move(flush));
+}
+
+void Exchange::OnGone(std::function<void()> callback) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (state_ == State::kEnded) return;
+    if (state_ != State::kGone) {
+      on_gone_ = std::move(callback);
+      return;
+    }
+  }
+  callback();
+}
+
+bool Exchange::TakePending(std::string& out) {
+  absl::MutexLock lock(&mutex_);
+  std::swap(out, pending_);
+  if (out.empty()) io_active_ = false;
+  if (state_ != State::kEnded) return false;
+  connection_ = nullptr;
+  return true;
+}
+
+std::function<void()> Exchange::MarkGone() {
+  absl::MutexLock lock(&mutex_);
+  connection_ = nullptr;
+  pending_.clear();
+  if (state_ != State::kEnded) state_ = State::kGone;
+  std::function<void()> callback = std::move(on_gone_);
+  on_gone_ = nullptr;
+  return callback;
+}
+
+bool Exchange::ended() const {
+  absl::MutexLock lock(&mutex_);
+  return state_ == State::kEnded;
+}
+
+// ---------------------------------------------------------------- connection
+
+Connection::Connection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpServerShared> shared,
+                       int fd, int family)
+    : loop_(std::move(loop)), shared_(std::move(shared)), timer_(*loop_->io) {
+  ++shared_->stats.open_connections;
+  Socket socket(*loop_->io, asio::generic::stream_protocol(family, 0), fd);
+  if (shared_->tls) {
+    tls_ = std::make_unique<TlsStream>(std::move(socket), *shared_->tls);
+  } else {
+    plain_.emplace(std::move(socket));
+  }
+  const HttpServerOptions& o = shared_->options;
+  const absl::Duration shortest = std::min(
+      {o.header_timeout, o.body_timeout, o.idle_timeout, o.write_timeout, o.exchange_timeout});
+  tick_ =
+      absl::ToChronoNanoseconds(std::clamp(shortest / 4, absl::Milliseconds(5), absl::Seconds(1)));
+}
+
+void Connection::Enter(Phase phase, absl::Duration limit) {
+  phase_ = phase;
+  deadline_ = SteadyClock::now() + absl::ToChronoNanoseconds(limit);
+}
+
+void Connection::Start() {
+  loop_->connections.insert(this);
+  Enter(Phase::kHeader, shared_->options.header_timeout);
+  parser_ = std::make_unique<HttpParser>(shared_->options.limits);
+  Tick();
+  if (!tls_) return MaybeRead();
+  tls_->async_handshake(asio::ssl::stream_base::server,
+                        [self = shared_from_this()](const ErrorCode& ec) {
+                          if (ec) return self->Close();
+                          self->MaybeRead();
+                        });
+}
+
+// One coarse timer a connection: deadlines move with every write and cost nothing to set.
+void Connection::Tick() {
+  timer_.expires_after(tick_);
+  timer_.async_wait([self = shared_from_this()](const ErrorCode& ec) {
+    if (ec || self->closed_) return;
+    if (SteadyClock::now() >= self->deadline_) self->OnDeadline();
+    if (!self->closed_) self->Tick();
+  });
+}
+
+void Connection::OnDeadline() {
+  switch (phase_) {
+    case Phase::kIdle:
+    case Phase::kLinger:
+      return Close();
+    case Phase::kHeader:
+      if (in_.empty()) return Close();
+      return Refuse(408, "the request header did not arrive in time");
+    case Phase::kBody:
+      return Refuse(408, "the request body did not arrive in time");
+    case Phase::kAnswering:
+    case Phase::kWriting:
+      return CutOff();
+  }
+}
+
+void Connection::MaybeRead() {
+  if (reading_ || closed_ || client_done_) return;
+  if (current_ && in_.size() >= shared_->options.max_pipelined_bytes) return;
+  reading_ = true;
+  auto done = [self = shared_from_this()](const ErrorCode& ec, size_t n) { self->OnRead(ec, n); };
+  const auto buffer = asio::buffer(read_buffer_.get(), kReadBytes);
+  if (tls_) {
+    tls_->async_read_some(buffer, std::move(done));
+  } else {
+    plain_->async_read_some(buffer, std::move(done));
+  }
+}
+
+void Connection::OnRead(const ErrorCode& ec, size_t n) {
+  reading_ = false;
+  if (closed_) return;
+  if (ec) {
+    client_done_ = true;
+    // An answer that is complete is still written to a client that only closed its sending side.
+    const bool finishing = (current_ && current_->ended()) || (closing_ && writing_);
+    if (!finishing) Close();
+    return;
+  }
+  shared_->stats.bytes_in += n;
+  if (phase_ == Phase::kLinger || closing_) {
+    lingered_ += n;
+    if (lingered_ > kLingerBytes) return Close();
+    return MaybeRead();
+  }
+  in_.append(read_buffer_.get(), n);
+  Process();
+}
+
+void Connection::Process() {
+  const HttpServerOptions& o = shared_->options;
+  while (!closed_ && !closing_ && !current_ && !in_.empty()) {
+    if (phase_ == Phase::kIdle) Enter(Phase::kHeader, o.header_timeout);
+    const size_t used = parser_->Feed(in_);
+    in_.erase(0, used);
+    if (parser_->state() == HttpParser::State::kFailed) {
+      return Refuse(parser_->error_status(), parser_->error());
+    }
+    if (parser_->state() == HttpParser::State::kDone) {
+      Dispatch();
+      continue;
+    }
+    if (parser_->state() == HttpParser::State::kBody && phase_ != Phase::kBody) {
+      Enter(Phase::kBody, o.body_timeout);
+      if (parser_->ExpectsContinue() && !continue_sent_ && !writing_) {
+        continue_sent_ = true;
+        out_ = "HTTP/1.1 100 Continue\r\n\r\n";
+        StartWrite();
+      }
+    }
+    if (in_.size() > o.limits.header_bytes + kReadBytes) {
+      return Refuse(431, "the request headers are larger than this server takes");
+    }
+    if (used == 0) break;
+  }
+  MaybeRead();
+}
+
+void Connection::Dispatch() {
+  const bool keep_alive = parser_->KeepAlive() && !shared_->draining;
+  const bool http10 = parser_->IsHttp10();
+  HttpRequest request = parser_->Take();
+  parser_ = std::make_unique<HttpParser>(shared_->options.limits);
+  continue_sent_ = false;
+  Enter(Phase::kAnswering, shared_->options.exchange_timeout);
+  exchange_deadline_ = deadline_;
+  const bool head_only = request.method == "HEAD";
+  if (head_only) request.method = "GET";
+  // Until-close framing cannot be kept alive, whatever the client wishes.
+  current_ = std::make_shared<Exchange>(shared_from_this(), shared_->options.max_buffered_bytes,
+                                        head_only, http10, keep_alive && !http10);
+  shared_->handler->Handle(std::move(request), current_);
+}
+
+void Connection::Refuse(int status, std::string_view message) {
+  if (closing_ || writing_) return Close();
+  closing_ = true;
+  ++shared_->stats.clients_cut_off;
+  HttpResponse response;
+  response.status = status;
+  response.body = shared_->handler->ErrorBody(status, message);
+  out_.clear();
+  AppendHead(out_, response, Framing::kLength, false);
+  out_ += response.body;
+  StartWrite();
+  MaybeRead();
+}
+
+void Connection::Flush() {
+  if (closed_ || writing_ || !current_) return;
+  out_.clear();
+  last_of_exchange_ = current_->TakePending(out_);
+  if (!out_.empty()) return StartWrite();
+  if (last_of_exchange_) FinishExchange();
+}
+
+void Connection::StartWrite() {
+  writing_ = true;
+  Enter(Phase::kWriting, shared_->options.write_timeout);
+  auto done = [self = shared_from_this()](const ErrorCode& ec, size_t n) {
+    self->OnWritten(ec, n);
+  };
+  if (tls_) {
+    asio::async_write(*tls_, asio::buffer(out_), std::move(done));
+  } else {
+    asio::async_write(*plain_, asio::buffer(out_), std::move(done));
+  }
+}
+
+void Connection::OnWritten(const ErrorCode& ec, size_t n) {
+  writing_ = false;
+  shared_->stats.bytes_out += n;
+  if (closed_) return;
+  if (ec) return Close();
+  if (closing_) return Linger();
+  if (!current_)
+    return Enter(Phase::kBody, shared_->options.body_timeout);  // "100 Continue" is out
+  phase_ = Phase::kAnswering;
+  deadline_ = exchange_deadline_;
+  if (last_of_exchange_) return FinishExchange();
+  Flush();
+}
+
+void Connection::FinishExchange() {
+  const bool keep_alive = current_->keep_alive() && !shared_->draining && !client_done_;
+  current_.reset();
+  last_of_exchange_ = false;
+  if (out_.capacity() > (64 << 10)) std::string().swap(out_);
+  if (!keep_alive) {
+    closing_ = true;
+    return Linger();
+  }
+  Enter(Phase::kIdle, shared_->options.idle_timeout);
+  Process();
+}
+
+void Connection::Linger() {
+  if (client_done_) return Close();
+  Enter(Phase::kLinger, kLingerTime);
+  ErrorCode ignored;
+  socket().shutdown(Socket::shutdown_send, ignored);
+  in_.clear();
+  MaybeRead();
+}
+
+void Connection::CutOff() {
+  if (closed_) return;
+  ++shared_->stats.clients_cut_off;
+  Close();
+}
+
+void Connection::CloseIfIdle() {
+  if (!current_ && phase_ == Phase::kIdle) Close();
+}
+
+void Connection::Close() {
+  if (closed_) return;
+  closed_ = true;
+  const auto self = shared_from_this();
+  loop_->connections.erase(this);
+  ErrorCode ignored;
+  socket().close(ignored);
+  timer_.cancel(ignored);
+  if (!current_) return;
+  const std::shared_ptr<Exchange> exchange = std::move(current_);
+  if (const auto callback = exchange->MarkGone()) callback();
+}
+
+}  // namespace
+
+void ServeHttpConnection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpServerShared> shared,
+                         int fd, int family) {
+  std::make_shared<Connection>(std::move(loop), std::move(shared), fd, family)->Start();
+}
+
+}  // namespace switchyard::gateway
