@@ -1,0 +1,399 @@
+#include "gateway/upstream/router_client.h"
+
+#include <grpcpp/channel.h>
+
+#include <algorithm>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
+#include "gateway/upstream/router_stream.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/rpc/status_map.h"
+
+namespace switchyard::gateway {
+namespace {
+
+namespace pb = internal::v1;
+
+constexpr absl::Duration kHelloTimeout = absl::Seconds(5);
+
+ModelInfo InfoOf(const pb::RouterHello& hello) {
+  return {.model_fingerprint = hello.model_fingerprint(),
+          .numerics_id = hello.numerics_id(),
+          .max_model_len = hello.max_model_len(),
+          .vocab = hello.vocab(),
+          .moe_layers = {hello.moe_layers().begin(), hello.moe_layers().end()},
+          .top_k = hello.top_k()};
+}
+
+}  // namespace
+
+class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Impl> {
+ public:
+  Impl(RouterClientOptions options, const ChannelFactory& channels, StateCallback on_state);
+
+  void Run() {
+    keeper_ = std::thread([this] { Keep(); });
+  }
+  void Stop();
+
+  absl::StatusOr<RequestHandle> Submit(pb::Submit submit, std::shared_ptr<TokenListener> listener);
+  void Cancel(const RequestHandle& handle);
+  RoutersState state() const;
+  std::optional<ModelInfo> model() const;
+  void DescribeExperts(absl::Duration timeout, ExpertsCallback done) const;
+
+ private:
+  struct Request {
+    std::shared_ptr<TokenListener> listener;  // null once cancelled
+    std::set<int> open;                       // choices without a finish
+  };
+  struct Peer {
+    std::string address;
+    std::unique_ptr<pb::Router::Stub> stub;
+    std::shared_ptr<RouterStream> stream;  // null between attempts
+    uint64_t connection = 0;
+    bool hello = false, ready = false;
+    std::string state = "connecting";
+    std::string refusal;  // why we broke the stream ourselves
+    ModelInfo info;
+    std::unordered_map<uint64_t, Request> requests;
+    absl::Duration backoff;
+    absl::Time next = absl::InfinitePast();  // attempt, or end of the patience for the hello
+  };
+
+  void Keep();
+  void Connect(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnMessage(size_t index, const pb::FromRouter& message);
+  void OnDone(size_t index, const absl::Status& status);
+  void OnHello(Peer& peer, const pb::RouterHello& hello) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnState(Peer& peer, const pb::RouterState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnToken(size_t index, const pb::Token& token);
+  void Refuse(Peer& peer, std::string why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string Missing() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void Changed() {
+    if (on_state_) on_state_();
+  }
+
+  const RouterClientOptions options_;
+  const StateCallback on_state_;
+  std::thread keeper_;
+
+  mutable absl::Mutex mutex_;
+  absl::CondVar wake_;
+  std::vector<Peer> peers_ ABSL_GUARDED_BY(mutex_);
+  std::optional<ModelInfo> model_ ABSL_GUARDED_BY(mutex_);
+  uint64_t next_request_ ABSL_GUARDED_BY(mutex_) = 1;
+  int streams_ ABSL_GUARDED_BY(mutex_) = 0;  // whose on_done has not returned
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+RouterClient::Impl::Impl(RouterClientOptions options, const ChannelFactory& channels,
+                         StateCallback on_state)
+    : options_(std::move(options)), on_state_(std::move(on_state)) {
+  for (const std::string& address : options_.addresses) {
+    Peer peer;
+    peer.address = address;
+    peer.stub = pb::Router::NewStub(channels(address));
+    peer.backoff = options_.backoff_min;
+    peers_.push_back(std::move(peer));
+  }
+}
+
+void RouterClient::Impl::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    wake_.SignalAll();
+    for (Peer& peer : peers_) {
+      if (peer.stream != nullptr) peer.stream->Break();
+    }
+  }
+  keeper_.join();
+  absl::MutexLock lock(&mutex_);
+  while (streams_ > 0) wake_.Wait(&mutex_);
+}
+
+// Connects whoever is due, and gives up on a router that says no hello.
+void RouterClient::Impl::Keep() {
+  absl::MutexLock lock(&mutex_);
+  while (!stopping_) {
+    const absl::Time now = absl::Now();
+    absl::Time next = absl::InfiniteFuture();
+    for (size_t i = 0; i < peers_.size(); ++i) {
+      Peer& peer = peers_[i];
+      if (peer.next <= now) {
+        if (peer.stream == nullptr) {
+          Connect(i);
+        } else {
+          peer.next = absl::InfiniteFuture();
+          Refuse(peer, "connecting: the router sends no hello");
+        }
+      }
+      next = std::min(next, peer.next);
+    }
+    wake_.WaitWithDeadline(&mutex_, next);
+  }
+}
+
+void RouterClient::Impl::Connect(size_t index) {
+  Peer& peer = peers_[index];
+  pb::ToRouter message;
+  pb::GatewayHello& hello = *message.mutable_hello();
+  hello.set_protocol_version(1);
+  hello.set_gateway_id(options_.gateway_id);
+  hello.set_text_fingerprint(options_.text_fingerprint);
+  ++peer.connection;
+  ++streams_;
+  peer.next = absl::Now() + kHelloTimeout;
+  auto self = shared_from_this();
+  peer.stream = RouterStream::Start(
+      *peer.stub, std::move(message), options_.max_queued_writes,
+      {.on_message = [self, index](const pb::FromRouter& m) { self->OnMessage(index, m); },
+       .on_done = [self, index](const absl::Status& status) { self->OnDone(index, status); }});
+}
+
+void RouterClient::Impl::OnMessage(size_t index, const pb::FromRouter& message) {
+  if (message.has_step()) {
+    for (const pb::Token& token : message.step().tokens()) OnToken(index, token);
+    return;
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    Peer& peer = peers_[index];
+    if (message.has_hello()) OnHello(peer, message.hello());
+    if (message.has_state()) OnState(peer, message.state());
+  }
+  Changed();
+}
+
+void RouterClient::Impl::OnHello(Peer& peer, const pb::RouterHello& hello) {
+  if (hello.text_fingerprint() != options_.text_fingerprint) {
+    return Refuse(
+        peer, fmt::format("refused: config or tokenizer differ: text fingerprint {} of "
+                          "router {}, {} of this gateway",
+                          hello.text_fingerprint(), hello.router_id(), options_.text_fingerprint));
+  }
+  for (const Peer& other : peers_) {
+    if (&other == &peer || !other.hello ||
+        other.info.model_fingerprint == hello.model_fingerprint()) {
+      continue;
+    }
+    return Refuse(
+        peer, fmt::format("refused: model fingerprint {} differs from {} of router {}",
+                          hello.model_fingerprint(), other.info.model_fingerprint, other.address));
+  }
+  peer.hello = true;
+  peer.info = InfoOf(hello);
+  peer.backoff = options_.backoff_min;
+  peer.next = absl::InfiniteFuture();
+  model_ = peer.info;
+}
+
+void RouterClient::Impl::OnState(Peer& peer, const pb::RouterState& state) {
+  if (!peer.hello) return;
+  const bool ready = state.ready() && !state.draining();
+  if (ready != peer.ready) {
+    log::Info("router {} is {}", peer.address,
+              ready              ? "ready"
+              : state.draining() ? "draining"
+                                 : "not ready: " + state.missing());
+  }
+  peer.ready = ready;
+  peer.state = state.draining() ? "draining"
+               : ready          ? "ready"
+                                : fmt::format("missing: {}", state.missing());
+}
+
+// The stream ends by our will; OnDone then shows `why` instead of its status.
+void RouterClient::Impl::Refuse(Peer& peer, std::string why) {
+  peer.refusal = std::move(why);
+  peer.backoff = options_.backoff_max;
+  peer.stream->Break();
+}
+
+void RouterClient::Impl::OnToken(size_t index, const pb::Token& token) {
+  std::shared_ptr<TokenListener> listener;
+  {
+    absl::MutexLock lock(&mutex_);
+    auto& requests = peers_[index].requests;
+    auto it = requests.find(token.request());
+    // Of a request that was cancelled, or of a choice that has ended.
+    if (it == requests.end() || it->second.open.count(token.choice()) == 0) return;
+    listener = it->second.listener;
+    if (token.finish() != pb::Token::NONE) it->second.open.erase(token.choice());
+    if (it->second.open.empty()) requests.erase(it);
+  }
+  if (listener != nullptr) listener->OnToken(token);
+}
+
+void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
+  std::vector<std::shared_ptr<TokenListener>> broken;
+  std::string address;
+  {
+    absl::MutexLock lock(&mutex_);
+    Peer& peer = peers_[index];
+    address = peer.address;
+    for (auto& [id, request] : peer.requests) {
+      if (request.listener != nullptr) broken.push_back(std::move(request.listener));
+    }
+    peer.requests.clear();
+    const bool was_up = peer.hello;
+    peer.stream = nullptr;
+    peer.hello = peer.ready = false;
+    std::string why = std::exchange(peer.refusal, "");
+    if (why.empty()) {
+      const bool refused = status.code() == absl::StatusCode::kFailedPrecondition;
+      if (refused) peer.backoff = options_.backoff_max;
+      why = fmt::format("{}: {}", refused ? "refused" : "connecting",
+                        status.ok() ? "the router ended the stream" : ToStd(status.message()));
+    }
+    if (!stopping_ && (was_up || why.rfind("refused", 0) == 0) && why != peer.state) {
+      log::Warning("router {}: {}", peer.address, why);
+    }
+    peer.state = std::move(why);
+    peer.next = absl::Now() + peer.backoff;
+    peer.backoff = std::min(peer.backoff * 2, options_.backoff_max);
+    wake_.SignalAll();
+  }
+  const absl::Status error =
+      Unavailable("the stream to router {} broke: {}", address,
+                  status.ok() ? "the router ended it" : std::string(ToStd(status.message())));
+  for (const auto& listener : broken) listener->OnBroken(error);
+  Changed();
+  absl::MutexLock lock(&mutex_);
+  --streams_;
+  wake_.SignalAll();
+}
+
+absl::StatusOr<RequestHandle> RouterClient::Impl::Submit(pb::Submit submit,
+                                                         std::shared_ptr<TokenListener> listener) {
+  absl::MutexLock lock(&mutex_);
+  const size_t n = peers_.size();
+  size_t best = n;
+  for (size_t k = 0; k < n; ++k) {
+    const size_t i = (k + next_request_) % n;  // equals take turns
+    if (!peers_[i].ready) continue;
+    if (best == n || peers_[i].requests.size() < peers_[best].requests.size()) best = i;
+  }
+  if (best == n) return Unavailable("no router is ready: {}", Missing());
+  Peer& peer = peers_[best];
+  const uint64_t id = next_request_++;
+  Request request{.listener = std::move(listener)};
+  for (int choice = 0; choice < std::max(1, submit.n()); ++choice) request.open.insert(choice);
+  submit.set_request(id);
+  pb::ToRouter message;
+  *message.mutable_submit() = std::move(submit);
+  peer.requests.emplace(id, std::move(request));
+  // Under the lock, so that the answer finds the request.
+  absl::Status sent = peer.stream->Send(std::move(message), RouterStream::Bound::kQueue);
+  if (!sent.ok()) {
+    peer.requests.erase(id);
+    return Annotate(sent, "router " + peer.address);
+  }
+  return RequestHandle{.router = best, .connection = peer.connection, .request = id};
+}
+
+void RouterClient::Impl::Cancel(const RequestHandle& handle) {
+  std::shared_ptr<TokenListener> released;  // after the lock: its destructor is not ours
+  absl::MutexLock lock(&mutex_);
+  if (handle.router >= peers_.size()) return;
+  Peer& peer = peers_[handle.router];
+  auto it = peer.requests.find(handle.request);
+  if (peer.connection != handle.connection || it == peer.requests.end()) return;
+  if (it->second.listener == nullptr) return;
+  // Kept until its last event: it is load at that router.
+  released = std::exchange(it->second.listener, nullptr);
+  pb::ToRouter message;
+  message.mutable_cancel()->set_request(handle.request);
+  // Beyond the bound of the queue, but at most one a request. A stream that has just ended needs
+  // none.
+  peer.stream->Send(std::move(message), RouterStream::Bound::kNone).IgnoreError();
+}
+
+std::string RouterClient::Impl::Missing() const {
+  std::vector<std::string> lines;
+  for (const Peer& peer : peers_) {
+    lines.push_back(fmt::format("router {}: {}", peer.address, peer.state));
+  }
+  return absl::StrJoin(lines, "; ");
+}
+
+RoutersState RouterClient::Impl::state() const {
+  absl::MutexLock lock(&mutex_);
+  RoutersState out;
+  for (const Peer& peer : peers_) {
+    out.ready |= peer.ready;
+    out.routers.push_back({.address = peer.address,
+                           .ready = peer.ready,
+                           .state = peer.state,
+                           .requests = static_cast<int>(peer.requests.size())});
+  }
+  if (!out.ready) out.missing = Missing();
+  return out;
+}
+
+std::optional<ModelInfo> RouterClient::Impl::model() const {
+  absl::MutexLock lock(&mutex_);
+  return model_;
+}
+
+void RouterClient::Impl::DescribeExperts(absl::Duration timeout, ExpertsCallback done) const {
+  struct Call {
+    grpc::ClientContext context;
+    pb::DescribeExpertsRequest request;
+    pb::DescribeExpertsResponse response;
+  };
+  // Shared by the calls; the last one to end calls `done`.
+  struct Gather {
+    explicit Gather(ExpertsCallback callback) : done(std::move(callback)) {}
+    ~Gather() { done(std::move(answers)); }
+    ExpertsCallback done;
+    absl::Mutex mutex;
+    std::vector<pb::DescribeExpertsResponse> answers;
+  };
+  auto gather =
+      std::make_shared<Gather>(std::move(done));  // before the lock: `done` runs outside it
+  absl::MutexLock lock(&mutex_);
+  for (const Peer& peer : peers_) {
+    if (!peer.hello) continue;
+    auto call = std::make_shared<Call>();
+    call->context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    peer.stub->async()->DescribeExperts(&call->context, &call->request, &call->response,
+                                        [call, gather](const grpc::Status& status) {
+                                          if (!status.ok()) return;
+                                          absl::MutexLock lock(&gather->mutex);
+                                          gather->answers.push_back(std::move(call->response));
+                                        });
+  }
+}
+
+RouterClient::RouterClient(RouterClientOptions options, const ChannelFactory& channels,
+                           StateCallback on_state)
+    : impl_(std::make_shared<Impl>(std::move(options), channels, std::move(on_state))) {
+  impl_->Run();
+}
+
+RouterClient::~RouterClient() { impl_->Stop(); }
+
+absl::StatusOr<RequestHandle> RouterClient::Submit(pb::Submit submit,
+                                                   std::shared_ptr<TokenListener> listener) {
+  return impl_->Submit(std::move(submit), std::move(listener));
+}
+
+void RouterClient::Cancel(const RequestHandle& handle) { impl_->Cancel(handle); }
+
+RoutersState RouterClient::state() const { return impl_->state(); }
+
+std::optional<ModelInfo> RouterClient::model() const { return impl_->model(); }
+
+void RouterClient::DescribeExperts(absl::Duration timeout, ExpertsCallback done) const {
+  impl_->DescribeExperts(timeout, std::move(done));
+}
+
+}  // namespace switchyard::gateway

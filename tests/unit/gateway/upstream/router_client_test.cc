@@ -1,0 +1,354 @@
+#include "gateway/upstream/router_client.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "services/rpc/channel.h"
+#include "services/rpc/server.h"
+#include "switchyard/internal/v1/router.grpc.pb.h"
+
+namespace switchyard::gateway {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+namespace pb = internal::v1;
+
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+// A router that answers as its test says.
+class FakeRouter : public pb::Router::Service {
+ public:
+  using Stream = grpc::ServerReaderWriter<pb::FromRouter, pb::ToRouter>;
+
+  explicit FakeRouter(std::string fingerprint = "text-1", std::string listen = "127.0.0.1:0")
+      : fingerprint_(std::move(fingerprint)) {
+    auto server = rpc::Server::Start({.listen = std::move(listen)},
+                                     [this](grpc::ServerBuilder& b) { b.RegisterService(this); });
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = std::move(server).value();
+  }
+  ~FakeRouter() override { server_->Shutdown(absl::ZeroDuration()); }
+
+  const std::string& address() const { return server_->address(); }
+  void StopReading() { deaf_ = true; }  // on streams that come now
+
+  // Waits for the n-th submit or cancel since the start, counted from 0.
+  pb::ToRouter Received(size_t n) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [&] { return received_.size() > n; };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience));
+    return there() ? received_[n] : pb::ToRouter();
+  }
+  void Send(const pb::FromRouter& message) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [&] { return stream_ != nullptr; };
+    ASSERT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience));
+    stream_->Write(message);
+  }
+  void SendToken(uint64_t request, int choice, int index, pb::Token::Finish finish) {
+    pb::FromRouter message;
+    pb::Token& token = *message.mutable_step()->add_tokens();
+    token.set_request(request), token.set_choice(choice), token.set_index(index);
+    token.set_id(100 + index), token.set_finish(finish);
+    Send(message);
+  }
+  void SendState(bool ready, const std::string& missing, bool draining = false) {
+    pb::FromRouter message;
+    message.mutable_state()->set_ready(ready);
+    message.mutable_state()->set_missing(missing);
+    message.mutable_state()->set_draining(draining);
+    Send(message);
+  }
+  void BreakStream() {
+    absl::MutexLock lock(&mutex_);
+    if (context_ != nullptr) context_->TryCancel();
+  }
+
+  grpc::Status Serve(grpc::ServerContext* context, Stream* stream) override {
+    pb::ToRouter message;
+    if (!stream->Read(&message) || !message.has_hello()) return grpc::Status::CANCELLED;
+    if (message.hello().text_fingerprint() != fingerprint_) {
+      return {grpc::StatusCode::FAILED_PRECONDITION,
+              "text fingerprint " + fingerprint_ + " here, " + message.hello().text_fingerprint() +
+                  " at the gateway"};
+    }
+    pb::FromRouter hello;
+    hello.mutable_hello()->set_router_id(address());
+    hello.mutable_hello()->set_text_fingerprint(fingerprint_);
+    hello.mutable_hello()->set_model_fingerprint("model-1");
+    hello.mutable_hello()->set_max_model_len(64);
+    hello.mutable_hello()->set_vocab(512);
+    hello.mutable_hello()->set_top_k(2);
+    hello.mutable_hello()->add_moe_layers(1);
+    stream->Write(hello);
+    pb::FromRouter state;
+    state.mutable_state()->set_ready(true);
+    stream->Write(state);
+    {
+      absl::MutexLock lock(&mutex_);
+      stream_ = stream, context_ = context;
+    }
+    if (deaf_) {
+      absl::MutexLock lock(&mutex_);
+      const auto gone = [&] { return context->IsCancelled(); };
+      while (!gone()) mutex_.AwaitWithTimeout(absl::Condition(&gone), absl::Milliseconds(5));
+    }
+    while (stream->Read(&message)) {
+      absl::MutexLock lock(&mutex_);
+      received_.push_back(message);
+    }
+    absl::MutexLock lock(&mutex_);
+    if (stream_ == stream) stream_ = nullptr, context_ = nullptr;  // not that of a newer one
+    return grpc::Status::OK;
+  }
+  grpc::Status DescribeExperts(grpc::ServerContext*, const pb::DescribeExpertsRequest*,
+                               pb::DescribeExpertsResponse* response) override {
+    response->set_router_id(address());
+    return grpc::Status::OK;
+  }
+
+ private:
+  const std::string fingerprint_;
+  std::atomic<bool> deaf_ = false;
+  std::unique_ptr<rpc::Server> server_;
+  absl::Mutex mutex_;
+  std::vector<pb::ToRouter> received_;
+  Stream* stream_ = nullptr;
+  grpc::ServerContext* context_ = nullptr;
+};
+
+// "choice.index" of each token, "choice:finish" after a last one, "broken" at the end.
+class Recorder : public TokenListener {
+ public:
+  void OnToken(const pb::Token& token) override {
+    std::string event = std::to_string(token.choice()) + "." + std::to_string(token.index());
+    if (token.finish() != pb::Token::NONE) event += ":" + pb::Token::Finish_Name(token.finish());
+    Add(event);
+  }
+  void OnBroken(const absl::Status& status) override {
+    Add("broken");
+    absl::MutexLock lock(&mutex_);
+    status_ = status;
+  }
+  std::vector<std::string> Wait(size_t n) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [&] { return events_.size() >= n; };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience));
+    return events_;
+  }
+  std::vector<std::string> events() { return Wait(0); }
+
+ private:
+  void Add(std::string event) {
+    absl::MutexLock lock(&mutex_);
+    events_.push_back(std::move(event));
+  }
+  absl::Mutex mutex_;
+  std::vector<std::string> events_;
+  absl::Status status_;
+};
+
+class RouterClientTest : public ::testing::Test {
+ protected:
+  void Connect(std::vector<std::string> addresses, size_t max_queued = 4096) {
+    client_ = std::make_unique<RouterClient>(
+        RouterClientOptions{.gateway_id = "gateway-1",
+                            .text_fingerprint = "text-1",
+                            .addresses = std::move(addresses),
+                            .max_queued_writes = max_queued,
+                            .backoff_min = absl::Milliseconds(5),
+                            .backoff_max = absl::Milliseconds(50)},
+        [](const std::string& address) { return *rpc::Connect(address, {}); },
+        [this] {
+          absl::MutexLock lock(&mutex_);
+          ++changes_;
+        });
+  }
+  // Waits until the state is as `wanted` says.
+  RoutersState Until(const std::function<bool(const RoutersState&)>& wanted) {
+    const absl::Time end = absl::Now() + kPatience;
+    RoutersState state = client_->state();
+    absl::MutexLock lock(&mutex_);
+    while (!wanted(state) && absl::Now() < end) {
+      const auto changed = [&] { return changes_ > seen_; };
+      mutex_.AwaitWithDeadline(absl::Condition(&changed), end);
+      seen_ = changes_;
+      mutex_.Unlock();
+      state = client_->state();
+      mutex_.Lock();
+    }
+    EXPECT_TRUE(wanted(state)) << state.missing;
+    return state;
+  }
+  RoutersState UntilReady() {
+    return Until([](const RoutersState& s) { return s.ready; });
+  }
+  RequestHandle MustSubmit(std::shared_ptr<TokenListener> listener, int n = 1) {
+    pb::Submit submit;
+    submit.set_n(n);
+    submit.set_max_tokens(4);
+    auto handle = client_->Submit(submit, std::move(listener));
+    EXPECT_TRUE(handle.ok()) << handle.status();
+    return handle.value_or(RequestHandle{});
+  }
+
+  absl::Mutex mutex_;
+  int changes_ = 0, seen_ = 0;
+  std::unique_ptr<RouterClient> client_;
+};
+
+TEST_F(RouterClientTest, TokensComeInOrderAndEachChoiceEndsOnce) {
+  FakeRouter router;
+  Connect({router.address()});
+  UntilReady();
+  ASSERT_TRUE(client_->model().has_value());
+  EXPECT_EQ(client_->model()->max_model_len, 64);
+  EXPECT_THAT(client_->model()->moe_layers, ElementsAre(1));
+  auto recorder = std::make_shared<Recorder>();
+  const RequestHandle handle = MustSubmit(recorder, 2);
+  EXPECT_EQ(router.Received(0).submit().request(), handle.request);
+  EXPECT_EQ(client_->state().routers[0].requests, 1);
+  router.SendToken(handle.request, 0, 0, pb::Token::NONE);
+  router.SendToken(handle.request, 1, 0, pb::Token::STOP);
+  router.SendToken(handle.request, 1, 1, pb::Token::LENGTH);      // after its end: dropped
+  router.SendToken(handle.request + 7, 0, 0, pb::Token::LENGTH);  // nobody's: dropped
+  router.SendToken(handle.request, 0, 1, pb::Token::LENGTH);
+  EXPECT_THAT(recorder->Wait(3), ElementsAre("0.0", "1.0:STOP", "0.1:LENGTH"));
+  EXPECT_EQ(client_->state().routers[0].requests, 0);
+}
+
+TEST_F(RouterClientTest, CancelReachesTheRouterAndReleasesTheListener) {
+  FakeRouter router;
+  Connect({router.address()});
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  const RequestHandle handle = MustSubmit(recorder);
+  client_->Cancel(handle);
+  client_->Cancel(handle);
+  EXPECT_EQ(recorder.use_count(), 1);
+  EXPECT_EQ(router.Received(1).cancel().request(), handle.request);
+  // A later request's token proves that the cancelled one's went nowhere.
+  auto next = std::make_shared<Recorder>();
+  const RequestHandle second = MustSubmit(next);
+  router.SendToken(handle.request, 0, 0, pb::Token::CANCELLED);
+  router.SendToken(second.request, 0, 0, pb::Token::STOP);
+  next->Wait(1);
+  EXPECT_THAT(recorder->events(), ElementsAre());
+  EXPECT_TRUE(router.Received(2).has_submit()) << "a second cancel was sent";
+}
+
+TEST_F(RouterClientTest, BrokenStreamEndsItsRequestsAndIsMadeAnew) {
+  FakeRouter router;
+  Connect({router.address()});
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  const RequestHandle handle = MustSubmit(recorder, 2);
+  router.Received(0);
+  router.SendToken(handle.request, 0, 0, pb::Token::STOP);
+  recorder->Wait(1);
+  router.BreakStream();
+  EXPECT_THAT(recorder->Wait(2), ElementsAre("0.0:STOP", "broken"));
+  UntilReady();
+  auto again = std::make_shared<Recorder>();
+  const RequestHandle second = MustSubmit(again);
+  EXPECT_GT(second.connection, handle.connection);
+  client_->Cancel(handle);  // of the old stream: ignored
+  router.Received(1);
+  router.SendToken(second.request, 0, 0, pb::Token::STOP);
+  EXPECT_THAT(again->Wait(1), ElementsAre("0.0:STOP"));
+}
+
+TEST_F(RouterClientTest, ConnectsToARouterThatStartsLater) {
+  std::string address;
+  {
+    FakeRouter router;
+    address = router.address();
+  }
+  Connect({address});
+  auto refused = client_->Submit({}, std::make_shared<Recorder>());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr(address));
+  Until([](const RoutersState& s) { return s.missing.find("refused") != std::string::npos; });
+  FakeRouter router("text-1", address);
+  UntilReady();
+}
+
+TEST_F(RouterClientTest, RefusalNamesBothSides) {
+  FakeRouter router("text-2");
+  Connect({router.address()});
+  const RoutersState state =
+      Until([](const RoutersState& s) { return s.missing.find("refused") != std::string::npos; });
+  EXPECT_THAT(state.missing, AllOf(HasSubstr("text-1"), HasSubstr("text-2")));
+  EXPECT_FALSE(client_->model().has_value());
+}
+
+TEST_F(RouterClientTest, StateOfTheRouterIsShownAndTheLeastLoadedReadyOneTaken) {
+  FakeRouter a, b;
+  Connect({a.address(), b.address()});
+  Until([](const RoutersState& s) { return s.routers[0].ready && s.routers[1].ready; });
+  auto recorder = std::make_shared<Recorder>();
+  const size_t first = MustSubmit(recorder).router;
+  EXPECT_EQ(MustSubmit(recorder).router, 1 - first);
+  a.SendState(false, "layer 3: experts 17, 40–63 have no live worker");
+  const RoutersState state = Until([](const RoutersState& s) { return !s.routers[0].ready; });
+  EXPECT_THAT(state.routers[0].state, HasSubstr("layer 3: experts 17"));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(MustSubmit(recorder).router, 1u);
+  b.SendState(true, "", /*draining=*/true);
+  const RoutersState none = Until([](const RoutersState& s) { return !s.ready; });
+  EXPECT_THAT(none.missing, AllOf(HasSubstr("layer 3"), HasSubstr("draining")));
+}
+
+TEST_F(RouterClientTest, RouterThatDoesNotReadFillsABoundedQueue) {
+  FakeRouter router;
+  router.StopReading();
+  Connect({router.address()}, /*max_queued=*/8);
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  pb::Submit submit;
+  for (int i = 0; i < 256 * 1024; ++i) submit.add_prompt(1'000'000);
+  absl::Status status;
+  int accepted = 0;
+  // gRPC's own windows and the kernel's buffers take some, the queue eight more.
+  for (; accepted < 100 && status.ok(); ++accepted) {
+    status = client_->Submit(submit, recorder).status();
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_GT(accepted, 8);
+  EXPECT_EQ(client_->state().routers[0].requests, accepted - 1);
+  client_.reset();
+  EXPECT_EQ(recorder->events().size(), static_cast<size_t>(accepted - 1));
+}
+
+TEST_F(RouterClientTest, ExpertsOfAllRoutersAreGathered) {
+  FakeRouter a, b;
+  Connect({a.address(), b.address()});
+  Until([](const RoutersState& s) { return s.routers[0].ready && s.routers[1].ready; });
+  absl::Notification done;
+  std::vector<pb::DescribeExpertsResponse> answers;
+  client_->DescribeExperts(kPatience, [&](std::vector<pb::DescribeExpertsResponse> got) {
+    answers = std::move(got);
+    done.Notify();
+  });
+  ASSERT_TRUE(done.WaitForNotificationWithTimeout(kPatience));
+  EXPECT_EQ(answers.size(), 2u);
+}
+
+TEST_F(RouterClientTest, DestructorBreaksWhatIsInFlight) {
+  FakeRouter router;
+  Connect({router.address()});
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  MustSubmit(recorder);
+  client_.reset();
+  EXPECT_THAT(recorder->events(), ElementsAre("broken"));
+}
+
+}  // namespace
+}  // namespace switchyard::gateway
