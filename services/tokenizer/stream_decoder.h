@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "services/tokenizer/tokenizer.h"
 
@@ -15,8 +16,7 @@ namespace switchyard {
 class StreamDecoder {
  public:
   // The tokenizer outlives the decoder.
-  StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
-      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
+  StreamDecoder(const Tokenizer& tokenizer, bool skip_special);
 
   // The text that this id completes; often empty.
   std::string Push(int32_t id);
@@ -27,6 +27,10 @@ class StreamDecoder {
   std::string Flush();
 
  private:
+  void Append(int32_t id, std::string* out);
+  void EndByteRun(std::string* out);
+  void AppendStripped(std::string_view text, std::string* out);
+
   const Tokenizer* tokenizer_;
   bool skip_special_;
   bool started_ = false;  // a token was seen: leading-space rules no longer apply
