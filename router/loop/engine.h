@@ -22,14 +22,19 @@ namespace switchyard::router {
 
 struct EngineOptions {
   int max_model_len = 0;        // tokens of prompt and output; > 0
-  int64_t kv_blocks = 0;        // blocks of kBlockTokens tokens
-  int max_batch_tokens = 2048;  // rows of a step
-  int max_running = 256;        // sequences in a step
-  int max_queue = 1024;         // requests waiting; one more is refused with RESOURCE_EXHAUSTED
+  int64_t kv_blocks = 0;        // blocks of kBlockTokens tokens; > 0
+  int max_batch_tokens = 2048;  // rows of a step; > 0
+  int max_running = 256;        // sequences admitted at a time (a request has n of them); > 0
+  int max_queue = 1024;  // requests waiting; one more is refused with RESOURCE_EXHAUSTED; > 0
+  // Rows of a step whose logits are made: each costs 4 · vocab bytes in the runner, and prompt
+  // log-probabilities want them of every prompt position. > 0
+  int max_logit_rows = 256;
+
+  absl::Status Validate() const;
 };
 
 struct EngineSnapshot {
-  int running = 0, waiting = 0;  // sequences, requests
+  int running = 0, waiting = 0;  // sequences, requests of which no choice has started
   int64_t kv_blocks_used = 0, kv_blocks = 0;
   uint64_t steps = 0;
   bool draining = false;
@@ -40,27 +45,38 @@ struct EngineSnapshot {
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void OnStep(int64_t rows, int64_t prefill_rows, int sequences, absl::Duration took) {}
-  virtual void OnQueued(absl::Duration waited) {}
-  virtual void OnFirstToken(absl::Duration since_submit) {}
-  virtual void OnToken(absl::Duration since_last) {}
+  virtual void OnStep(int64_t /*rows*/, int64_t /*prefill_rows*/, int /*sequences*/,
+                      absl::Duration /*took*/) {}
+  // A request's first choice was admitted.
+  virtual void OnQueued(absl::Duration /*waited*/) {}
+  // Of each choice.
+  virtual void OnFirstToken(absl::Duration /*since_submit*/) {}
+  virtual void OnToken(absl::Duration /*since_last*/) {}
   virtual void OnPreempted() {}
-  virtual void OnFinished(Finish finish, int prompt_tokens, int output_tokens) {}
+  // Of each choice; prompt_tokens with choice 0 and 0 with the others, so that sums count it once.
+  virtual void OnFinished(Finish /*finish*/, int /*prompt_tokens*/, int /*output_tokens*/) {}
 };
+
+// A refusal's hint when to try again, in milliseconds; 0 where it has none.
+int RetryAfterMs(const absl::Status& status);
 
 class Engine {
  public:
-  // `runner` and `observer` (optional) outlive the engine.
+  // `options` are valid; `runner` and `observer` (optional) outlive the engine.
   Engine(EngineOptions options, ModelRunner& runner, EngineObserver* observer);
-  ~Engine();  // cancels what is left and joins the thread
+  // Cancels what is left and joins the thread. A runner that waits for lost workers is given two
+  // seconds, then its step is left unfinished: it must not be advanced again.
+  ~Engine();
 
-  // Checks the request (INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the queue is
-  // full; UNAVAILABLE when draining). After OK, exactly one event with a finish comes for each
-  // choice.
+  // Checks the request: INVALID_ARGUMENT names the field (also where it could never fit into the KV
+  // cache); ALREADY_EXISTS while an earlier one of the same id runs; RESOURCE_EXHAUSTED when the
+  // queue is full, with RetryAfterMs; UNAVAILABLE when draining. After OK, exactly one event with a
+  // finish comes for each choice, unless CancelAll came first.
   absl::Status Submit(EngineRequest request);
   // Ends a request within a step; its choices finish with kCancelled. Unknown ids are ignored.
   void Cancel(const TokenSink* sink, uint64_t request);
   // The sink's stream is gone: ends its requests, and no event reaches the sink after this returns.
+  // Waits for an OnStep that is under way: not from inside one, nor under a lock that OnStep takes.
   void CancelAll(const TokenSink* sink);
 
   // No new requests; `done` is called once, on the engine thread, when all running ones have ended.

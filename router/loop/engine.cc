@@ -1,0 +1,265 @@
+#include "router/loop/engine.h"
+
+#include <algorithm>
+#include <charconv>
+#include <thread>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/cord.h"
+#include "absl/synchronization/mutex.h"
+#include "router/loop/outbox.h"
+#include "router/loop/request_check.h"
+#include "router/loop/step_loop.h"
+#include "services/base/check.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+namespace {
+
+constexpr absl::Duration kWaitBound = absl::Milliseconds(5);  // until commands are looked at
+constexpr absl::Duration kStopGrace = absl::Seconds(2);
+constexpr char kRetryAfterUrl[] = "switchyard/retry-after-ms";
+
+}  // namespace
+
+absl::Status EngineOptions::Validate() const {
+  const auto positive = [](const char* field, int64_t value) {
+    return value > 0 ? absl::OkStatus()
+                     : InvalidArgument("{} is {}; it must be above 0", field, value);
+  };
+  SY_RETURN_IF_ERROR(positive("max_model_len", max_model_len));
+  SY_RETURN_IF_ERROR(positive("kv_blocks", kv_blocks));
+  SY_RETURN_IF_ERROR(positive("max_batch_tokens", max_batch_tokens));
+  SY_RETURN_IF_ERROR(positive("max_running", max_running));
+  SY_RETURN_IF_ERROR(positive("max_queue", max_queue));
+  return positive("max_logit_rows", max_logit_rows);
+}
+
+int RetryAfterMs(const absl::Status& status) {
+  const auto payload = status.GetPayload(kRetryAfterUrl);
+  if (!payload) return 0;
+  const std::string text(*payload);
+  int ms = 0;
+  std::from_chars(text.data(), text.data() + text.size(), ms);
+  return ms;
+}
+
+class Engine::Impl {
+ public:
+  Impl(EngineOptions options, ModelRunner& runner, EngineObserver* observer)
+      : options_(options),
+        runner_(runner),
+        loop_(options_, runner, observer != nullptr ? *observer : silent_, outbox_) {
+    absl::MutexLock lock(&mutex_);
+    snapshot_.kv_blocks = options_.kv_blocks;
+    thread_ = std::thread([this] { Run(); });
+  }
+
+  ~Impl() {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    thread_.join();
+  }
+
+  absl::Status Submit(EngineRequest request);
+  void Cancel(const RequestKey& key);
+  void CancelAll(const TokenSink* sink);
+  void BeginDrain(std::function<void()> done);
+  EngineSnapshot Snapshot() const;
+
+ private:
+  struct CancelSink {
+    const TokenSink* sink;
+  };
+  using Command = std::variant<EngineRequest, RequestKey, CancelSink>;
+
+  // ---- the engine thread ----
+  void Run();
+  // Runs one step to its end; false if the engine stops and the runner still waits.
+  bool Drive();
+  // Takes what arrived, after sleeping until something does where `sleep` says so. False: stopping.
+  bool TakeCommands(bool sleep);
+  void Publish();
+
+  bool HasMail() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !commands_.empty() || stopping_ || !drained_.empty();
+  }
+  int RetryAfterMsNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const EngineOptions options_;
+  ModelRunner& runner_;
+  EngineObserver silent_;  // where there is none
+  Outbox outbox_;
+  StepLoop loop_;                // the engine thread's
+  uint64_t started_before_ = 0;  // the engine thread's: of the last Publish
+  absl::Time last_start_ = absl::Now();
+
+  mutable absl::Mutex mutex_;
+  std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most max_queue requests
+  int queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;        // of commands_
+  // Requests that have not ended; true: its cancel was sent.
+  absl::flat_hash_map<RequestKey, bool> live_ ABSL_GUARDED_BY(mutex_);
+  EngineSnapshot snapshot_ ABSL_GUARDED_BY(mutex_);
+  absl::Duration start_interval_ ABSL_GUARDED_BY(mutex_) = absl::ZeroDuration();  // between starts
+  std::vector<std::function<void()>> drained_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
+absl::Status Engine::Impl::Submit(EngineRequest request) {
+  SY_RETURN_IF_ERROR(CheckRequest(request, options_, runner_.spec()));
+  const RequestKey key{request.sink.get(), request.request};
+  absl::MutexLock lock(&mutex_);
+  if (snapshot_.draining) return Unavailable("the router is draining and takes no new requests");
+  if (live_.contains(key)) {
+    return AlreadyExists("request {} of this stream still runs", request.request);
+  }
+  const int waiting = queued_requests_ + snapshot_.waiting;
+  if (waiting >= options_.max_queue) {
+    const int ms = RetryAfterMsNow();
+    absl::Status full =
+        ResourceExhausted("{} requests wait and the queue holds {}; try again in {} ms", waiting,
+                          options_.max_queue, ms);
+    full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
+    return full;
+  }
+  live_.emplace(key, false);
+  ++queued_requests_;
+  commands_.emplace_back(std::move(request));
+  return absl::OkStatus();
+}
+
+// Until a tenth of the queue has started.
+int Engine::Impl::RetryAfterMsNow() const {
+  const absl::Duration wait = start_interval_ * std::max(1, options_.max_queue / 10);
+  return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(wait), 100, 30000));
+}
+
+void Engine::Impl::Cancel(const RequestKey& key) {
+  absl::MutexLock lock(&mutex_);
+  const auto at = live_.find(key);
+  if (at == live_.end() || at->second) return;
+  at->second = true;
+  commands_.emplace_back(key);
+}
+
+void Engine::Impl::CancelAll(const TokenSink* sink) {
+  outbox_.Silence(sink);
+  absl::MutexLock lock(&mutex_);
+  commands_.emplace_back(CancelSink{sink});
+}
+
+void Engine::Impl::BeginDrain(std::function<void()> done) {
+  absl::MutexLock lock(&mutex_);
+  snapshot_.draining = true;
+  drained_.push_back(std::move(done));
+}
+
+EngineSnapshot Engine::Impl::Snapshot() const {
+  absl::MutexLock lock(&mutex_);
+  EngineSnapshot snapshot = snapshot_;
+  snapshot.waiting += queued_requests_;
+  return snapshot;
+}
+
+void Engine::Impl::Run() {
+  while (TakeCommands(loop_.idle())) {
+    if (loop_.BeginStep(absl::Now()) && !Drive()) break;
+    outbox_.Flush(loop_.steps());
+    Publish();
+  }
+  loop_.CancelEverything();
+  outbox_.Flush(loop_.steps());
+  Publish();
+}
+
+bool Engine::Impl::Drive() {
+  absl::Time give_up = absl::InfiniteFuture();
+  while (loop_.Poll() == ModelRunner::Progress::kWaiting) {
+    runner_.Wait(absl::Now() + kWaitBound);
+    const absl::Time now = absl::Now();
+    if (!TakeCommands(false)) {
+      loop_.CancelEverything();
+      give_up = std::min(give_up, now + kStopGrace);
+    }
+    loop_.Expire(now);
+    outbox_.Flush(loop_.steps());
+    Publish();
+    if (now >= give_up) {
+      log::Warning("engine: stopped while a step waits for its experts");
+      return false;
+    }
+  }
+  loop_.FinishStep(absl::Now());
+  return true;
+}
+
+bool Engine::Impl::TakeCommands(bool sleep) {
+  std::vector<Command> commands;
+  bool stopping;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (sleep) mutex_.Await(absl::Condition(this, &Impl::HasMail));
+    commands.swap(commands_);
+    snapshot_.waiting += std::exchange(queued_requests_, 0);  // until Publish counts them
+    stopping = stopping_;
+  }
+  const absl::Time now = absl::Now();
+  for (Command& command : commands) {
+    if (auto* request = std::get_if<EngineRequest>(&command)) {
+      loop_.Add(std::move(*request), now);
+    } else if (const auto* key = std::get_if<RequestKey>(&command)) {
+      loop_.Cancel(*key);
+    } else {
+      const TokenSink* sink = std::get<CancelSink>(command).sink;
+      loop_.CancelSink(sink);
+      outbox_.Forget(sink);
+    }
+  }
+  return !stopping;
+}
+
+void Engine::Impl::Publish() {
+  const absl::Time now = absl::Now();
+  const uint64_t started = loop_.started_requests() - started_before_;
+  std::vector<std::function<void()>> drained;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const RequestKey& key : loop_.TakeEnded()) live_.erase(key);
+    snapshot_.running = loop_.running();
+    snapshot_.waiting = loop_.unstarted_requests();
+    snapshot_.kv_blocks_used = loop_.pool().used();
+    snapshot_.steps = loop_.steps();
+    if (started > 0) {
+      const absl::Duration interval = (now - last_start_) / static_cast<int64_t>(started);
+      start_interval_ = start_interval_ == absl::ZeroDuration()
+                            ? interval
+                            : start_interval_ * 0.9 + interval * 0.1;
+      last_start_ = now;
+      started_before_ += started;
+    }
+    if (live_.empty()) drained.swap(drained_);
+  }
+  for (const auto& done : drained) done();
+}
+
+Engine::Engine(EngineOptions options, ModelRunner& runner, EngineObserver* observer) {
+  SY_CHECK(options.Validate().ok());
+  impl_ = std::make_unique<Impl>(options, runner, observer);
+}
+Engine::~Engine() = default;
+
+absl::Status Engine::Submit(EngineRequest request) { return impl_->Submit(std::move(request)); }
+void Engine::Cancel(const TokenSink* sink, uint64_t request) { impl_->Cancel({sink, request}); }
+void Engine::CancelAll(const TokenSink* sink) { impl_->CancelAll(sink); }
+void Engine::BeginDrain(std::function<void()> done) { impl_->BeginDrain(std::move(done)); }
+EngineSnapshot Engine::Snapshot() const { return impl_->Snapshot(); }
+
+}  // namespace switchyard::router

@@ -1,0 +1,129 @@
+// The second half of a step: what the runner computed becomes tokens.
+#include <algorithm>
+#include <utility>
+
+#include "router/loop/step_loop.h"
+#include "services/base/check.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+
+void StepLoop::FinishStep(absl::Time now) {
+  SY_CHECK(in_flight_);
+  const StepResult& result = runner_.result();
+  int64_t prefill_rows = 0;
+  for (const Slice& slice : slices_) {
+    if (slice.rows > 1 || slice.sequence->outputs() == 0) prefill_rows += slice.rows;
+    FinishSlice(slice, result, now);
+  }
+  in_flight_ = false;
+  Sweep();
+  observer_.OnStep(batch_.rows(), prefill_rows, static_cast<int>(slices_.size()),
+                   now - step_began_);
+}
+
+void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::Time now) {
+  Sequence& s = *slice.sequence;
+  if (s.state == Sequence::State::kEnded) return;  // cancelled while its rows were computed
+  const std::string& trace_id = s.request.spec.trace_id;
+  for (int64_t row = slice.first_row; row < slice.first_row + slice.rows; ++row) {
+    if (row >= static_cast<int64_t>(result.lost.size()) || result.lost[row] == 0) continue;
+    log::Warning("request \"{}\", choice {}: a row of position {} was lost", trace_id, s.choice,
+                 batch_.positions[row]);
+    return Fail(s, Unavailable("request \"{}\", choice {}: an expert's row of position {} was lost",
+                               trace_id, s.choice, batch_.positions[row]));
+  }
+  TakeTraces(slice, result);
+  const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);
+  if (!scored.ok()) return Fail(s, scored.status());
+  s.computed += slice.rows;
+  if (s.computed < s.known()) return;
+  const int64_t vocab = runner_.spec().vocab;
+  SampleNext(s, {result.logits + (slice.first_logit + *scored) * vocab, static_cast<size_t>(vocab)},
+             now);
+}
+
+void StepLoop::TakeTraces(const Slice& slice, const StepResult& result) {
+  if (slice.traces == 0) return;
+  Sequence& s = *slice.sequence;
+  const auto all = static_cast<int64_t>(batch_.trace_rows.size());
+  const int64_t width = static_cast<int64_t>(result.routed_experts.size()) / all;
+  SY_CHECK(static_cast<int64_t>(result.routed_experts.size()) == width * all &&
+           result.routed_weights.size() == result.routed_experts.size());
+  const int64_t first = slice.first_trace * width, last = first + slice.traces * width;
+  s.routed_experts.insert(s.routed_experts.end(), result.routed_experts.begin() + first,
+                          result.routed_experts.begin() + last);
+  s.routed_weights.insert(s.routed_weights.end(), result.routed_weights.begin() + first,
+                          result.routed_weights.begin() + last);
+  s.traced += slice.traces;
+}
+
+absl::StatusOr<int64_t> StepLoop::ScorePrompt(const Slice& slice, const StepResult& result) {
+  Sequence& s = *slice.sequence;
+  if (!s.scores_prompt()) return 0;
+  const auto vocab = static_cast<size_t>(runner_.spec().vocab);
+  const int64_t last = std::min(s.computed + slice.rows, s.request.prompt_len() - 1);
+  const float* logits = result.logits + slice.first_logit * static_cast<int64_t>(vocab);
+  int64_t used = 0;
+  for (int64_t p = slice.first_scored; p < last; ++p, ++used, logits += vocab) {
+    absl::StatusOr<SampledToken> score =
+        sampler_.Score({logits, vocab}, s.tokens[p + 1], s.request.spec.top_logprobs);
+    if (!score.ok()) {
+      return Annotate(score.status(), fmt::format("request \"{}\", choice {}, prompt position {}",
+                                                  s.request.spec.trace_id, s.choice, p + 1));
+    }
+    s.prompt_logprobs.push_back({.position = static_cast<int32_t>(p + 1),
+                                 .logprob = score->logprob,
+                                 .top = std::move(score->top)});
+    s.scored = p + 1;
+  }
+  return used;
+}
+
+void StepLoop::SampleNext(Sequence& s, std::span<const float> logits, absl::Time now) {
+  const Request& request = s.request;
+  const EngineRequest& spec = request.spec;
+  const auto index = static_cast<int>(s.outputs());
+  std::span<const int32_t> banned;
+  if (index < spec.min_tokens) banned = request.stop_ids;
+  absl::StatusOr<SampledToken> token = sampler_.Sample({.logits = logits,
+                                                        .params = spec.sampling,
+                                                        .history = *s.history,
+                                                        .banned = banned,
+                                                        .choice = s.choice,
+                                                        .position = s.known(),
+                                                        .top_logprobs = spec.top_logprobs});
+  if (!token.ok()) {
+    const std::string who =
+        fmt::format("request \"{}\", choice {}, position {}", spec.trace_id, s.choice, s.known());
+    log::Warning("{}: {}", who, ToStd(token.status().message()));
+    return Fail(s, Annotate(token.status(), who));
+  }
+  s.tokens.push_back(token->id);
+  s.history->AddOutput(token->id);
+  TokenEvent event = EventOf(s);
+  event.index = index;
+  event.id = token->id;
+  event.logprob = token->logprob;
+  event.top = std::move(token->top);
+  event.routing_first_position = static_cast<int>(std::exchange(s.trace_sent, s.traced));
+  event.routed_experts = std::exchange(s.routed_experts, {});
+  event.routed_weights = std::exchange(s.routed_weights, {});
+  event.prompt_logprobs = std::exchange(s.prompt_logprobs, {});
+  if (index == 0) {
+    observer_.OnFirstToken(now - request.submitted);
+  } else {
+    observer_.OnToken(now - s.last_token);
+  }
+  s.last_token = now;
+  if (std::binary_search(request.stop_ids.begin(), request.stop_ids.end(), token->id)) {
+    event.finish = Finish::kStop;
+  } else if (s.known() >= request.max_len) {
+    event.finish = Finish::kLength;
+  }
+  if (event.finish != Finish::kNone) return End(s, std::move(event));
+  outbox_.Add(spec.sink, std::move(event));
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,237 @@
+#include "router/loop/step_loop.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "router/loop/request_check.h"
+#include "services/base/check.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+namespace {
+
+SequenceView ViewOf(const Sequence& s) {
+  return {.priority = s.request.spec.priority,
+          .arrival = s.arrival,
+          .known = s.known(),
+          .computed = s.computed,
+          .blocks = s.table ? s.table->blocks() : 0,
+          .last_step = s.last_step,
+          .all_logits = s.scores_prompt()};
+}
+
+}  // namespace
+
+StepLoop::StepLoop(const EngineOptions& options, ModelRunner& runner, EngineObserver& observer,
+                   Outbox& outbox)
+    : options_(options),
+      runner_(runner),
+      observer_(observer),
+      outbox_(outbox),
+      pool_(options.kv_blocks),
+      sampler_(runner.spec().vocab) {}
+
+void StepLoop::Add(EngineRequest spec, absl::Time now) {
+  auto owned = std::make_unique<Request>();
+  Request& request = *owned;
+  request.max_len = MaxLength(spec, options_);
+  request.stop_ids = spec.stop_token_ids;
+  if (!spec.sampling.ignore_eos) {
+    for (int id : runner_.spec().eos_ids) request.stop_ids.push_back(id);
+  }
+  std::sort(request.stop_ids.begin(), request.stop_ids.end());
+  request.submitted = now;
+  request.open = spec.n;
+  request.spec = std::move(spec);
+  for (int i = 0; i < request.spec.n; ++i) {
+    request.choices.push_back(std::make_unique<Sequence>(request, i, next_arrival_++));
+    waiting_.insert(request.choices.back().get());
+  }
+  next_deadline_ = std::min(next_deadline_, request.spec.deadline);
+  ++unstarted_;
+  const bool fresh = requests_.emplace(request.key(), std::move(owned)).second;
+  SY_CHECK(fresh);
+}
+
+void StepLoop::Cancel(const RequestKey& key) {
+  if (const auto at = requests_.find(key); at != requests_.end()) CancelRequest(*at->second);
+  Sweep();
+}
+
+void StepLoop::CancelSink(const TokenSink* sink) {
+  for (const auto& [key, request] : requests_) {
+    if (key.sink == sink) CancelRequest(*request);
+  }
+  Sweep();
+}
+
+void StepLoop::CancelEverything() {
+  for (const auto& [key, request] : requests_) CancelRequest(*request);
+  Sweep();
+}
+
+void StepLoop::Expire(absl::Time now) {
+  if (now < next_deadline_) return;
+  next_deadline_ = absl::InfiniteFuture();
+  for (const auto& [key, request] : requests_) {
+    if (request->open == 0) continue;
+    if (now < request->spec.deadline) {
+      next_deadline_ = std::min(next_deadline_, request->spec.deadline);
+      continue;
+    }
+    for (const auto& s : request->choices) {
+      Fail(*s, DeadlineExceeded(
+                   "request \"{}\", choice {}: its deadline passed after {} of {} tokens",
+                   request->spec.trace_id, s->choice, s->outputs(), request->spec.max_tokens));
+    }
+  }
+  Sweep();
+}
+
+bool StepLoop::BeginStep(absl::Time now) {
+  SY_CHECK(!in_flight_);
+  Expire(now);
+  if (idle()) return false;
+  snapshot_.running.clear(), snapshot_.waiting.clear(), candidates_.clear();
+  snapshot_.free_blocks = pool_.free();
+  for (const Sequence* s : running_) snapshot_.running.push_back(ViewOf(*s));
+  for (Sequence* s : waiting_) {
+    if (static_cast<int>(candidates_.size()) == options_.max_running) break;
+    candidates_.push_back(s);
+    snapshot_.waiting.push_back(ViewOf(*s));
+  }
+  const BatchPlan plan = PlanBatch(snapshot_, {.max_batch_tokens = options_.max_batch_tokens,
+                                               .max_running = options_.max_running,
+                                               .max_logit_rows = options_.max_logit_rows});
+  SY_CHECK(!plan.work.empty());  // the policy's promise: something always advances
+
+  const std::vector<Sequence*> before = running_;  // what the plan's indices mean
+  for (int index : plan.preempt) Preempt(*before[index]);
+  for (int index : plan.admit) Admit(*candidates_[index], now);
+  ++steps_;
+  batch_.Clear();
+  batch_.deadline = absl::InfinitePast();
+  batch_.priority = std::numeric_limits<int>::min();
+  slices_.clear();
+  for (const BatchPlan::Work& work : plan.work) {
+    AppendRows(work.admitted_now ? *candidates_[work.index] : *before[work.index], work.tokens);
+  }
+  in_flight_ = true;
+  step_began_ = now;
+  runner_.Start(batch_);
+  return true;
+}
+
+void StepLoop::Admit(Sequence& s, absl::Time now) {
+  waiting_.erase(&s);
+  running_.push_back(&s);
+  s.state = Sequence::State::kRunning;
+  if (!s.table) {
+    const EngineRequest& spec = s.request.spec;
+    s.tokens.reserve(s.request.max_len);
+    s.tokens = spec.prompt;
+    s.history.emplace(spec.sampling, spec.prompt);
+    s.table.emplace(pool_, s.request.max_len - 1);
+  }
+  s.table->Grow(s.known());
+  if (s.request.started) return;
+  s.request.started = true;
+  --unstarted_;
+  ++started_;
+  observer_.OnQueued(now - s.request.submitted);
+}
+
+void StepLoop::Preempt(Sequence& s) {
+  std::erase(running_, &s);
+  s.table->Clear();
+  s.computed = 0;
+  s.state = Sequence::State::kWaiting;
+  waiting_.insert(&s);
+  observer_.OnPreempted();
+}
+
+void StepLoop::AppendRows(Sequence& s, int64_t rows) {
+  const Request& request = s.request;
+  s.table->Grow(s.computed + rows);
+  s.last_step = steps_;
+  Slice slice{.sequence = &s,
+              .first_row = batch_.rows(),
+              .rows = rows,
+              .first_logit = static_cast<int64_t>(batch_.logit_rows.size()),
+              .first_trace = static_cast<int64_t>(batch_.trace_rows.size()),
+              .first_scored = std::max(s.scored, s.computed)};
+  const bool scores = s.scores_prompt();
+  for (int64_t p = s.computed; p < s.computed + rows; ++p) {
+    const auto row = static_cast<int32_t>(batch_.rows());
+    batch_.tokens.push_back(s.tokens[p]);
+    batch_.positions.push_back(static_cast<int32_t>(p));
+    batch_.block_tables.push_back(s.table->data());
+    const bool scored = scores && p >= s.scored && p < request.prompt_len() - 1;
+    if (scored || p == s.known() - 1) batch_.logit_rows.push_back(row);
+    if (request.spec.return_routed_experts && p >= s.traced) batch_.trace_rows.push_back(row);
+  }
+  slice.traces = static_cast<int64_t>(batch_.trace_rows.size()) - slice.first_trace;
+  slices_.push_back(slice);
+  batch_.priority = std::max(batch_.priority, request.spec.priority);
+  // The step is worth its while as long as one of its sequences is.
+  batch_.deadline = std::max(batch_.deadline, request.spec.deadline);
+}
+
+void StepLoop::CancelRequest(Request& request) {
+  for (const auto& s : request.choices) {
+    if (s->state == Sequence::State::kEnded) continue;
+    TokenEvent event = EventOf(*s);
+    event.finish = Finish::kCancelled;
+    End(*s, std::move(event));
+  }
+}
+
+void StepLoop::Fail(Sequence& s, absl::Status why) {
+  if (s.state == Sequence::State::kEnded) return;
+  TokenEvent event = EventOf(s);
+  event.finish = Finish::kError;
+  event.error = std::move(why);
+  End(s, std::move(event));
+}
+
+void StepLoop::End(Sequence& s, TokenEvent event) {
+  Request& request = s.request;
+  observer_.OnFinished(event.finish, s.choice == 0 ? static_cast<int>(request.prompt_len()) : 0,
+                       static_cast<int>(s.outputs()));
+  outbox_.Add(request.spec.sink, std::move(event));
+  if (s.state == Sequence::State::kWaiting) waiting_.erase(&s);
+  s.state = Sequence::State::kEnded;
+  if (--request.open > 0) return;
+  to_sweep_.push_back(&request);
+  if (!request.started) {
+    request.started = true;
+    --unstarted_;
+  }
+}
+
+TokenEvent StepLoop::EventOf(const Sequence& s) const {
+  TokenEvent event;
+  event.request = s.request.spec.request;
+  event.attempt = s.request.spec.attempt;
+  event.choice = s.choice;
+  return event;
+}
+
+void StepLoop::Sweep() {
+  if (in_flight_) return;
+  std::erase_if(running_, [](Sequence* s) {
+    if (s->state != Sequence::State::kEnded) return false;
+    s->table->Clear();
+    return true;
+  });
+  for (Request* request : to_sweep_) {
+    ended_.push_back(request->key());
+    requests_.erase(request->key());
+  }
+  to_sweep_.clear();
+}
+
+std::vector<RequestKey> StepLoop::TakeEnded() { return std::exchange(ended_, {}); }
+
+}  // namespace switchyard::router

@@ -1,0 +1,107 @@
+// The engine without its thread: admitted and waiting sequences, the blocks, and the step as a
+// stage machine. BeginStep plans and starts; Poll drives the runner; FinishStep samples and emits.
+// Between Begin and Finish requests may be added, cancelled or expire: their finish goes out at
+// once, their rows are dropped with the step. Time comes in as an argument.
+//
+// Not thread-safe: the engine thread owns it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
+#include "router/graph/model_runner.h"
+#include "router/kv/block_pool.h"
+#include "router/loop/engine.h"
+#include "router/loop/outbox.h"
+#include "router/loop/sequence.h"
+#include "router/sample/sampler.h"
+#include "router/schedule/batch_policy.h"
+
+namespace switchyard::router {
+
+class StepLoop {
+ public:
+  // All outlive the loop.
+  StepLoop(const EngineOptions& options, ModelRunner& runner, EngineObserver& observer,
+           Outbox& outbox);
+
+  // `request` has passed CheckRequest and its key is not in use.
+  void Add(EngineRequest request, absl::Time now);
+  void Cancel(const RequestKey& key);
+  void CancelSink(const TokenSink* sink);
+  void CancelEverything();
+  // Ends the requests whose deadline has passed.
+  void Expire(absl::Time now);
+
+  // False if there is nothing to compute.
+  bool BeginStep(absl::Time now);
+  ModelRunner::Progress Poll() { return runner_.Advance(); }
+  void FinishStep(absl::Time now);
+
+  bool idle() const { return running_.empty() && waiting_.empty(); }
+  uint64_t steps() const { return steps_; }
+  int running() const { return static_cast<int>(running_.size()); }
+  int unstarted_requests() const { return unstarted_; }
+  uint64_t started_requests() const { return started_; }
+  const BlockPool& pool() const { return pool_; }
+  // Requests that have ended since the last call.
+  std::vector<RequestKey> TakeEnded();
+
+ private:
+  // The rows of one sequence in the step that runs.
+  struct Slice {
+    Sequence* sequence = nullptr;
+    int64_t first_row = 0, rows = 0;
+    int64_t first_logit = 0, first_trace = 0;  // of the step's logit and trace rows
+    int64_t first_scored = 0;                  // position of the first row that scores the prompt
+    int64_t traces = 0;
+  };
+
+  void Admit(Sequence& s, absl::Time now);
+  void Preempt(Sequence& s);
+  void AppendRows(Sequence& s, int64_t rows);
+  void FinishSlice(const Slice& slice, const StepResult& result, absl::Time now);
+  void TakeTraces(const Slice& slice, const StepResult& result);
+  // The number of logit rows that were used, or the error of one.
+  absl::StatusOr<int64_t> ScorePrompt(const Slice& slice, const StepResult& result);
+  void SampleNext(Sequence& s, std::span<const float> logits, absl::Time now);
+
+  TokenEvent EventOf(const Sequence& s) const;
+  void Fail(Sequence& s, absl::Status why);
+  void CancelRequest(Request& request);
+  // Sends the finish, with or without a token.
+  void End(Sequence& s, TokenEvent event);
+  // Frees what has ended, when no step is in flight.
+  void Sweep();
+
+  const EngineOptions& options_;
+  ModelRunner& runner_;
+  EngineObserver& observer_;
+  Outbox& outbox_;
+  BlockPool pool_;
+  Sampler sampler_;
+
+  absl::flat_hash_map<RequestKey, std::unique_ptr<Request>> requests_;
+  absl::btree_set<Sequence*, RanksBefore> waiting_;
+  std::vector<Sequence*> running_;
+  std::vector<RequestKey> ended_;                      // taken by TakeEnded
+  std::vector<Request*> to_sweep_;                     // open == 0
+  absl::Time next_deadline_ = absl::InfiniteFuture();  // no request's is earlier
+  uint64_t next_arrival_ = 1;
+  int unstarted_ = 0;
+  uint64_t started_ = 0;
+
+  bool in_flight_ = false;
+  uint64_t steps_ = 0;
+  absl::Time step_began_;
+  StepBatch batch_;
+  std::vector<Slice> slices_;
+  BatchSnapshot snapshot_;
+  std::vector<Sequence*> candidates_;  // snapshot_.waiting, as sequences
+};
+
+}  // namespace switchyard::router

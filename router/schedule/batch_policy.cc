@@ -1,0 +1,185 @@
+#include "router/schedule/batch_policy.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "router/kv/block_table.h"
+#include "services/base/check.h"
+
+namespace switchyard::router {
+namespace {
+
+// Ascending: best first.
+auto Rank(const SequenceView& s) { return std::make_tuple(-int64_t{s.priority}, s.arrival); }
+
+// One call of PlanBatch: the snapshot and what is left of the budgets.
+class Planner {
+ public:
+  Planner(const BatchSnapshot& now, const BatchLimits& limits)
+      : now_(now),
+        rows_left_(limits.max_batch_tokens),
+        logits_left_(limits.max_logit_rows),
+        max_running_(limits.max_running),
+        free_blocks_(now.free_blocks),
+        running_count_(static_cast<int64_t>(now.running.size())),
+        state_(now.running.size(), State::kIdle) {
+    for (int i = 0; i < static_cast<int>(now.running.size()); ++i) by_rank_.push_back(i);
+    std::sort(by_rank_.begin(), by_rank_.end(),
+              [&](int a, int b) { return Rank(now.running[a]) < Rank(now.running[b]); });
+  }
+
+  BatchPlan Plan() {
+    Displace();
+    Decode();
+    Prefill();
+    return std::move(plan_);
+  }
+
+ private:
+  enum class State { kIdle, kHasWork, kPreempted };
+
+  void Preempt(int index) {
+    state_[index] = State::kPreempted;
+    free_blocks_ += now_.running[index].blocks;
+    --running_count_;
+    short_of_blocks_ = true;
+    plan_.preempt.push_back(index);
+  }
+
+  void Admit(int index) {
+    free_blocks_ -= BlocksFor(now_.waiting[index].known);
+    ++running_count_;
+    plan_.admit.push_back(index);
+  }
+
+  // The best of those that wait takes the place of running sequences of lower priorities.
+  void Displace() {
+    for (size_t w = 0; w < now_.waiting.size(); ++w) {
+      const SequenceView& wants = now_.waiting[w];
+      const int64_t need = BlocksFor(wants.known);
+      int64_t blocks = free_blocks_, running = running_count_;
+      std::vector<int> victims;
+      for (size_t i = by_rank_.size(); i-- > 0 && (blocks < need || running >= max_running_);) {
+        const int index = by_rank_[i];
+        if (state_[index] == State::kPreempted) continue;
+        if (now_.running[index].priority >= wants.priority) break;
+        victims.push_back(index);
+        blocks += now_.running[index].blocks;
+        --running;
+      }
+      if (victims.empty() || blocks < need || running >= max_running_) return;
+      for (int index : victims) Preempt(index);
+      Admit(static_cast<int>(w));
+      ++displacing_;
+    }
+  }
+
+  // True if a block is free now or was taken from a sequence of lower rank.
+  bool FindBlock(int for_index) {
+    for (size_t i = by_rank_.size(); free_blocks_ == 0 && i-- > 0;) {
+      const int victim = by_rank_[i];
+      if (victim == for_index) break;
+      if (state_[victim] == State::kIdle) Preempt(victim);
+    }
+    return free_blocks_ > 0;
+  }
+
+  void Decode() {
+    std::vector<int> order;
+    for (int index : by_rank_) {
+      if (now_.running[index].decodes()) order.push_back(index);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      const SequenceView &x = now_.running[a], &y = now_.running[b];
+      return std::make_tuple(-int64_t{x.priority}, x.last_step) <
+             std::make_tuple(-int64_t{y.priority}, y.last_step);
+    });
+    for (int index : order) {
+      if (rows_left_ == 0 || logits_left_ == 0) return;
+      if (state_[index] == State::kPreempted) continue;
+      const SequenceView& s = now_.running[index];
+      if (BlocksFor(s.known) > s.blocks) {
+        if (!FindBlock(index)) {
+          short_of_blocks_ = true;
+          continue;
+        }
+        --free_blocks_;
+      }
+      state_[index] = State::kHasWork;
+      Take(false, index, 1, 1);
+    }
+  }
+
+  void Take(bool admitted_now, int index, int64_t tokens, int64_t logits) {
+    rows_left_ -= tokens;
+    logits_left_ -= logits;
+    plan_.work.push_back({admitted_now, index, tokens});
+  }
+
+  void PrefillChunk(bool admitted_now, int index, const SequenceView& s) {
+    const int64_t missing = s.known - s.computed;
+    int64_t tokens = std::min(missing, rows_left_);
+    if (s.all_logits) {
+      tokens = std::min(tokens, logits_left_);
+    } else if (tokens == missing && logits_left_ == 0) {
+      --tokens;  // all but the row that samples
+    }
+    if (tokens == 0) return;
+    if (!admitted_now) state_[index] = State::kHasWork;
+    Take(admitted_now, index, tokens, s.all_logits ? tokens : (tokens == missing ? 1 : 0));
+  }
+
+  bool CanAdmit(const SequenceView& s) const {
+    if (short_of_blocks_ || running_count_ >= max_running_) return false;
+    // What stays free lets those that run go on for some steps before one has to give way.
+    const int64_t reserve = (running_count_ + 3) / 4;
+    return free_blocks_ >= BlocksFor(s.known) + reserve;
+  }
+
+  // Running prefills and admissions, merged by rank.
+  void Prefill() {
+    size_t w = 0, r = 0;
+    while (rows_left_ > 0) {
+      while (r < by_rank_.size() &&
+             (state_[by_rank_[r]] != State::kIdle || now_.running[by_rank_[r]].decodes())) {
+        ++r;
+      }
+      const bool has_running = r < by_rank_.size(), has_waiting = w < now_.waiting.size();
+      if (!has_running && !has_waiting) return;
+      if (!has_waiting ||
+          (has_running && Rank(now_.running[by_rank_[r]]) < Rank(now_.waiting[w]))) {
+        const int index = by_rank_[r++];
+        PrefillChunk(false, index, now_.running[index]);
+        continue;
+      }
+      if (w >= displacing_) {
+        if (!CanAdmit(now_.waiting[w])) {
+          w = now_.waiting.size();
+          continue;
+        }
+        Admit(static_cast<int>(w));
+      }
+      PrefillChunk(true, static_cast<int>(w), now_.waiting[w]);
+      ++w;
+    }
+  }
+
+  const BatchSnapshot& now_;
+  int64_t rows_left_, logits_left_;
+  const int64_t max_running_;
+  int64_t free_blocks_, running_count_;
+  std::vector<State> state_;  // of running
+  std::vector<int> by_rank_;  // running, best first
+  size_t displacing_ = 0;     // so many of waiting were admitted by Displace
+  bool short_of_blocks_ = false;
+  BatchPlan plan_;
+};
+
+}  // namespace
+
+BatchPlan PlanBatch(const BatchSnapshot& now, const BatchLimits& limits) {
+  SY_CHECK(limits.max_batch_tokens > 0 && limits.max_running > 0 && limits.max_logit_rows > 0);
+  return Planner(now, limits).Plan();
+}
+
+}  // namespace switchyard::router

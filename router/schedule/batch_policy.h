@@ -1,0 +1,65 @@
+// What the next step computes, decided as a pure function of a snapshot: it never blocks and never
+// remembers.
+//
+// A sequence has `known` tokens (prompt and output) of which `computed` lie in the KV cache; it
+// decodes when one is missing and prefills when more are. Rank is priority, then arrival. The
+// rules:
+//
+//   decode    first, within the token budget; those that waited longest since their last row go
+//             first inside a priority, so that a budget below the number of sequences starves none.
+//   preempt   a decoding sequence that needs a block when none is free takes those of the lowest
+//             ranked below it that has no row in this step; if there is none it sits this step out.
+//             A preempted sequence computes its known tokens again when it is admitted again.
+//   prefill   with the budget that is left, by rank, in chunks of any size.
+//   admit     by rank, nobody overtakes: when the blocks of all its known tokens are free (they are
+//             taken at once) and some stay over for those that decode. A higher priority displaces
+//             running sequences of lower ones.
+//
+// The highest ranked sequence is never preempted, so it ends in finitely many steps, and so by
+// induction do all of a priority. A stream of higher priorities does starve lower ones: that is
+// what priority says.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace switchyard::router {
+
+struct BatchLimits {
+  int64_t max_batch_tokens = 0;  // rows of a step, >= 1
+  int64_t max_running = 0;       // admitted sequences, >= 1
+  int64_t max_logit_rows = 0;    // rows of a step whose logits are wanted, >= 1
+};
+
+struct SequenceView {
+  int priority = 0;         // higher first
+  uint64_t arrival = 0;     // lower first, unique
+  int64_t known = 0;        // tokens, > computed
+  int64_t computed = 0;     // 0 while waiting
+  int64_t blocks = 0;       // held; 0 while waiting
+  uint64_t last_step = 0;   // that computed a row of it; 0: none
+  bool all_logits = false;  // every row of its prefill needs logits (prompt log-probabilities)
+
+  bool decodes() const { return known - computed == 1; }
+};
+
+struct BatchSnapshot {
+  std::vector<SequenceView> running;  // any order
+  std::vector<SequenceView> waiting;  // by rank; the front part is enough (max_running of them)
+  int64_t free_blocks = 0;
+};
+
+struct BatchPlan {
+  struct Work {
+    bool admitted_now = false;  // index is of waiting, else of running
+    int index = 0;
+    int64_t tokens = 0;  // rows: positions [computed, computed + tokens)
+  };
+  std::vector<int> preempt;  // of running: done first; they wait again
+  std::vector<int> admit;    // of waiting: blocks for all known tokens
+  std::vector<Work> work;    // decodes, then prefill chunks; a decode takes a block if it needs one
+};
+
+BatchPlan PlanBatch(const BatchSnapshot& now, const BatchLimits& limits);
+
+}  // namespace switchyard::router

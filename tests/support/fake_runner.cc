@@ -1,0 +1,193 @@
+#include "tests/support/fake_runner.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include "services/base/check.h"
+
+namespace switchyard::router {
+namespace {
+
+uint64_t Mix(uint64_t x) {
+  x ^= x >> 30, x *= 0xbf58476d1ce4e5b9;
+  x ^= x >> 27, x *= 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+uint64_t HashOf(const std::vector<int32_t>& tokens) {
+  uint64_t h = 0x9e3779b97f4a7c15;
+  for (int32_t token : tokens) h = Mix(h + static_cast<uint32_t>(token) + 1);
+  return h;
+}
+
+float UnitFloat(uint64_t h) { return static_cast<float>(h >> 40) * 0x1p-24f; }
+
+}  // namespace
+
+FakeRunner::FakeRunner(FakeRunnerOptions options) : options_(std::move(options)) {
+  spec_.vocab = options_.vocab;
+  spec_.eos_ids = options_.eos_ids;
+  spec_.gate.top_k = options_.top_k;
+  spec_.layers.assign(options_.moe_layers, LayerSpec{.moe = true});
+  slots_.resize(options_.kv_blocks * kBlockTokens);
+}
+
+std::vector<float> FakeRunner::Logits(const std::vector<int32_t>& tokens, int vocab) {
+  const uint64_t h = HashOf(tokens);
+  std::vector<float> logits(vocab);
+  for (int v = 0; v < vocab; ++v) logits[v] = UnitFloat(Mix(h + 7919 * (v + 1))) * 10 - 5;
+  return logits;
+}
+
+FakeRunner::Routing FakeRunner::RoutingOf(const std::vector<int32_t>& tokens, int moe_layers,
+                                          int top_k) {
+  Routing routing;
+  const uint64_t h = HashOf(tokens);
+  for (int layer = 0; layer < moe_layers; ++layer) {
+    int32_t expert = 0;
+    for (int k = 0; k < top_k; ++k) {
+      const uint64_t x = Mix(h + 31 * layer + k + 1);
+      expert += 1 + static_cast<int32_t>(x % 5);
+      routing.experts.push_back(expert);
+      routing.weights.push_back(UnitFloat(x));
+    }
+  }
+  return routing;
+}
+
+void FakeRunner::Start(const StepBatch& batch) {
+  absl::MutexLock lock(&mutex_);
+  if (batch_ != nullptr) Error("a step was started while another runs");
+  if (batch.rows() == 0) Error("an empty step");
+  batch_ = &batch;
+  waits_left_ = options_.waits;
+  ++steps_;
+  rows_ += batch.rows();
+  max_rows_ = std::max(max_rows_, batch.rows());
+  CheckRows(batch);
+}
+
+void FakeRunner::CheckRows(const StepBatch& batch) {
+  std::map<int32_t, const int32_t*> owner_of_block;
+  std::set<const int32_t*> seen;
+  for (int64_t r = 0; r < batch.rows(); ++r) {
+    const int32_t* table = batch.block_tables[r];
+    const int32_t position = batch.positions[r];
+    if (r > 0 && table == batch.block_tables[r - 1]) {
+      if (position != batch.positions[r - 1] + 1)
+        Error("positions of a sequence are not contiguous");
+    } else if (!seen.insert(table).second) {
+      Error("the rows of a sequence are not consecutive");
+    }
+    if (batch.tokens[r] < 0 || batch.tokens[r] >= options_.vocab) Error("token out of range");
+    for (int32_t b = 0; b <= position / kBlockTokens; ++b) {
+      if (table[b] < 0 || table[b] >= options_.kv_blocks) return Error("block out of range");
+      const auto [at, fresh] = owner_of_block.try_emplace(table[b], table);
+      if (!fresh && at->second != table) Error("a block belongs to two sequences");
+    }
+  }
+  if (!std::is_sorted(batch.logit_rows.begin(), batch.logit_rows.end())) Error("logit rows");
+  if (!std::is_sorted(batch.trace_rows.begin(), batch.trace_rows.end())) Error("trace rows");
+}
+
+ModelRunner::Progress FakeRunner::Advance() {
+  absl::MutexLock lock(&mutex_);
+  SY_CHECK(batch_ != nullptr);
+  held_ = hold_;
+  if (hold_) return Progress::kWaiting;
+  if (waits_left_-- > 0) return Progress::kWaiting;
+  Compute(*std::exchange(batch_, nullptr));
+  return Progress::kDone;
+}
+
+void FakeRunner::Wait(absl::Time until) {
+  absl::MutexLock lock(&mutex_);
+  ++wait_calls_;
+  const auto released = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !hold_; };
+  mutex_.AwaitWithDeadline(absl::Condition(&released), until);
+}
+
+void FakeRunner::Compute(const StepBatch& batch) {
+  for (int64_t r = 0; r < batch.rows(); ++r) {
+    const int32_t p = batch.positions[r];
+    slots_[int64_t{batch.block_tables[r][p / kBlockTokens]} * kBlockTokens + p % kBlockTokens] = {
+        batch.tokens[r], p};
+  }
+  result_ = {};
+  result_.lost.assign(batch.rows(), 0);
+  logits_.clear();
+  for (int64_t r = 0; options_.lose_row && r < batch.rows(); ++r) {
+    result_.lost[r] = options_.lose_row(ReadBack(batch.block_tables[r], batch.positions[r]));
+  }
+  for (int32_t r : batch.logit_rows) {
+    const std::vector<int32_t> tokens = ReadBack(batch.block_tables[r], batch.positions[r]);
+    std::vector<float> logits = Logits(tokens, options_.vocab);
+    if (options_.nan_logits && options_.nan_logits(tokens)) {
+      logits[options_.vocab / 2] = std::numeric_limits<float>::quiet_NaN();
+    }
+    logits_.insert(logits_.end(), logits.begin(), logits.end());
+  }
+  for (int32_t r : batch.trace_rows) {
+    const Routing routing = RoutingOf(ReadBack(batch.block_tables[r], batch.positions[r]),
+                                      options_.moe_layers, options_.top_k);
+    result_.routed_experts.insert(result_.routed_experts.end(), routing.experts.begin(),
+                                  routing.experts.end());
+    result_.routed_weights.insert(result_.routed_weights.end(), routing.weights.begin(),
+                                  routing.weights.end());
+  }
+  result_.logits = logits_.data();
+}
+
+std::vector<int32_t> FakeRunner::ReadBack(const int32_t* table, int32_t position) {
+  std::vector<int32_t> tokens;
+  for (int32_t p = 0; p <= position; ++p) {
+    const Slot& slot = slots_[int64_t{table[p / kBlockTokens]} * kBlockTokens + p % kBlockTokens];
+    if (slot.position != p) Error("a block holds another position than its table says");
+    tokens.push_back(slot.token);
+  }
+  return tokens;
+}
+
+void FakeRunner::Error(std::string what) {
+  if (errors_.size() < 10) errors_.push_back(std::move(what));
+}
+
+void FakeRunner::Hold() {
+  absl::MutexLock lock(&mutex_);
+  hold_ = true;
+}
+
+void FakeRunner::Release() {
+  absl::MutexLock lock(&mutex_);
+  hold_ = held_ = false;
+}
+
+void FakeRunner::AwaitHeld() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(&held_));
+}
+
+std::vector<std::string> FakeRunner::errors() const {
+  absl::MutexLock lock(&mutex_);
+  return errors_;
+}
+int64_t FakeRunner::steps() const {
+  absl::MutexLock lock(&mutex_);
+  return steps_;
+}
+int64_t FakeRunner::rows() const {
+  absl::MutexLock lock(&mutex_);
+  return rows_;
+}
+int64_t FakeRunner::max_rows() const {
+  absl::MutexLock lock(&mutex_);
+  return max_rows_;
+}
+int64_t FakeRunner::waits() const {
+  absl::MutexLock lock(&mutex_);
+  return wait_calls_;
+}
+
+}  // namespace switchyard::router
