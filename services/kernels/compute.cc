@@ -115,7 +115,9 @@ void Compute::MatMul(std::span<const MatMulTask> tasks) const {
     total_ns += MatMulNs(task, ops);
   }
   if (total_ns < kInlineNs || pool_.threads() == 1) {
-    for (const MatMulTask& task : tasks) ops.mat_mul(task, 0, task.rows, 0, task.w.out);
+    for (const MatMulTask& task : tasks) {
+      ops.mat_mul(task, 0, task.rows, 0, task.w.out, Scratch(MatMulScratchFloats(task)));
+    }
     return;
   }
   absl::InlinedVector<Cut, 64> cuts;
@@ -139,7 +141,7 @@ void Compute::MatMul(std::span<const MatMulTask> tasks) const {
       const int64_t n0 = (item - cut->first_item) % cut->tiles_n * cut->tile_n;
       const int64_t m0 = (item - cut->first_item) / cut->tiles_n * cut->tile_m;
       ops.mat_mul(task, m0, std::min(m0 + cut->tile_m, task.rows), n0,
-                  std::min(n0 + cut->tile_n, task.w.out));
+                  std::min(n0 + cut->tile_n, task.w.out), Scratch(MatMulScratchFloats(task)));
     }
   });
 }

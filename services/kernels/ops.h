@@ -16,8 +16,9 @@ struct AttentionPart {
 };
 
 struct Ops {
-  // The tile rows [m0, m1) × outputs [n0, n1) of a task.
-  void (*mat_mul)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
+  // The tile rows [m0, m1) × outputs [n0, n1) of a task. scratch: MatMulScratchFloats(task).
+  void (*mat_mul)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                  float* scratch);
   // scratch: AttentionScratchFloats(task, queries of the part), 64-byte aligned.
   void (*attention)(const AttentionTask& task, const AttentionPart& part, float* scratch);
   void (*rms_norm)(const float* x, int64_t dim, VectorView weight, float eps, void* out, DType to);
@@ -37,6 +38,9 @@ const Ops& OpsFor(Isa isa);
 const Ops& ReferenceFor(Isa isa);
 
 inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
+
+// The rows of a register tile as float32.
+inline int64_t MatMulScratchFloats(const MatMulTask& task) { return 4 * RoundUp16(task.w.in); }
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and
 // the queries themselves as padded float32.

@@ -128,7 +128,7 @@ float ProductOf(const MatMulTask& task, const void* x, int64_t n) {
 }
 
 template <bool kBF16Dot>
-void MatMul(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+void MatMul(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float*) {
   const bool x_bf16 = task.x.dtype == DType::kBF16;
   const bool bf16_dot =
       kBF16Dot && x_bf16 && task.w.dtype == DType::kBF16 && task.w.layout == WeightLayout::kOutIn;

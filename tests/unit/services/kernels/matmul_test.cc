@@ -63,11 +63,12 @@ struct Problem {
     const bool out_in = task.w.layout == WeightLayout::kOutIn;
     return At(task.w.data, task.w.dtype, out_in ? n * task.w.stride + k : k * task.w.stride + n);
   }
-  std::vector<float> Run(void (*mat_mul)(const MatMulTask&, int64_t, int64_t, int64_t, int64_t)) {
+  std::vector<float> Run(decltype(Ops::mat_mul) mat_mul) {
     std::vector<float> result(y.size(), -77.0f);
     MatMulTask copy = task;
     copy.y = result.data();
-    mat_mul(copy, 0, task.rows, 0, task.w.out);
+    std::vector<float> scratch(static_cast<size_t>(MatMulScratchFloats(task)));
+    mat_mul(copy, 0, task.rows, 0, task.w.out, scratch.data());
     return result;
   }
   std::vector<float> Run(const Compute& compute) {

@@ -1,0 +1,17 @@
+// The tables that cpu/ fills. They may be called only on a CPU that has the instructions.
+#pragma once
+
+#include "services/kernels/ops.h"
+
+namespace switchyard::kernels {
+
+#if defined(__x86_64__)
+extern const Ops kAvx2Ops;
+extern const Ops kAvx512Ops;
+
+// The tile of a product of bf16 rows with bf16 kOutIn weights.
+void MatMulAvx512Bf16(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                      float* scratch);
+#endif
+
+}  // namespace switchyard::kernels

@@ -1,0 +1,230 @@
+// A line per kernel, instruction set and shape: kernels_bench --benchmark_filter=MatMul/avx512bf16
+// GB/s counts the weights (or the KV cache) once a call; GFLOP/s a multiply-add as two.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "services/kernels/kernels.h"
+#include "services/kernels/thread_pool.h"
+#include "services/tensor/buffer.h"
+
+namespace switchyard::kernels {
+namespace {
+
+// Bits that are an ordinary number near 1 in any dtype, and not all the same.
+AlignedBuffer Filled(int64_t elements, DType dtype) {
+  AlignedBuffer buffer(static_cast<size_t>(elements) * SizeOf(dtype));
+  for (int64_t i = 0; i < elements; ++i) {
+    const float v = 0.5f + static_cast<float>(i * 7 % 64) / 64.0f;
+    const bf16 b = ToBF16(v);
+    const f16 h = ToF16(v);
+    std::byte* at = buffer.data() + static_cast<size_t>(i) * SizeOf(dtype);
+    const void* from = dtype == DType::kBF16  ? static_cast<const void*>(&b)
+                       : dtype == DType::kF16 ? static_cast<const void*>(&h)
+                                              : static_cast<const void*>(&v);
+    std::memcpy(at, from, SizeOf(dtype));
+  }
+  return buffer;
+}
+
+struct MatMulShape {
+  int64_t tasks, rows, out, in;
+  DType x, w;
+  WeightLayout layout;
+};
+
+std::string NameOf(const MatMulShape& s) {
+  return std::to_string(s.tasks) + "x[" + std::to_string(s.rows) + "," + std::to_string(s.in) +
+         "]x" + std::to_string(s.out) + "/" + std::string(Name(s.x)) + "x" +
+         std::string(Name(s.w)) + (s.layout == WeightLayout::kOutIn ? "" : "/inout");
+}
+
+void MatMul(benchmark::State& state, Isa isa, int threads, const MatMulShape& s) {
+  ThreadPool pool(threads);
+  const Compute compute(isa, pool);
+  const AlignedBuffer x = Filled(s.tasks * s.rows * s.in, s.x);
+  const AlignedBuffer w = Filled(s.tasks * s.out * s.in, s.w);
+  AlignedBuffer y = Filled(s.tasks * s.rows * s.out, DType::kF32);
+  std::vector<MatMulTask> tasks;
+  for (int64_t t = 0; t < s.tasks; ++t) {
+    const int64_t stored_row = s.layout == WeightLayout::kOutIn ? s.in : s.out;
+    tasks.push_back(
+        {.x = {x.data() + static_cast<size_t>(t * s.rows * s.in) * SizeOf(s.x), s.x, s.in},
+         .rows = s.rows,
+         .w = {w.data() + static_cast<size_t>(t * s.out * s.in) * SizeOf(s.w), s.w, s.layout, s.out,
+               s.in, stored_row},
+         .y = y.as<float>() + t * s.rows * s.out,
+         .y_stride = s.out});
+  }
+  for (auto _ : state) {
+    compute.MatMul(tasks);
+    benchmark::ClobberMemory();
+  }
+  const double calls = static_cast<double>(state.iterations());
+  const double elements = static_cast<double>(s.tasks * s.out * s.in);
+  state.counters["GB/s"] = benchmark::Counter(
+      calls * elements * static_cast<double>(SizeOf(s.w)) / 1e9, benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] = benchmark::Counter(
+      2 * calls * elements * static_cast<double>(s.rows) / 1e9, benchmark::Counter::kIsRate);
+}
+
+struct AttentionShape {
+  int64_t rows, history;
+  int heads, kv_heads, key_dim, value_dim;
+  bool mla;
+};
+
+void Attention(benchmark::State& state, Isa isa, int threads, const AttentionShape& s) {
+  constexpr int kBlockTokens = 32;
+  ThreadPool pool(threads);
+  const Compute compute(isa, pool);
+  const int64_t record = s.kv_heads * (s.key_dim + (s.mla ? 0 : s.value_dim));
+  const int64_t length = s.history + s.rows, blocks = length / kBlockTokens + 1;
+  const AlignedBuffer cache = Filled(blocks * kBlockTokens * record, DType::kBF16);
+  const AlignedBuffer q = Filled(s.rows * s.heads * s.key_dim, DType::kF32);
+  AlignedBuffer out(static_cast<size_t>(s.rows * s.heads * s.value_dim) * sizeof(float));
+  std::vector<int32_t> table, positions;
+  for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(b));
+  for (int64_t r = 0; r < s.rows; ++r) positions.push_back(static_cast<int32_t>(s.history + r));
+  const std::vector<const int32_t*> tables(static_cast<size_t>(s.rows), table.data());
+  const AttentionTask task = {.q = q.as<float>(),
+                              .out = out.as<float>(),
+                              .rows = s.rows,
+                              .positions = positions.data(),
+                              .block_tables = tables.data(),
+                              .cache = cache.data(),
+                              .block_stride_bytes = kBlockTokens * record * 2,
+                              .block_tokens = kBlockTokens,
+                              .heads = s.heads,
+                              .kv_heads = s.kv_heads,
+                              .key_dim = s.key_dim,
+                              .value_dim = s.value_dim,
+                              .values_in_key = s.mla,
+                              .scale = 0.01f};
+  for (auto _ : state) {
+    compute.Attention(task);
+    benchmark::ClobberMemory();
+  }
+  double macs = 0;
+  for (int32_t p : positions) macs += (p + 1.0) * s.heads * (s.key_dim + s.value_dim);
+  const double calls = static_cast<double>(state.iterations());
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(2 * calls * macs / 1e9, benchmark::Counter::kIsRate);
+  state.counters["GB/s"] = benchmark::Counter(
+      calls * static_cast<double>(length * record * 2) / 1e9, benchmark::Counter::kIsRate);
+}
+
+void RmsNorm(benchmark::State& state, Isa isa, int64_t rows, int64_t dim) {
+  ThreadPool pool(1);
+  const Compute compute(isa, pool);
+  const AlignedBuffer x = Filled(rows * dim, DType::kF32), w = Filled(dim, DType::kBF16);
+  AlignedBuffer out(static_cast<size_t>(rows * dim) * 2);
+  for (auto _ : state) {
+    compute.RmsNorm(x.as<float>(), dim, rows, dim, {w.data(), DType::kBF16, dim}, 1e-6f,
+                    {out.data(), DType::kBF16, dim});
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * rows * dim);
+}
+
+void Activate(benchmark::State& state, Isa isa, int64_t rows, int64_t width) {
+  ThreadPool pool(1);
+  const Compute compute(isa, pool);
+  const AlignedBuffer in = Filled(rows * 2 * width, DType::kF32);
+  AlignedBuffer out(static_cast<size_t>(rows * width) * 2);
+  const Compute::ActivationTask task = {.gate_up = in.as<float>(),
+                                        .stride = 2 * width,
+                                        .rows = rows,
+                                        .width = width,
+                                        .out = {out.data(), DType::kBF16, width}};
+  for (auto _ : state) {
+    compute.Activate(std::span(&task, 1));
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * rows * width);
+}
+
+void SoftmaxOf(benchmark::State& state) {
+  AlignedBuffer x = Filled(state.range(0), DType::kF32);
+  for (auto _ : state) {
+    Softmax(x.as<float>(), state.range(0));
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0));
+}
+BENCHMARK(SoftmaxOf)->Arg(256)->Arg(32768);
+
+// What an empty job costs, the workers awake.
+void EmptyJob(benchmark::State& state) {
+  ThreadPool pool(static_cast<int>(state.range(0)));
+  for (auto _ : state) pool.ParallelFor(8, 1, [](int64_t, int64_t) {});
+}
+BENCHMARK(EmptyJob)->Arg(1)->Arg(2)->UseRealTime();
+
+constexpr DType kF = DType::kF32, kB = DType::kBF16;
+constexpr WeightLayout kOI = WeightLayout::kOutIn, kIO = WeightLayout::kInOut;
+constexpr MatMulShape kMatMuls[] = {
+    {1, 1, 8192, 8192, kB, kB, kOI},   {1, 4, 8192, 8192, kB, kB, kOI},
+    {1, 1, 4096, 4096, kB, kB, kIO},   {1, 4, 4096, 4096, kB, kB, kIO},
+    {1, 1, 2048, 2048, kB, kB, kOI},   {1, 8, 2048, 2048, kB, kB, kOI},
+    {1, 32, 2048, 2048, kB, kB, kOI},  {1, 512, 2048, 2048, kB, kB, kOI},
+    {1, 512, 2048, 2048, kF, kB, kOI}, {1, 512, 2048, 2048, kF, kF, kOI},
+    {1, 512, 2048, 2048, kB, kB, kIO}, {1, 64, 1536, 7168, kB, kB, kOI},
+    {1, 1, 192, 192, kB, kB, kOI},     {8, 1, 64, 192, kB, kB, kOI},
+    {64, 2, 64, 192, kB, kB, kOI},     {64, 2, 192, 32, kB, kB, kOI},
+    {16, 32, 512, 128, kB, kB, kIO},
+};
+struct NamedAttention {
+  const char* name;
+  AttentionShape shape;
+};
+constexpr NamedAttention kAttentions[] = {
+    {"mla16 decode 1x1024", {1, 1024, 16, 1, 576, 512, true}},
+    {"mla128 decode 1x4096", {1, 4096, 128, 1, 576, 512, true}},
+    {"mla16 prefill 256", {256, 0, 16, 1, 576, 512, true}},
+    {"gqa32/4 decode 1x4096", {1, 4096, 32, 4, 128, 128, false}},
+    {"gqa32/4 prefill 512", {512, 0, 32, 4, 128, 128, false}},
+    {"mha16 prefill 512", {512, 0, 16, 16, 64, 64, false}},
+};
+
+void RegisterAll() {
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  for (Isa isa : SupportedIsas()) {
+    if (isa == Isa::kPortable) continue;  // the definition, not a contender
+    const std::string name(Name(isa));
+    for (int threads : {1, cores}) {
+      const std::string suffix = "/threads:" + std::to_string(threads);
+      for (const MatMulShape& s : kMatMuls) {
+        benchmark::RegisterBenchmark(
+            ("MatMul/" + name + "/" + NameOf(s) + suffix).c_str(),
+            [=](benchmark::State& state) { MatMul(state, isa, threads, s); })
+            ->UseRealTime();
+      }
+      for (const NamedAttention& a : kAttentions) {
+        benchmark::RegisterBenchmark(
+            ("Attention/" + name + "/" + a.name + suffix).c_str(),
+            [=](benchmark::State& state) { Attention(state, isa, threads, a.shape); })
+            ->UseRealTime();
+      }
+    }
+    benchmark::RegisterBenchmark(("RmsNorm/" + name + "/32x2048").c_str(),
+                                 [=](benchmark::State& state) { RmsNorm(state, isa, 32, 2048); });
+    benchmark::RegisterBenchmark(("Activate/" + name + "/32x2048").c_str(),
+                                 [=](benchmark::State& state) { Activate(state, isa, 32, 2048); });
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::kernels
+
+int main(int argc, char** argv) {
+  switchyard::kernels::RegisterAll();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
