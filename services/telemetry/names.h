@@ -1,0 +1,162 @@
+// Every metric of Switchyard, once: name, type, what it says. docs/reference/metrics.md lists the
+// same for readers. A name's prefix is the room that reports it; the label `service` is added to
+// each, so that the embedded server's one page tells gateway, router and worker apart. Units are in
+// the names.
+#pragma once
+
+#include <span>
+
+namespace switchyard::telemetry {
+
+enum class MetricType { kCounter, kGauge, kHistogram };
+
+struct MetricDef {
+  const char* name;
+  MetricType type;
+  const char* help;
+  std::span<const double> buckets = {};  // upper bounds of a histogram
+};
+
+// Seconds, from a kernel's time to a long request's.
+inline constexpr double kShortSeconds[] = {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3,
+                                           5e-3, 1e-2, 2e-2, 5e-2, 0.1,  0.2,  0.5,  1.0};
+inline constexpr double kLongSeconds[] = {1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2,
+                                          0.5,  1,    2,    5,    10,   20,   50,  100};
+inline constexpr double kCounts[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
+
+using enum MetricType;
+
+// ---- every service ----
+inline constexpr MetricDef kBuildInfo{"switchyard_build_info", kGauge,
+                                      "1; the labels say what runs"};
+inline constexpr MetricDef kReady{"switchyard_ready", kGauge, "1 while requests are taken, else 0"};
+inline constexpr MetricDef kBugs{"switchyard_bugs_total", kCounter,
+                                 "Surprises that were survived; each is a bug to report"};
+inline constexpr MetricDef kGrpcErrors{
+    "switchyard_grpc_errors_total", kCounter,
+    "Calls that ended with another status than OK, by method and code"};
+
+// ---- gateway ----
+inline constexpr MetricDef kGatewayRequests{"switchyard_gateway_requests_total", kCounter,
+                                            "Requests that ended, by api, route and status code"};
+inline constexpr MetricDef kGatewayRequestSeconds{"switchyard_gateway_request_seconds", kHistogram,
+                                                  "Time from a request to its last byte",
+                                                  kLongSeconds};
+inline constexpr MetricDef kGatewayFirstTokenSeconds{
+    "switchyard_gateway_time_to_first_token_seconds", kHistogram,
+    "Time from a request to its first token", kLongSeconds};
+inline constexpr MetricDef kGatewayInterTokenSeconds{
+    "switchyard_gateway_inter_token_seconds", kHistogram, "Time between two tokens of a choice",
+    kShortSeconds};
+inline constexpr MetricDef kGatewayOpenRequests{"switchyard_gateway_open_requests", kGauge,
+                                                "Requests being served"};
+inline constexpr MetricDef kGatewayConnections{"switchyard_gateway_connections", kGauge,
+                                               "Open HTTP connections"};
+inline constexpr MetricDef kGatewayPromptTokens{"switchyard_gateway_prompt_tokens_total", kCounter,
+                                                "Tokens of prompts that were sent to routers"};
+inline constexpr MetricDef kGatewayOutputTokens{"switchyard_gateway_output_tokens_total", kCounter,
+                                                "Tokens that came back from routers"};
+inline constexpr MetricDef kGatewayRouterReady{"switchyard_gateway_router_ready", kGauge,
+                                               "1 while that router takes requests, else 0"};
+
+// ---- router ----
+inline constexpr MetricDef kRouterRequests{"switchyard_router_requests_total", kCounter,
+                                           "Choices that ended, by finish reason"};
+inline constexpr MetricDef kRouterRefused{"switchyard_router_refused_requests_total", kCounter,
+                                          "Requests that were refused, by status code"};
+inline constexpr MetricDef kRouterFirstTokenSeconds{
+    "switchyard_router_time_to_first_token_seconds", kHistogram,
+    "Time from a request's arrival to its first token", kLongSeconds};
+inline constexpr MetricDef kRouterInterTokenSeconds{
+    "switchyard_router_inter_token_seconds", kHistogram, "Time between two tokens of a sequence",
+    kShortSeconds};
+inline constexpr MetricDef kRouterQueueSeconds{"switchyard_router_queue_seconds", kHistogram,
+                                               "Time that a request waited for its first step",
+                                               kLongSeconds};
+inline constexpr MetricDef kRouterRunning{"switchyard_router_running_sequences", kGauge,
+                                          "Sequences in the batch"};
+inline constexpr MetricDef kRouterWaiting{"switchyard_router_waiting_requests", kGauge,
+                                          "Requests that wait for a place in the batch"};
+inline constexpr MetricDef kRouterKvUsed{"switchyard_router_kv_blocks_used", kGauge,
+                                         "Blocks of the KV cache in use"};
+inline constexpr MetricDef kRouterKvBlocks{"switchyard_router_kv_blocks", kGauge,
+                                           "Blocks of the KV cache"};
+inline constexpr MetricDef kRouterPromptTokens{"switchyard_router_prompt_tokens_total", kCounter,
+                                               "Prompt tokens of choices that ended"};
+inline constexpr MetricDef kRouterOutputTokens{"switchyard_router_output_tokens_total", kCounter,
+                                               "Output tokens of choices that ended"};
+inline constexpr MetricDef kRouterSteps{"switchyard_router_steps_total", kCounter, "Engine steps"};
+inline constexpr MetricDef kRouterStepSeconds{"switchyard_router_step_seconds", kHistogram,
+                                              "Time of an engine step", kShortSeconds};
+inline constexpr MetricDef kRouterStepRows{"switchyard_router_step_rows", kHistogram,
+                                           "Tokens of a step, prefill and decode together",
+                                           kCounts};
+inline constexpr MetricDef kRouterStepSequences{"switchyard_router_step_sequences", kHistogram,
+                                                "Sequences of a step", kCounts};
+inline constexpr MetricDef kRouterPrefillRows{
+    "switchyard_router_prefill_rows_total", kCounter,
+    "Prompt tokens that were computed, also again after preemption"};
+inline constexpr MetricDef kRouterPreemptions{"switchyard_router_preemptions_total", kCounter,
+                                              "Sequences that gave their KV blocks up for others"};
+inline constexpr MetricDef kRouterStreams{"switchyard_router_gateway_streams", kGauge,
+                                          "Connected gateways"};
+inline constexpr MetricDef kRouterSlowStreams{
+    "switchyard_router_slow_streams_total", kCounter,
+    "Gateway streams that were ended because they did not read"};
+inline constexpr MetricDef kRouterExpertImbalance{
+    "switchyard_router_expert_imbalance_ratio", kGauge,
+    "Rows of a layer's busiest expert over the mean of its experts, since the start"};
+inline constexpr MetricDef kRouterExpertRows{"switchyard_router_expert_rows_total", kCounter,
+                                             "Rows that were sent to an expert"};
+inline constexpr MetricDef kRouterLostRows{"switchyard_router_lost_rows_total", kCounter,
+                                           "Rows that no worker computed"};
+inline constexpr MetricDef kRouterWorkerUp{"switchyard_router_worker_up", kGauge,
+                                           "1 while that worker serves this router, else 0"};
+// The bounds of histograms without buckets here are powers of 2, as they are counted.
+inline constexpr MetricDef kRouterDispatchSeconds{
+    "switchyard_router_dispatch_seconds", kHistogram,
+    "Time from sending a part of a call to its answer, by worker"};
+inline constexpr MetricDef kRouterDispatchBytes{"switchyard_router_dispatch_bytes_total", kCounter,
+                                                "Bytes of frames, by worker and direction"};
+inline constexpr MetricDef kRouterDispatchFrames{
+    "switchyard_router_dispatch_frames_total", kCounter,
+    "Frames of calls and answers, by worker and direction"};
+inline constexpr MetricDef kRouterDispatchRows{"switchyard_router_dispatch_rows_total", kCounter,
+                                               "(token, expert) pairs that were sent, by worker"};
+inline constexpr MetricDef kRouterLostParts{
+    "switchyard_router_dispatch_lost_parts_total", kCounter,
+    "Parts of calls that came back late, wrong or never, by worker"};
+inline constexpr MetricDef kRouterWorkerConnects{"switchyard_router_worker_connects_total",
+                                                 kCounter, "Streams to a worker that came up"};
+
+// ---- expert worker ----
+inline constexpr MetricDef kWorkerFrames{"switchyard_worker_frames_total", kCounter,
+                                         "Parts of calls that were taken"};
+inline constexpr MetricDef kWorkerRows{"switchyard_worker_rows_total", kCounter,
+                                       "(row, expert) pairs that were computed"};
+inline constexpr MetricDef kWorkerComputations{"switchyard_worker_computations_total", kCounter,
+                                               "Grouped computations"};
+inline constexpr MetricDef kWorkerMerged{"switchyard_worker_merged_frames_total", kCounter,
+                                         "Parts that shared their computation with another"};
+inline constexpr MetricDef kWorkerCancelled{"switchyard_worker_cancelled_frames_total", kCounter,
+                                            "Parts that were dropped before they were computed"};
+inline constexpr MetricDef kWorkerSegments{"switchyard_worker_segments_total", kCounter,
+                                           "Segments that were answered, by status"};
+inline constexpr MetricDef kWorkerBatchRows{"switchyard_worker_batch_rows", kHistogram,
+                                            "Pairs of one grouped computation"};
+inline constexpr MetricDef kWorkerComputeSeconds{"switchyard_worker_compute_seconds", kHistogram,
+                                                 "Time of one grouped computation"};
+inline constexpr MetricDef kWorkerQueueSeconds{"switchyard_worker_queue_seconds", kHistogram,
+                                               "Time of a part before its computation"};
+inline constexpr MetricDef kWorkerWaiting{"switchyard_worker_waiting_frames", kGauge,
+                                          "Parts that wait to be computed"};
+inline constexpr MetricDef kWorkerRouters{"switchyard_worker_routers", kGauge, "Connected routers"};
+inline constexpr MetricDef kWorkerBroken{
+    "switchyard_worker_broken_streams_total", kCounter,
+    "Streams that were ended for undecodable frames or overdrawn credits"};
+inline constexpr MetricDef kWorkerExperts{"switchyard_worker_experts", kGauge,
+                                          "Experts held, over all layers"};
+inline constexpr MetricDef kWorkerMappedBytes{"switchyard_worker_mapped_bytes", kGauge,
+                                              "Bytes of weights that are mapped"};
+
+}  // namespace switchyard::telemetry
