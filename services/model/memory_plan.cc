@@ -1,0 +1,89 @@
+#include "services/model/memory_plan.h"
+
+#include "services/base/status.h"
+#include "services/model/tensor_names.h"
+
+namespace switchyard {
+namespace {
+
+uint64_t Elements(const TensorRef& tensor) {
+  uint64_t product = 1;
+  for (int64_t size : tensor.shape) product *= static_cast<uint64_t>(size);
+  return product;
+}
+
+uint64_t Elements(const TensorSlice& slice) {
+  return Elements(slice.tensor) / static_cast<uint64_t>(slice.tensor.shape[0]) *
+         static_cast<uint64_t>(slice.count);
+}
+
+DType Stored(const ModelSpec& spec, const DTypeOfTensor& dtype_of, const TensorRef& tensor) {
+  return dtype_of ? dtype_of(tensor.name) : spec.weight_dtype;
+}
+
+}  // namespace
+
+uint64_t WeightBytes::total() const {
+  uint64_t sum = 0;
+  for (const auto& [dtype, bytes] : by_dtype) sum += bytes;
+  return sum;
+}
+
+WeightBytes BackboneBytes(const ModelSpec& spec, const DTypeOfTensor& dtype_of) {
+  WeightBytes out;
+  for (const TensorRef& tensor : AllTensors(BackboneTensorsOf(spec))) {
+    const DType dtype = Stored(spec, dtype_of, tensor);
+    out.by_dtype[dtype] += Elements(tensor) * SizeOf(dtype);
+  }
+  return out;
+}
+
+WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
+                        const DTypeOfTensor& dtype_of) {
+  WeightBytes out;
+  for (int layer = 0; layer < spec.num_layers(); ++layer) {
+    if (!spec.layers[static_cast<size_t>(layer)].moe) continue;
+    for (int expert : experts) {
+      for (const TensorSlice& slice : AllSlices(ExpertTensorsOf(spec, layer, expert))) {
+        const DType dtype = Stored(spec, dtype_of, slice.tensor);
+        out.by_dtype[dtype] += Elements(slice) * SizeOf(dtype);
+      }
+    }
+  }
+  return out;
+}
+
+ParameterCount CountParameters(const ModelSpec& spec) {
+  uint64_t backbone = 0;
+  for (const TensorRef& tensor : AllTensors(BackboneTensorsOf(spec))) backbone += Elements(tensor);
+  ParameterCount out{backbone, backbone};
+  for (int layer = 0; layer < spec.num_layers(); ++layer) {
+    if (!spec.layers[static_cast<size_t>(layer)].moe) continue;
+    uint64_t expert = 0;
+    for (const TensorSlice& s : AllSlices(ExpertTensorsOf(spec, layer, 0))) expert += Elements(s);
+    out.total += expert * static_cast<uint64_t>(spec.experts.count);
+    out.active += expert * static_cast<uint64_t>(spec.gate.top_k);
+  }
+  return out;
+}
+
+uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype) {
+  const AttentionSpec& a = spec.attention;
+  const int64_t width = a.kind == AttentionKind::kMla ? int64_t{a.kv_lora_rank} + a.qk_rope_head_dim
+                                                      : int64_t{2} * a.kv_heads * a.head_dim;
+  return static_cast<uint64_t>(width) * spec.layers.size() * SizeOf(kv_dtype);
+}
+
+absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t available_bytes) {
+  if (weight_bytes <= available_bytes && kv_bytes <= available_bytes - weight_bytes) {
+    return absl::OkStatus();
+  }
+  const auto gib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  return ResourceExhausted(
+      "the model needs {:.2f} GiB ({:.2f} GiB of weights and {:.2f} GiB of KV cache), but {:.2f} "
+      "GiB "
+      "are available",
+      gib(weight_bytes) + gib(kv_bytes), gib(weight_bytes), gib(kv_bytes), gib(available_bytes));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,45 @@
+// How much memory a model takes: weights by dtype, KV a token, parameters. Pure arithmetic over the
+// spec; for `inspect`, for the default of --kv-memory and for refusing what cannot fit.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "services/model/spec.h"
+#include "services/tensor/dtype.h"
+
+namespace switchyard {
+
+// The dtype that a checkpoint stores a tensor in. Null: every tensor has the spec's weight_dtype.
+using DTypeOfTensor = std::function<DType(std::string_view name)>;
+
+struct WeightBytes {
+  std::map<DType, uint64_t> by_dtype;
+  uint64_t total() const;
+};
+
+// What a router holds: everything but the routed experts.
+WeightBytes BackboneBytes(const ModelSpec& spec, const DTypeOfTensor& dtype_of);
+// Experts of a set (ids in [0, experts.count)) in all MoE layers: what a worker holds.
+WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
+                        const DTypeOfTensor& dtype_of);
+
+struct ParameterCount {
+  uint64_t total = 0;
+  uint64_t active =
+      0;  // that a token meets: all but the routed experts, and top_k of those a layer
+};
+ParameterCount CountParameters(const ModelSpec& spec);
+
+// KV cache of one token in all layers: MLA keeps the latent and the rotated key once, GQA keys and
+// values of each KV head.
+uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype);
+
+// RESOURCE_EXHAUSTED with both numbers unless weights and KV fit in what is available.
+absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t available_bytes);
+
+}  // namespace switchyard
