@@ -5,6 +5,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_builder.h>
+#include <grpcpp/support/server_interceptor.h>
 #include <netdb.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -46,6 +47,46 @@ std::string WhyNotBound(const std::string& address) {
   return reason;
 }
 
+// Counts the calls that end with an error.
+class ErrorCounter : public grpc::experimental::Interceptor {
+ public:
+  ErrorCounter(telemetry::Metrics& metrics, const std::string& service, const char* method)
+      : metrics_(metrics), service_(service), method_(method) {}
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    using grpc::experimental::InterceptionHookPoints;
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
+      const grpc::Status status = methods->GetSendStatus();
+      if (!status.ok()) {
+        const std::string code =
+            absl::StatusCodeToString(static_cast<absl::StatusCode>(status.error_code()));
+        metrics_.Counter(telemetry::kGrpcErrors, service_, {{"method", method_}, {"code", code}})
+            .Increment();
+      }
+    }
+    methods->Proceed();
+  }
+
+ private:
+  telemetry::Metrics& metrics_;
+  const std::string& service_;
+  const std::string method_;
+};
+
+class ErrorCounterFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  ErrorCounterFactory(telemetry::Metrics& metrics, std::string service)
+      : metrics_(metrics), service_(std::move(service)) {}
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo* info) override {
+    return new ErrorCounter(metrics_, service_, info->method());
+  }
+
+ private:
+  telemetry::Metrics& metrics_;
+  const std::string service_;
+};
+
 void EnablePlugins() {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -70,41 +111,55 @@ void SetLimits(grpc::ServerBuilder& builder) {
 
 }  // namespace
 
+absl::StatusOr<std::unique_ptr<Listener>> Listener::Add(const ServerOptions& options,
+                                                        grpc::ServerBuilder& builder) {
+  EnablePlugins();
+  SetLimits(builder);
+  std::unique_ptr<Listener> listener(new Listener(options));
+  if (!options.listen.empty()) {
+    SY_ASSIGN_OR_RETURN(
+        auto credentials,
+        security::ServerCredentials(listener->local_socket() ? security::TlsFiles{} : options.tls));
+    builder.AddListeningPort(options.listen, credentials, &listener->port_);
+  }
+  if (options.metrics != nullptr) {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
+    creators.push_back(std::make_unique<ErrorCounterFactory>(*options.metrics, options.service));
+    builder.experimental().SetInterceptorCreators(std::move(creators));
+  }
+  return listener;
+}
+
+absl::StatusOr<std::string> Listener::Bound(grpc::Server* server) const {
+  const std::string& listen = options_.listen;
+  if (server == nullptr || (!listen.empty() && port_ <= 0)) {
+    return Unavailable("cannot listen on {}: {}", listen,
+                       local_socket() ? "the socket cannot be bound" : WhyNotBound(listen));
+  }
+  SetHealth(*server, false);
+  if (listen.empty() || local_socket()) return listen;
+  const std::string address = fmt::format("{}:{}", listen.substr(0, listen.rfind(':')), port_);
+  security::WarnIfExposed(address, options_.tls);
+  return address;
+}
+
+void SetHealth(grpc::Server& server, bool ready) {
+  if (auto* health = server.GetHealthCheckService()) health->SetServingStatus(ready);
+}
+
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const ServerOptions& options, const std::function<void(grpc::ServerBuilder&)>& configure) {
-  EnablePlugins();
   grpc::ServerBuilder builder;
-  SetLimits(builder);
-  int port = -1;
-  const bool local_socket = options.listen.rfind("unix:", 0) == 0;
-  if (!options.listen.empty()) {
-    SY_ASSIGN_OR_RETURN(auto credentials, security::ServerCredentials(
-                                              local_socket ? security::TlsFiles{} : options.tls));
-    builder.AddListeningPort(options.listen, credentials, &port);
-  }
+  SY_ASSIGN_OR_RETURN(const auto listener, Listener::Add(options, builder));
   configure(builder);
   std::unique_ptr<Server> server(new Server);
   server->server_ = builder.BuildAndStart();
-  if (server->server_ == nullptr || (!options.listen.empty() && port <= 0)) {
-    return Unavailable("cannot listen on {}: {}", options.listen,
-                       local_socket ? "the socket cannot be bound" : WhyNotBound(options.listen));
-  }
-  server->address_ = options.listen;
-  if (port > 0 && !local_socket) {
-    server->address_ =
-        fmt::format("{}:{}", options.listen.substr(0, options.listen.rfind(':')), port);
-    security::WarnIfExposed(server->address_, options.tls);
-  }
-  server->SetReady(false);
+  SY_ASSIGN_OR_RETURN(server->address_, listener->Bound(server->server_.get()));
   return server;
 }
 
 Server::~Server() {
   if (server_ != nullptr) Shutdown(absl::ZeroDuration());
-}
-
-void Server::SetReady(bool ready) {
-  if (auto* health = server_->GetHealthCheckService()) health->SetServingStatus(ready);
 }
 
 void Server::Shutdown(absl::Duration grace) {

@@ -1,7 +1,5 @@
 // A gRPC listener as every service of ours has it: HOST:PORT or unix:PATH, TLS, standard health
 // with its descriptor, reflection, message sizes, keepalive, and a shutdown with a grace.
-//
-// Owns the grpc::Server; the services registered with it must outlive it. Thread-safe.
 #pragma once
 
 #include <grpcpp/server.h>
@@ -13,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "services/security/tls.h"
+#include "services/telemetry/metrics.h"
 
 namespace grpc {
 class ServerBuilder;
@@ -23,20 +22,45 @@ namespace switchyard::rpc {
 struct ServerOptions {
   std::string listen;      // HOST:PORT (port 0 chooses one) or unix:PATH; empty: in-process only
   security::TlsFiles tls;  // not used for unix:PATH
+  // Where calls that end with an error are counted, as this service; null: nowhere. Outlives the
+  // server.
+  telemetry::Metrics* metrics = nullptr;
+  std::string service;
 };
 
+// The address of a server that someone else builds. Lives until the server was built.
+class Listener {
+ public:
+  // Adds address, limits, health and reflection to the builder.
+  static absl::StatusOr<std::unique_ptr<Listener>> Add(const ServerOptions& options,
+                                                       grpc::ServerBuilder& builder);
+  // Where the built server listens, with the chosen port: "127.0.0.1:8100", "unix:/run/r.sock"; ""
+  // in-process. UNAVAILABLE names the address and why it cannot be listened on. `server` is what
+  // BuildAndStart gave, null included. Health then says NOT_SERVING.
+  absl::StatusOr<std::string> Bound(grpc::Server* server) const;
+
+ private:
+  explicit Listener(ServerOptions options) : options_(std::move(options)) {}
+  bool local_socket() const { return options_.listen.rfind("unix:", 0) == 0; }
+
+  const ServerOptions options_;
+  int port_ = -1;
+};
+
+// What the standard health service answers, for the server ("") and all its services. A server that
+// Listener::Bound has not seen says SERVING.
+void SetHealth(grpc::Server& server, bool ready);
+
+// Owns the grpc::Server; the services registered with it must outlive it. Thread-safe.
 class Server {
  public:
-  // `configure` registers services and queues. Health says NOT_SERVING until SetReady(true).
-  // UNAVAILABLE names the address and why it cannot be listened on.
+  // `configure` registers services and queues. Not ready until SetReady(true).
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const ServerOptions& options, const std::function<void(grpc::ServerBuilder&)>& configure);
   ~Server();  // Shutdown(0)
 
-  // Where it listens, with the chosen port: "127.0.0.1:8100", "unix:/run/r.sock"; "" in-process.
   const std::string& address() const { return address_; }
-  // What the standard health service answers, for the server ("") and all its services.
-  void SetReady(bool ready);
+  void SetReady(bool ready) { SetHealth(*server_, ready); }
   // For in-process channels.
   grpc::Server& grpc() { return *server_; }
 

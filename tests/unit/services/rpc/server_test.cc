@@ -96,6 +96,26 @@ TEST(Server, TakenPortIsAnErrorThatNamesIt) {
   EXPECT_THAT(std::string(nowhere.status().message()), HasSubstr("no.such.host.invalid:1"));
 }
 
+// A service whose only method fails.
+class Failing : public Health::Service {
+  ::grpc::Status Check(::grpc::ServerContext*, const ::grpc::health::v1::HealthCheckRequest*,
+                       ::grpc::health::v1::HealthCheckResponse*) override {
+    return {::grpc::StatusCode::RESOURCE_EXHAUSTED, "full"};
+  }
+};
+
+TEST(Server, ErrorsAreCountedByMethodAndCode) {
+  telemetry::Metrics metrics;
+  Failing failing;
+  auto server = Server::Start({.listen = "127.0.0.1:0", .metrics = &metrics, .service = "router"},
+                              [&](::grpc::ServerBuilder& b) { b.RegisterService(&failing); });
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(Check((*server)->address()), HasSubstr("full"));
+  EXPECT_THAT(metrics.Render(),
+              HasSubstr("switchyard_grpc_errors_total{code=\"RESOURCE_EXHAUSTED\","
+                        "method=\"/grpc.health.v1.Health/Check\",service=\"router\"} 1"));
+}
+
 TEST(Server, DescriptorOfHealthIsRegistered) {
   const auto* pool = ::google::protobuf::DescriptorPool::generated_pool();
   ASSERT_NE(pool->FindServiceByName("grpc.health.v1.Health"), nullptr);
