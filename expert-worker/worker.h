@@ -2,7 +2,7 @@
 // users. The same object serves a LocalLink of this process (embedded) or routers over gRPC.
 //
 // Thread-safe but for Compute, which one thread at a time may call: the engine thread through its
-// LocalLink, or the serving thread once Serve was called.
+// LocalLink, or the serving thread once Start was called.
 #pragma once
 
 #include <array>
@@ -20,7 +20,6 @@
 #include "services/model/spec.h"
 
 namespace grpc {
-class Server;
 class ServerBuilder;
 }  // namespace grpc
 
@@ -28,7 +27,7 @@ namespace switchyard::worker {
 
 struct WorkerOptions {
   std::string worker_id = "expert-worker";  // names this side in refusals and logs
-  std::string experts = "0/1";              // "0-63,70", or "i/n": part i of n, of every MoE layer
+  std::string experts;                      // "0-63,70", or "i/n": part i of n; empty: all
   DType dtype = DType::kBF16;               // of activations and wire rows: kBF16 or kF32
   std::string isa = "auto";                 // kernels::ChooseIsa
   int threads = 1;                          // of its own pool; unused with a shared one
@@ -66,16 +65,17 @@ class Worker : public expertwire::CallHandler {
       kernels::ThreadPool* pool = nullptr);
   ~Worker() override;
 
-  // Serves Dispatch and Describe on `builder`, to which ports and other services were added; starts
-  // the server and the thread that computes. Call once. UNAVAILABLE if a port cannot be bound.
-  absl::Status Serve(grpc::ServerBuilder& builder);
-  grpc::Server* server();  // null before Serve
+  // Over gRPC: Register adds Dispatch and Describe to a server that is being built; Start, once it
+  // is built, starts the thread that computes. Call each once.
+  void Register(grpc::ServerBuilder& builder);
+  void Start();
 
   // Tells all routers to send no more; what is open is finished.
   void BeginDrain();
   // Whether no call is open and all answers are written.
   bool Drained() const;
-  // Ends all streams and the serving thread. The destructor does it too.
+  // Ends the serving threads, after the server's Shutdown; the destructor does it too. Until then
+  // they must run, as Shutdown waits for the streams to end.
   void Stop();
 
   WorkerCounters counters() const;
@@ -85,8 +85,9 @@ class Worker : public expertwire::CallHandler {
 
   expertwire::pb::Hello hello() const override;
   bool draining() const override;
+  expertwire::pb::DescribeResponse Describe() const override;
   void Accept(expertwire::Call part, std::shared_ptr<expertwire::AnswerSink> sink) override;
-  void Cancel(const expertwire::AnswerSink* sink, uint64_t call_id, uint32_t attempt) override;
+  Dropped Cancel(const expertwire::AnswerSink* sink, uint64_t call_id, uint32_t attempt) override;
   void Forget(const expertwire::AnswerSink* sink) override;
   bool Compute() override;
 

@@ -63,8 +63,10 @@ class LinkDispatcher : public Dispatcher {
   void Settle(Job& job, size_t part, bool lost);
   void OnAnswer(int link, expertwire::Answer answer);
   void OnDown(int link);
-  void ExpireLate();
+  void Expire(MoeTicket ticket, Job& job);
+  expertwire::RowBuffer Gather(const MoeJob& moe, const PlannedPart& part, bool may_borrow);
   void Combine(Job& job);
+  bool Whole(const Job& job, int64_t token) const;
   void CombineToken(const Job& job, int64_t token, float* scratch) const;
   void PollLinks();
 
@@ -79,7 +81,8 @@ class LinkDispatcher : public Dispatcher {
   expertwire::RowBufferPool buffers_;
 
   ExpertMap map_;
-  std::vector<uint64_t> generations_;  // of the links that map_ was made of
+  std::vector<uint64_t> generations_;   // of the links that map_ was made of
+  std::vector<size_t> max_part_bytes_;  // [links]
   absl::flat_hash_map<MoeTicket, std::unique_ptr<Job>> jobs_;
   std::vector<std::unique_ptr<Job>> idle_jobs_;  // for their memory
   std::vector<expertwire::LinkSet::Event> events_;

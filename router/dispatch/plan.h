@@ -26,8 +26,7 @@ struct PlanInput {
 // One part of a call to one worker.
 struct PlannedPart {
   int link = 0;
-  uint32_t part = 0;
-  bool last = false;
+  bool last = false;             // of this link
   std::vector<uint32_t> tokens;  // of each payload row, ascending
   std::vector<expertwire::Segment> segments;
   std::vector<uint32_t> row_index;

@@ -25,7 +25,7 @@ std::string_view Name(LinkState state);
 
 // Calls that will not be answered any more, all of them, because the stream ended.
 struct LinkDown {
-  absl::Status why;
+  std::string why;
 };
 
 using LinkEvent = std::variant<Answer, LinkDown>;
@@ -36,8 +36,9 @@ struct LinkStats {
   uint64_t frames_received = 0;  // answers
   uint64_t bytes_sent = 0;       // calls with their headers; payloads alone on a local link
   uint64_t bytes_received = 0;
-  uint64_t connects = 0;    // streams that reached kUp
-  uint64_t suspicions = 0;  // times that progress frames were missing while calls were open
+  uint64_t connects = 0;       // streams that reached kUp
+  uint64_t suspicions = 0;     // times that progress frames were missing while calls were open
+  uint64_t stale_answers = 0;  // of unknown or settled calls: dropped
 };
 
 class ExpertLink {
@@ -76,8 +77,6 @@ class AnswerSink {
   virtual void OnAnswer(Answer answer) = 0;
   // Computing of this part begins (progress frames say so).
   virtual void OnComputing(uint64_t call_id, uint32_t attempt) = 0;
-  // The part was cancelled before it was computed; `wire_bytes` of credits are free.
-  virtual void OnDropped(uint64_t call_id, uint32_t attempt, size_t wire_bytes) = 0;
 };
 
 // What a worker is to its links. All but Compute are thread-safe.
@@ -87,11 +86,16 @@ class CallHandler {
   // As it stands: identity, numerics, experts held, and the reason if `refused`.
   virtual pb::Hello hello() const = 0;
   virtual bool draining() const = 0;
+  virtual pb::DescribeResponse Describe() const = 0;
   // Takes one decoded part; answered through `sink` from inside Compute, exactly once unless
   // dropped. The queue is bounded by the credits of the links.
   virtual void Accept(Call part, std::shared_ptr<AnswerSink> sink) = 0;
-  // Drops the parts of a call that are not being computed yet.
-  virtual void Cancel(const AnswerSink* sink, uint64_t call_id, uint32_t attempt) = 0;
+  // Drops the parts of a call that are not being computed yet; they will not be answered.
+  struct Dropped {
+    uint32_t parts = 0;
+    size_t wire_bytes = 0;  // of credits that are free again
+  };
+  virtual Dropped Cancel(const AnswerSink* sink, uint64_t call_id, uint32_t attempt) = 0;
   // The peer is gone: drops all its parts. The sink may still hear of one that is being computed.
   virtual void Forget(const AnswerSink* sink) = 0;
   // Answers what waits, several parts at once where that shares reading of weights. Whether

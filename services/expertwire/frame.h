@@ -48,8 +48,9 @@ struct Call {
   std::string trace_id;
   RowBuffer payload;  // [rows, hidden]
 
-  std::string bad;        // set by the decoder: why this part is malformed; answered as BAD
-  size_t wire_bytes = 0;  // what it cost its sender in credits; 0 on a local link
+  std::string bad;          // set by the decoder: why this part is malformed; answered as BAD
+  size_t wire_bytes = 0;    // what it cost its sender in credits; 0 on a local link
+  size_t answer_bytes = 0;  // set by the sender: of the answer's payload, whose space it reserves
 };
 
 struct Answer {

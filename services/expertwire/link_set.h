@@ -6,6 +6,7 @@
 // exceed the cores it yields from the first turn.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -66,13 +67,17 @@ class LinkSet {
   void Wait(absl::Time until);
 
  private:
-  void Keep();
+  void Keep(const std::stop_token& stop);
+  void Tick();  // with the loop's mutex held
+  bool AnyEvents() const;
 
   const LinkSetOptions options_;
+  RowBufferPool pool_;
   std::unique_ptr<CompletionLoop> loop_;
   std::vector<std::unique_ptr<ExpertLink>> links_;
   std::vector<GrpcLink*> grpc_links_;
   std::vector<LinkEvent> scratch_;
+  std::atomic<bool> crowded_ = false;
   std::jthread keeper_;
 };
 

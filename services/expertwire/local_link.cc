@@ -12,7 +12,6 @@ namespace switchyard::expertwire {
 struct LocalLink::Sink : AnswerSink {
   void OnAnswer(Answer answer) override { answers.push_back(std::move(answer)); }
   void OnComputing(uint64_t, uint32_t) override {}
-  void OnDropped(uint64_t, uint32_t, size_t) override { --open; }
 
   std::vector<Answer> answers;
   int64_t open = 0;  // parts sent and not yet answered
@@ -57,7 +56,7 @@ absl::Status LocalLink::Send(Call part) {
 }
 
 void LocalLink::Cancel(uint64_t call_id, uint32_t attempt) {
-  worker_.Cancel(sink_.get(), call_id, attempt);
+  sink_->open -= worker_.Cancel(sink_.get(), call_id, attempt).parts;
   auto& answers = sink_->answers;
   const auto of_call = [&](const Answer& a) {
     return a.call_id == call_id && a.attempt == attempt;

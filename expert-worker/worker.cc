@@ -1,0 +1,314 @@
+#include "expert-worker/worker.h"
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "expert-worker/compute/batcher.h"
+#include "expert-worker/store/expert_set.h"
+#include "expert-worker/store/expert_store.h"
+#include "services/base/check.h"
+#include "services/base/status.h"
+#include "services/expertwire/grpc_server.h"
+
+namespace switchyard::worker {
+namespace {
+
+namespace pb = expertwire::pb;
+using expertwire::Answer;
+using expertwire::AnswerSink;
+using expertwire::Call;
+
+void Describe(const ModelSpec& spec, const std::vector<bool>& held, pb::Hello* hello) {
+  for (int layer = 0; layer < spec.num_layers(); ++layer) {
+    if (!spec.layers[layer].moe) continue;
+    pb::HeldExperts* out = hello->add_held();
+    out->set_layer(layer);
+    for (size_t e = 0; e < held.size(); ++e) {
+      if (!held[e]) continue;
+      if (e == 0 || !held[e - 1]) out->add_first(static_cast<uint32_t>(e));
+      if (e + 1 == held.size() || !held[e + 1]) out->add_last(static_cast<uint32_t>(e));
+    }
+  }
+}
+
+uint64_t Micros(absl::Duration d) {
+  return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(d)));
+}
+
+}  // namespace
+
+struct Worker::Parts {
+  Parts(const ModelSpec& model, WorkerOptions o, ExpertStore s, kernels::Isa isa,
+        std::unique_ptr<kernels::ThreadPool> own, kernels::ThreadPool& pool)
+      : spec(model),
+        options(std::move(o)),
+        store(std::move(s)),
+        own_pool(std::move(own)),
+        compute(isa, pool),
+        batcher(spec, options.dtype, store, compute) {}
+
+  const ModelSpec spec;
+  const WorkerOptions options;
+  const ExpertStore store;
+  const std::unique_ptr<kernels::ThreadPool> own_pool;
+  const kernels::Compute compute;
+  expertwire::NumericsClass numerics;
+  pb::Hello hello;  // constant once created
+
+  // Of the thread that computes.
+  Batcher batcher;
+  std::vector<Pending> batch;
+  std::vector<Answer> answers;
+
+  mutable absl::Mutex mutex;
+  std::deque<Pending> waiting ABSL_GUARDED_BY(mutex);
+  uint64_t waiting_pairs ABSL_GUARDED_BY(mutex) = 0;
+
+  std::atomic<bool> draining = false;
+  std::atomic<bool> computing = false;
+  std::atomic<uint64_t> parts = 0, rows = 0, computations = 0, merged = 0, cancelled = 0;
+  std::array<std::atomic<uint64_t>, 6> segments{};
+  expertwire::Histogram batch_rows, compute_us, queue_us;
+  std::unique_ptr<expertwire::GrpcServer> server;
+
+  uint64_t TakeBatch();
+  bool Settle(const Pending& pending, absl::Time now);
+  std::string Misfit(const Call& call) const;
+  void Reply(const Pending& pending, Answer answer);
+};
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
+    const ModelSpec& spec, const std::string& fingerprint,
+    std::shared_ptr<checkpoint::TensorSource> source, const WorkerOptions& options,
+    kernels::ThreadPool* pool) {
+  if (options.dtype != DType::kBF16 && options.dtype != DType::kF32) {
+    return InvalidArgument("dtype {} is not supported; supported: bfloat16, float32",
+                           Name(options.dtype));
+  }
+  SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
+  SY_ASSIGN_OR_RETURN(
+      const std::vector<bool> held,
+      ParseExpertSet(options.experts, spec.experts.count, spec.experts_per_group()));
+  SY_ASSIGN_OR_RETURN(ExpertStore store, ExpertStore::Open(spec, held, std::move(source)));
+  std::unique_ptr<kernels::ThreadPool> own;
+  if (pool == nullptr) {
+    own = std::make_unique<kernels::ThreadPool>(std::max(1, options.threads));
+    pool = own.get();
+  }
+  auto parts = std::make_unique<Parts>(spec, options, std::move(store), isa, std::move(own), *pool);
+  parts->numerics = {fingerprint, options.dtype,
+                     std::string(kernels::ArithmeticClass(options.dtype, isa))};
+  parts->hello = expertwire::MakeHello(options.worker_id, parts->numerics, options.grant,
+                                       options.allow_mixed_numerics);
+  worker::Describe(spec, held, &parts->hello);
+  return std::unique_ptr<Worker>(new Worker(std::move(parts)));
+}
+
+Worker::Worker(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Worker::~Worker() { Stop(); }
+
+void Worker::Register(grpc::ServerBuilder& builder) {
+  SY_CHECK(parts_->server == nullptr);
+  const WorkerOptions& o = parts_->options;
+  parts_->server = std::make_unique<expertwire::GrpcServer>(
+      *this, expertwire::GrpcServerOptions{.grant = o.grant,
+                                           .max_routers = o.max_routers,
+                                           .max_frame_bytes = o.max_frame_bytes,
+                                           .busy_poll = o.busy_poll});
+  parts_->server->Register(builder);
+}
+
+void Worker::Start() { parts_->server->Start(); }
+
+void Worker::BeginDrain() {
+  parts_->draining.store(true);
+  if (parts_->server) parts_->server->BeginDrain();
+}
+
+bool Worker::Drained() const {
+  {
+    absl::MutexLock lock(&parts_->mutex);
+    if (!parts_->waiting.empty()) return false;
+  }
+  return !parts_->computing.load() && (!parts_->server || parts_->server->Idle());
+}
+
+void Worker::Stop() {
+  if (parts_->server) parts_->server->Stop();
+}
+
+WorkerCounters Worker::counters() const {
+  WorkerCounters out;
+  const auto read = [](const std::atomic<uint64_t>& a) {
+    return a.load(std::memory_order_relaxed);
+  };
+  out.parts = read(parts_->parts);
+  out.rows = read(parts_->rows);
+  out.computations = read(parts_->computations);
+  out.parts_merged = read(parts_->merged);
+  out.cancelled = read(parts_->cancelled);
+  for (size_t i = 0; i < out.segments.size(); ++i) out.segments[i] = read(parts_->segments[i]);
+  {
+    absl::MutexLock lock(&parts_->mutex);
+    out.waiting = parts_->waiting.size();
+  }
+  if (parts_->server) {
+    const expertwire::GrpcServerStats stats = parts_->server->stats();
+    out.routers = stats.routers;
+    out.streams_broken = stats.streams_broken;
+    out.unknown_cancels = stats.unknown_cancels;
+  }
+  out.batch_rows = parts_->batch_rows.Read();
+  out.compute_us = parts_->compute_us.Read();
+  out.queue_us = parts_->queue_us.Read();
+  return out;
+}
+
+const expertwire::NumericsClass& Worker::numerics() const { return parts_->numerics; }
+uint64_t Worker::mapped_bytes() const { return parts_->store.bytes(); }
+int64_t Worker::experts_held() const { return parts_->store.count(); }
+pb::Hello Worker::hello() const { return parts_->hello; }
+bool Worker::draining() const { return parts_->draining.load(std::memory_order_relaxed); }
+
+pb::DescribeResponse Worker::Describe() const {
+  pb::DescribeResponse out;
+  *out.mutable_hello() = parts_->hello;
+  out.set_rows_computed(parts_->rows.load(std::memory_order_relaxed));
+  out.set_frames(parts_->parts.load(std::memory_order_relaxed));
+  return out;
+}
+
+void Worker::Accept(Call part, std::shared_ptr<AnswerSink> sink) {
+  parts_->parts.fetch_add(1, std::memory_order_relaxed);
+  absl::MutexLock lock(&parts_->mutex);
+  parts_->waiting_pairs += part.row_index.size();
+  parts_->waiting.push_back({std::move(part), std::move(sink), absl::Now()});
+}
+
+expertwire::CallHandler::Dropped Worker::Cancel(const AnswerSink* sink, uint64_t call_id,
+                                                uint32_t attempt) {
+  Dropped dropped;
+  absl::MutexLock lock(&parts_->mutex);
+  std::erase_if(parts_->waiting, [&](const Pending& p) {
+    const Call& call = p.call;
+    if (p.sink.get() != sink || call.call_id != call_id || call.attempt != attempt) return false;
+    parts_->mutex.AssertHeld();
+    parts_->waiting_pairs -= call.row_index.size();
+    ++dropped.parts;
+    dropped.wire_bytes += call.wire_bytes;
+    return true;
+  });
+  parts_->cancelled.fetch_add(dropped.parts, std::memory_order_relaxed);
+  return dropped;
+}
+
+void Worker::Forget(const AnswerSink* sink) {
+  absl::MutexLock lock(&parts_->mutex);
+  std::erase_if(parts_->waiting, [&](const Pending& p) {
+    if (p.sink.get() != sink) return false;
+    parts_->mutex.AssertHeld();
+    parts_->waiting_pairs -= p.call.row_index.size();
+    parts_->cancelled.fetch_add(1, std::memory_order_relaxed);
+    return true;
+  });
+}
+
+// Moves the parts of the most urgent layer into `batch`, as many as may be merged; returns the
+// pairs that stay behind.
+uint64_t Worker::Parts::TakeBatch() {
+  batch.clear();
+  absl::MutexLock lock(&mutex);
+  if (waiting.empty()) return 0;
+  const auto first = std::max_element(
+      waiting.begin(), waiting.end(),
+      [](const Pending& a, const Pending& b) { return a.call.priority < b.call.priority; });
+  const int32_t layer = first->call.layer;
+  const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / batcher.bytes_a_pair());
+  size_t pairs = 0;
+  for (auto it = waiting.begin(); it != waiting.end();) {
+    const size_t more = it->call.row_index.size();
+    if (it->call.layer == layer && (batch.empty() || pairs + more <= pairs_max)) {
+      pairs += more;
+      batch.push_back(std::move(*it));
+      it = waiting.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  waiting_pairs -= pairs;
+  computing.store(true);
+  return waiting_pairs;
+}
+
+// Why a well-formed part cannot be this model's; empty if it can.
+std::string Worker::Parts::Misfit(const Call& call) const {
+  if (!call.bad.empty()) return call.bad;
+  if (static_cast<int>(call.hidden) != spec.hidden) {
+    return fmt::format("rows of {} elements; the model's have {}", call.hidden, spec.hidden);
+  }
+  if (call.dtype != options.dtype) {
+    return fmt::format("rows of {}; this worker computes {}", Name(call.dtype),
+                       Name(options.dtype));
+  }
+  if (call.segments.back().expert >= static_cast<uint32_t>(spec.experts.count)) {
+    return fmt::format("expert {} of {}", call.segments.back().expert, spec.experts.count);
+  }
+  return "";
+}
+
+// Answers what is not worth or not able to be computed.
+bool Worker::Parts::Settle(const Pending& pending, absl::Time now) {
+  if (std::string why = Misfit(pending.call); !why.empty()) {
+    Reply(pending, AnswerAll(pending.call, pb::BAD, std::move(why)));
+    return true;
+  }
+  if (pending.call.deadline <= now) {
+    Reply(pending, AnswerAll(pending.call, pb::EXPIRED, ""));
+    return true;
+  }
+  return false;
+}
+
+void Worker::Parts::Reply(const Pending& pending, Answer answer) {
+  for (pb::SegmentStatus s : answer.status) segments[s].fetch_add(1, std::memory_order_relaxed);
+  pending.sink->OnAnswer(std::move(answer));
+}
+
+bool Worker::Compute() {
+  Parts& p = *parts_;
+  const uint64_t left = p.TakeBatch();
+  if (p.batch.empty()) return false;
+  const absl::Time start = absl::Now();
+  std::erase_if(p.batch, [&](const Pending& pending) { return p.Settle(pending, start); });
+  if (!p.batch.empty()) {
+    for (const Pending& pending : p.batch) {
+      pending.sink->OnComputing(pending.call.call_id, pending.call.attempt);
+    }
+    const int64_t pairs = p.batcher.Run(p.batch, &p.answers);
+    const uint64_t compute_us = Micros(absl::Now() - start);
+    p.rows.fetch_add(static_cast<uint64_t>(pairs), std::memory_order_relaxed);
+    p.computations.fetch_add(1, std::memory_order_relaxed);
+    if (p.batch.size() > 1) p.merged.fetch_add(p.batch.size(), std::memory_order_relaxed);
+    p.batch_rows.Add(static_cast<uint64_t>(pairs));
+    p.compute_us.Add(compute_us);
+    for (size_t i = 0; i < p.batch.size(); ++i) {
+      Answer& answer = p.answers[i];
+      answer.queue_us = Micros(start - p.batch[i].arrived);
+      answer.compute_us = compute_us;
+      answer.load = static_cast<float>(left);
+      p.queue_us.Add(answer.queue_us);
+      p.Reply(p.batch[i], std::move(answer));
+    }
+  }
+  p.batch.clear();
+  p.computing.store(false);
+  return true;
+}
+
+}  // namespace switchyard::worker

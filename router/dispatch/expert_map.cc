@@ -1,0 +1,80 @@
+#include "router/dispatch/expert_map.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace switchyard::router {
+namespace {
+
+std::string Range(size_t first, size_t last) {
+  return first == last ? fmt::format("{}", first) : fmt::format("{}–{}", first, last);
+}
+
+// "17, 40–63" of the experts nobody has; empty if all are there.
+std::string MissingOf(std::span<const int16_t> owner) {
+  std::string out;
+  for (size_t e = 0; e < owner.size(); ++e) {
+    if (owner[e] != ExpertMap::kNone) continue;
+    size_t last = e;
+    while (last + 1 < owner.size() && owner[last + 1] == ExpertMap::kNone) ++last;
+    out += (out.empty() ? "" : ", ") + Range(e, last);
+    e = last;
+  }
+  return out;
+}
+
+}  // namespace
+
+ExpertMap::ExpertMap(std::vector<bool> moe_layers, int experts)
+    : moe_layers_(std::move(moe_layers)),
+      experts_(static_cast<size_t>(experts)),
+      owner_(moe_layers_.size() * experts_, kNone) {}
+
+void ExpertMap::Add(int16_t link, const expertwire::pb::Hello& hello) {
+  for (const expertwire::pb::HeldExperts& held : hello.held()) {
+    const size_t layer = static_cast<size_t>(held.layer());
+    if (held.layer() < 0 || layer >= moe_layers_.size() || !moe_layers_[layer]) continue;
+    for (int i = 0; i < std::min(held.first_size(), held.last_size()); ++i) {
+      const size_t end = std::min<size_t>(size_t{held.last(i)} + 1, experts_);
+      for (size_t e = held.first(i); e < end; ++e) {
+        int16_t& owner = owner_[layer * experts_ + e];
+        if (owner == kNone) owner = link;
+      }
+    }
+  }
+}
+
+std::string ExpertMap::Missing() const {
+  std::string out;
+  for (size_t layer = 0; layer < moe_layers_.size();) {
+    const std::string missing =
+        moe_layers_[layer] ? MissingOf(this->layer(static_cast<int>(layer))) : "";
+    size_t end = layer + 1;
+    if (!missing.empty()) {
+      while (end < moe_layers_.size() && moe_layers_[end] &&
+             MissingOf(this->layer(static_cast<int>(end))) == missing) {
+        ++end;
+      }
+      const bool one = missing.find_first_not_of("0123456789") == std::string::npos;
+      out += fmt::format("{}layer{} {}: expert{} {} {} no live worker", out.empty() ? "" : "\n",
+                         end - layer > 1 ? "s" : "", Range(layer, end - 1), one ? "" : "s", missing,
+                         one ? "has" : "have");
+    }
+    layer = end;
+  }
+  return out;
+}
+
+ExpertMap MapOf(std::span<const std::unique_ptr<expertwire::ExpertLink>> links,
+                const std::vector<bool>& moe_layers, int experts) {
+  ExpertMap map(moe_layers, experts);
+  for (size_t i = 0; i < links.size(); ++i) {
+    if (links[i]->state() != expertwire::LinkState::kUp) continue;
+    if (const auto hello = links[i]->peer()) map.Add(static_cast<int16_t>(i), *hello);
+  }
+  return map;
+}
+
+}  // namespace switchyard::router

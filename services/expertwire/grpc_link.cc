@@ -1,0 +1,355 @@
+#include "services/expertwire/grpc_link.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <algorithm>
+
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/rpc/channel.h"
+
+namespace switchyard::expertwire {
+namespace {
+
+constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
+// Of an answer's header, beside its rows: what is reserved for it.
+constexpr size_t kHeaderRoom = 4096;
+
+// What is reserved for the answer of a part.
+size_t AnswerRoom(const Call& part) {
+  return part.answer_bytes + kHeaderRoom + 2 * part.segments.size();
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const GrpcLinkOptions& options) {
+  grpc::ChannelArguments arguments = rpc::DefaultChannelArguments();
+  arguments.SetMaxReceiveMessageSize(static_cast<int>(options.max_frame_bytes));
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
+                   static_cast<int>(absl::ToInt64Milliseconds(options.connect_timeout)));
+  if (options.socket_buffer_bytes > 0) {
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, options.socket_buffer_bytes);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  }
+  const auto credentials =
+      options.credentials ? options.credentials : grpc::InsecureChannelCredentials();
+  return grpc::CreateCustomChannel(options.target, credentials, arguments);
+}
+
+}  // namespace
+
+// One stream, from its start to its last completion.
+class GrpcLink::Lane final : public FrameStream::Owner {
+ public:
+  Lane(GrpcLink& link, absl::Time deadline)
+      : link_(link),
+        deadline_(deadline),
+        stream_(*this, link.pool_, link.grant_,
+                DecodeLimits{.max_frame_bytes = link.options_.max_frame_bytes,
+                             .max_answer_bytes = link.options_.max_frame_bytes}) {
+    rpc_ = link.stub_.PrepareCall(&context_, kDispatchMethod, link.loop_.queue());
+    starting_ = true;
+    rpc_->StartCall(&started_);
+  }
+
+  FrameStream& stream() { return stream_; }
+  bool up() const { return up_; }
+  absl::Time deadline() const { return deadline_; }
+  bool gone() const { return finished_done_ && !starting_ && !stream_.outstanding(); }
+  // Ends the stream from this side; the link hears of it when all is quiet.
+  void Close(absl::Status why) {
+    if (!why_.ok()) return;
+    why_ = std::move(why);
+    closed_ = true;
+    stream_.End();
+    context_.TryCancel();
+    if (!starting_) Finish();
+  }
+
+  void OnFrame(Frame frame) override;
+  void OnEnd(absl::Status why) override {
+    why_ = std::move(why);
+    if (!absl::IsUnavailable(why_)) context_.TryCancel();
+    Finish();
+  }
+  void OnQuiet() override { link_.OnLaneGone(); }
+
+ private:
+  template <void (Lane::*kThen)(bool)>
+  struct Then final : Completion {
+    explicit Then(Lane& l) : lane(l) {}
+    void OnCompletion(bool ok) override { (lane.*kThen)(ok); }
+    Lane& lane;
+  };
+
+  void OnStarted(bool ok);
+  void OnFinished(bool);
+  void Finish() {
+    if (std::exchange(finishing_, true)) return;
+    if (stream_.outstanding()) context_.TryCancel();  // the status waits for what is in flight
+    rpc_->Finish(&status_, &finished_);
+  }
+
+  GrpcLink& link_;
+  const absl::Time deadline_;  // of the hello
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> rpc_;
+  FrameStream stream_;
+  Then<&Lane::OnStarted> started_{*this};
+  Then<&Lane::OnFinished> finished_{*this};
+  grpc::Status status_;
+  absl::Status why_;
+  bool up_ = false, closed_ = false, starting_ = false, finishing_ = false, finished_done_ = false;
+};
+
+void GrpcLink::Lane::OnStarted(bool ok) {
+  starting_ = false;
+  if (!why_.ok() || !ok) return Finish();
+  stream_.Open(rpc_.get(), rpc_.get());
+  stream_.Send({.body = link_.hello_});
+}
+
+void GrpcLink::Lane::OnFinished(bool) {
+  finished_done_ = true;
+  // gRPC's own words say more than "the stream ended".
+  if (!status_.ok() && !closed_ && (why_.ok() || absl::IsUnavailable(why_))) {
+    why_ = Unavailable("{}: {}", link_.name(), status_.error_message());
+  } else if (why_.ok()) {
+    why_ = Unavailable("{} ended the stream", link_.name());
+  }
+  link_.OnLaneEnd(why_);
+  link_.OnLaneGone();
+}
+
+void GrpcLink::Lane::OnFrame(Frame frame) {
+  link_.heard_ = absl::Now();
+  if (const auto* hello = std::get_if<pb::Hello>(&frame.body)) {
+    if (up_) return Close(InvalidArgument("{} sent a second hello", link_.name()));
+    up_ = true;
+    return link_.OnHello(*hello);
+  }
+  if (!up_) return Close(InvalidArgument("{} sent a frame before its hello", link_.name()));
+  if (auto* answer = std::get_if<Answer>(&frame.body)) {
+    stream_.Owe(answer->wire_bytes, 1);
+    link_.OnAnswer(std::move(*answer));
+  } else if (std::holds_alternative<pb::Drain>(frame.body)) {
+    link_.SetState(LinkState::kDraining, Unavailable("{} is draining", link_.name()), link_.peer());
+  }
+  // Progress has said what it has to by coming; the rest means nothing to a router.
+}
+
+GrpcLink::GrpcLink(const GrpcLinkOptions& options, const pb::Hello& hello, CompletionLoop& loop,
+                   RowBufferPool& pool)
+    : options_(options),
+      hello_(hello),
+      grant_{hello.credits_bytes(), hello.credits_frames()},
+      loop_(loop),
+      pool_(pool),
+      channel_(MakeChannel(options)),
+      stub_(channel_),
+      backoff_(options.backoff_min),
+      why_(Unavailable("{}: not connected yet", options.target)) {
+  max_part_bytes_ = std::min<size_t>(max_part_bytes_, grant_.bytes / 4);
+}
+
+GrpcLink::~GrpcLink() = default;
+
+absl::Status GrpcLink::why() const {
+  absl::MutexLock lock(&info_mutex_);
+  return why_;
+}
+
+std::shared_ptr<const pb::Hello> GrpcLink::peer() const {
+  absl::MutexLock lock(&info_mutex_);
+  return peer_;
+}
+
+LinkStats GrpcLink::stats() const {
+  const auto read = [](const std::atomic<uint64_t>& a) {
+    return a.load(std::memory_order_relaxed);
+  };
+  return {.frames_sent = read(frames_sent_),
+          .frames_received = read(frames_received_),
+          .bytes_sent = read(bytes_sent_),
+          .bytes_received = read(bytes_received_),
+          .connects = read(connects_),
+          .suspicions = read(suspicions_),
+          .stale_answers = read(stale_)};
+}
+
+void GrpcLink::SetState(LinkState state, absl::Status why, std::shared_ptr<const pb::Hello> peer) {
+  if (state != state_.load()) {
+    log::Info("worker {}: {}{}{}", name(), Name(state), why.ok() ? "" : ", ", ToStd(why.message()));
+  }
+  {
+    absl::MutexLock lock(&info_mutex_);
+    why_ = std::move(why);
+    peer_ = std::move(peer);
+  }
+  state_.store(state, std::memory_order_release);
+  generation_.fetch_add(1, std::memory_order_release);
+}
+
+void GrpcLink::Connect(absl::Time now) {
+  refused_ = false;
+  lane_ = std::make_unique<Lane>(*this, now + options_.connect_timeout);
+}
+
+void GrpcLink::OnHello(const pb::Hello& hello) {
+  absl::Status fits = hello.refused().empty() ? CheckPeer(hello_, hello)
+                                              : FailedPrecondition("{}", hello.refused());
+  if (!fits.ok()) {
+    refused_ = true;
+    return lane_->Close(std::move(fits));
+  }
+  backoff_ = options_.backoff_min;
+  connects_.fetch_add(1, std::memory_order_relaxed);
+  lane_->stream().SetPeerGrant(hello.credits_bytes(), hello.credits_frames());
+  SetState(LinkState::kUp, absl::OkStatus(), std::make_shared<const pb::Hello>(hello));
+}
+
+absl::Status GrpcLink::Send(Call part) {
+  absl::MutexLock lock(&loop_.mutex());
+  if (state() != LinkState::kUp || !lane_ || lane_->stream().ended()) {
+    return Unavailable("{} is not up", name());
+  }
+  const size_t reserve = AnswerRoom(part);
+  const size_t cost =
+      part.payload.bytes() + kHeaderRoom + part.row_index.size() * 9 + part.segments.size() * 32;
+  if (2 * reserve > grant_.bytes || 2 * cost > lane_->stream().peer_grant_bytes()) {
+    return ResourceExhausted("a part of {} bytes, answered with {}, does not fit the credits of {}",
+                             cost, reserve, name());
+  }
+  if (open_.empty()) heard_ = absl::Now();
+  OpenCall& call = open_[part.call_id];
+  call.attempt = part.attempt;
+  call.parts.push_back({.part = part.part});
+  frames_sent_.fetch_add(1, std::memory_order_relaxed);
+  waiting_.push_back(std::move(part));
+  Forward();
+  return absl::OkStatus();
+}
+
+void GrpcLink::Forward() {
+  while (!waiting_.empty() && lane_ && !lane_->stream().ended()) {
+    const Call& part = waiting_.front();
+    const size_t reserve = AnswerRoom(part);
+    if (reserved_parts_ + 1 > grant_.frames || reserved_bytes_ + reserve > grant_.bytes) return;
+    ++reserved_parts_;
+    reserved_bytes_ += reserve;
+    for (OpenPart& open : open_[part.call_id].parts) {
+      if (open.part == part.part) open.reserved = reserve;
+    }
+    Frame frame{.body = std::move(waiting_.front())};
+    waiting_.pop_front();
+    lane_->stream().SendPaid(std::move(frame));
+  }
+}
+
+void GrpcLink::Release(const OpenPart& part) {
+  if (part.reserved == 0) return;
+  reserved_bytes_ -= part.reserved;
+  --reserved_parts_;
+}
+
+void GrpcLink::OnAnswer(Answer answer) {
+  frames_received_.fetch_add(1, std::memory_order_relaxed);
+  const auto call = open_.find(answer.call_id);
+  const bool known = call != open_.end() && call->second.attempt == answer.attempt;
+  const auto part = !known ? std::vector<OpenPart>::iterator()
+                           : std::find_if(call->second.parts.begin(), call->second.parts.end(),
+                                          [&](const OpenPart& p) { return p.part == answer.part; });
+  if (!known || part == call->second.parts.end()) {
+    stale_.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  Release(*part);
+  call->second.parts.erase(part);
+  if (call->second.parts.empty()) open_.erase(call);
+  inbox_.push_back(std::move(answer));
+  Forward();
+}
+
+void GrpcLink::Cancel(uint64_t call_id, uint32_t attempt) {
+  absl::MutexLock lock(&loop_.mutex());
+  const auto of_call = [&](const auto& x) { return x.call_id == call_id && x.attempt == attempt; };
+  std::erase_if(inbox_, [&](const LinkEvent& event) {
+    const Answer* answer = std::get_if<Answer>(&event);
+    return answer != nullptr && of_call(*answer);
+  });
+  const auto call = open_.find(call_id);
+  if (call == open_.end() || call->second.attempt != attempt) return;
+  std::erase_if(waiting_, of_call);
+  for (const OpenPart& part : call->second.parts) Release(part);
+  open_.erase(call);
+  if (lane_ && !lane_->stream().ended()) {
+    lane_->stream().Drop([&](const Frame& frame) { return of_call(std::get<Call>(frame.body)); });
+    pb::Cancel cancel;
+    cancel.set_call_id(call_id);
+    cancel.set_attempt(attempt);
+    lane_->stream().Send({.body = std::move(cancel)});
+  }
+  Forward();
+}
+
+bool GrpcLink::Poll(std::vector<LinkEvent>* events) {
+  absl::MutexLock lock(&loop_.mutex());
+  if (lane_) {
+    bytes_sent_.store(past_written_ + lane_->stream().bytes_written(), std::memory_order_relaxed);
+    bytes_received_.store(past_read_ + lane_->stream().bytes_read(), std::memory_order_relaxed);
+  }
+  if (inbox_.empty()) return false;
+  for (LinkEvent& event : inbox_) events->push_back(std::move(event));
+  inbox_.clear();
+  return true;
+}
+
+void GrpcLink::Tick(absl::Time now) {
+  if (!lane_) {
+    if (!stopping_ && now >= next_attempt_) Connect(now);
+    return;
+  }
+  if (!lane_->up()) {
+    if (now >= lane_->deadline()) lane_->Close(Unavailable("{}: no hello in time", name()));
+    return;
+  }
+  if (open_.empty()) {
+    suspect_ = false;
+    return;
+  }
+  const absl::Duration quiet = now - heard_;
+  if (quiet < options_.suspect_after) {
+    suspect_ = false;
+  } else if (!std::exchange(suspect_, true)) {
+    suspicions_.fetch_add(1, std::memory_order_relaxed);
+  }
+  if (quiet >= options_.stalled_after) {
+    lane_->Close(
+        Unavailable("{}: silent for {} with calls open", name(), absl::FormatDuration(quiet)));
+  }
+}
+
+void GrpcLink::Stop() {
+  stopping_ = true;
+  if (lane_) lane_->Close(Cancelled("shutting down"));
+}
+
+void GrpcLink::OnLaneEnd(absl::Status why) {
+  next_attempt_ = absl::Now() + (refused_ ? options_.backoff_max : backoff_);
+  backoff_ = std::min(2 * backoff_, options_.backoff_max);
+  if (!open_.empty() || state() == LinkState::kUp || state() == LinkState::kDraining) {
+    inbox_.push_back(LinkDown{std::string(why.message())});
+  }
+  open_.clear();
+  waiting_.clear();
+  reserved_bytes_ = reserved_parts_ = 0;
+  SetState(refused_ ? LinkState::kRefused : LinkState::kConnecting, std::move(why), peer());
+}
+
+void GrpcLink::OnLaneGone() {
+  if (!lane_->gone()) return;
+  past_written_ += lane_->stream().bytes_written();
+  past_read_ += lane_->stream().bytes_read();
+  lane_.reset();  // the caller is the lane's last completion and does nothing after this
+}
+
+}  // namespace switchyard::expertwire

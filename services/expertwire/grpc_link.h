@@ -1,0 +1,100 @@
+// The router's end of the gRPC wire: one stream to one worker (one lane), made again after it ends.
+// Where nothing else is said, under the mutex of the loop, which Send, Cancel and Poll take.
+#pragma once
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "services/expertwire/completion_loop.h"
+#include "services/expertwire/expert_link.h"
+#include "services/expertwire/frame_stream.h"
+#include "services/expertwire/link_set.h"
+
+namespace switchyard::expertwire {
+
+class GrpcLink final : public ExpertLink {
+ public:
+  // `loop` outlives the link, whose Stop has been called and whose stopped() is true by then.
+  GrpcLink(const GrpcLinkOptions& options, const pb::Hello& hello, CompletionLoop& loop,
+           RowBufferPool& pool);
+  ~GrpcLink() override;
+
+  const std::string& name() const override { return options_.target; }
+  LinkState state() const override { return state_.load(std::memory_order_acquire); }
+  absl::Status why() const override;
+  std::shared_ptr<const pb::Hello> peer() const override;
+  uint64_t generation() const override { return generation_.load(std::memory_order_acquire); }
+  LinkStats stats() const override;
+
+  size_t max_part_bytes() const override { return max_part_bytes_; }
+  bool borrows_rows() const override { return false; }
+  absl::Status Send(Call part) override;
+  void Cancel(uint64_t call_id, uint32_t attempt) override;
+  bool Poll(std::vector<LinkEvent>* events) override;
+
+  // ---- with the mutex held ----
+  // Time passes: connects, gives up, suspects.
+  void Tick(absl::Time now);
+  bool has_events() const { return !inbox_.empty(); }
+  void Stop();
+  bool stopped() const { return stopping_ && lane_ == nullptr; }
+
+ private:
+  class Lane;
+  struct OpenPart {
+    uint32_t part = 0;
+    size_t reserved = 0;  // for its answer; 0 while it waits here
+  };
+  struct OpenCall {
+    uint32_t attempt = 0;
+    std::vector<OpenPart> parts;
+  };
+
+  void Connect(absl::Time now);
+  void OnHello(const pb::Hello& hello);
+  void OnAnswer(Answer answer);
+  void OnLaneEnd(absl::Status why);
+  void OnLaneGone();
+  // Hands what waits to the lane, as far as the answers have room here.
+  void Forward();
+  void Release(const OpenPart& part);
+  void SetState(LinkState state, absl::Status why, std::shared_ptr<const pb::Hello> peer);
+
+  const GrpcLinkOptions options_;
+  const pb::Hello hello_;
+  const CreditGrant grant_;
+  CompletionLoop& loop_;
+  RowBufferPool& pool_;
+  std::shared_ptr<grpc::Channel> channel_;
+  grpc::GenericStub stub_;
+
+  std::unique_ptr<Lane> lane_;
+  absl::Time next_attempt_ = absl::InfinitePast();
+  absl::Duration backoff_;
+  bool stopping_ = false, refused_ = false, suspect_ = false;
+  absl::Time heard_;  // last frame, or when calls became open
+  absl::flat_hash_map<uint64_t, OpenCall> open_;
+  std::deque<Call> waiting_;
+  size_t reserved_bytes_ = 0, reserved_parts_ = 0;
+  uint64_t past_written_ = 0, past_read_ = 0;  // by lanes that are gone
+  std::vector<LinkEvent> inbox_;
+  size_t max_part_bytes_ = size_t{1} << 20;
+
+  std::atomic<LinkState> state_ = LinkState::kConnecting;
+  std::atomic<uint64_t> generation_ = 1;
+  mutable absl::Mutex info_mutex_;  // taken last
+  absl::Status why_ ABSL_GUARDED_BY(info_mutex_);
+  std::shared_ptr<const pb::Hello> peer_ ABSL_GUARDED_BY(info_mutex_);
+  std::atomic<uint64_t> frames_sent_ = 0, frames_received_ = 0, bytes_sent_ = 0,
+                        bytes_received_ = 0, connects_ = 0, suspicions_ = 0, stale_ = 0;
+};
+
+}  // namespace switchyard::expertwire

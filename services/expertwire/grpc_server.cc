@@ -1,0 +1,403 @@
+#include "services/expertwire/grpc_server.h"
+
+#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "services/base/check.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/expertwire/completion_loop.h"
+#include "services/expertwire/frame_stream.h"
+#include "switchyard/internal/v1/expert.grpc.pb.h"
+
+namespace switchyard::expertwire {
+namespace {
+
+constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
+constexpr absl::Duration kTick = absl::Milliseconds(50);
+// Room for an answer's header beside its rows.
+constexpr size_t kHeaderRoom = 4096;
+
+// Describe over the callback API; Dispatch goes to the generic service.
+class ControlService final
+    : public pb::ExpertWorker::WithGenericMethod_Dispatch<
+          pb::ExpertWorker::WithCallbackMethod_Describe<pb::ExpertWorker::Service>> {
+ public:
+  explicit ControlService(const CallHandler& handler) : handler_(handler) {}
+  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
+                                     const pb::DescribeRequest*,
+                                     pb::DescribeResponse* response) override {
+    *response = handler_.Describe();
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+ private:
+  const CallHandler& handler_;
+};
+
+// An answer that says OVERLOADED or BAD instead of bringing rows.
+void StripRows(Answer* answer, pb::SegmentStatus status, std::string error) {
+  std::fill(answer->status.begin(), answer->status.end(), status);
+  answer->sums = answer->rows = 0;
+  answer->payload = RowBuffer();
+  answer->error = std::move(error);
+}
+
+}  // namespace
+
+struct GrpcServer::Impl {
+  class Peer;
+
+  Impl(CallHandler& h, const GrpcServerOptions& o) : handler(h), options(o), control(h) {
+    limits.max_frame_bytes = o.max_frame_bytes;
+    limits.max_answer_bytes = o.max_frame_bytes;
+  }
+
+  void AcceptNext();
+  void Loop();
+  void Tick();
+  void Step(Ladder* ladder, absl::Time busy_until);
+  void Sweep();
+
+  CallHandler& handler;
+  const GrpcServerOptions options;
+  DecodeLimits limits;
+  ControlService control;
+  grpc::AsyncGenericService generic;
+  RowBufferPool pool;
+  std::unique_ptr<CompletionLoop> loop;
+
+  // Under the loop's mutex.
+  std::vector<std::shared_ptr<Peer>> peers;  // the last one waits for a stream
+  uint64_t routers = 0;
+  bool stopping = false;
+
+  std::atomic<bool> draining = false, stop_ticking = false, crowded = false;
+  std::atomic<int64_t> open_parts = 0;
+  std::atomic<uint64_t> routers_now = 0, broken = 0, refused = 0, unknown_cancels = 0;
+  std::thread serving, ticking;
+};
+
+// One stream, from the request for it to its last completion. Everything under the loop's mutex but
+// where the sink's functions take it.
+class GrpcServer::Impl::Peer final : public AnswerSink,
+                                     public FrameStream::Owner,
+                                     public std::enable_shared_from_this<Peer> {
+ public:
+  explicit Peer(Impl& server)
+      : server_(server),
+        rpc_(&context_),
+        stream_(*this, server.pool, server.options.grant, server.limits) {}
+
+  void Request() {
+    server_.generic.RequestCall(&context_, &rpc_, server_.loop->queue(),
+                                static_cast<grpc::ServerCompletionQueue*>(server_.loop->queue()),
+                                &arrived_);
+  }
+
+  bool gone() const { return gone_; }
+
+  void OnFrame(Frame frame) override;
+  void OnEnd(absl::Status why) override;
+  void OnQuiet() override { gone_ = !stream_.outstanding() && !finishing_; }
+
+  void OnAnswer(Answer answer) override;
+  void OnComputing(uint64_t call_id, uint32_t attempt) override {
+    absl::MutexLock lock(&server_.loop->mutex());
+    if (const auto it = open_.find({call_id, attempt}); it != open_.end()) {
+      it->second.computing = true;
+    }
+  }
+
+  void SendDrain() {
+    if (greeted_) stream_.Send({.body = pb::Drain()});
+  }
+  void SendProgress();
+  bool written() const { return stream_.ended() || stream_.nothing_to_write(); }
+
+ private:
+  struct OpenCall {
+    int parts = 0;
+    bool computing = false;
+  };
+  template <void (Peer::*kThen)(bool)>
+  struct Then final : Completion {
+    explicit Then(Peer& p) : peer(p) {}
+    void OnCompletion(bool ok) override { (peer.*kThen)(ok); }
+    Peer& peer;
+  };
+
+  void OnArrived(bool ok);
+  void OnFinished(bool) {
+    finishing_ = false;
+    OnQuiet();
+  }
+  void Greet(const pb::Hello& hello);
+  void Finish(const absl::Status& status);
+  void CloseOne(uint64_t call_id, uint32_t attempt);
+  void DropCall(uint64_t call_id, uint32_t attempt);
+  void Leave();
+
+  Impl& server_;
+  grpc::GenericServerContext context_;
+  grpc::GenericServerAsyncReaderWriter rpc_;
+  FrameStream stream_;
+  Then<&Peer::OnArrived> arrived_{*this};
+  Then<&Peer::OnFinished> finished_{*this};
+  std::string id_ = "a router";
+  bool hello_seen_ = false, greeted_ = false, finishing_ = false, gone_ = false;
+  uint64_t queued_bytes_ = 0;  // of answers, an upper bound
+  absl::flat_hash_map<std::pair<uint64_t, uint32_t>, OpenCall> open_;
+};
+
+void GrpcServer::Impl::Peer::OnArrived(bool ok) {
+  if (!ok) {  // the server shuts down
+    gone_ = true;
+    return;
+  }
+  server_.AcceptNext();
+  if (server_.peers.size() > 2 * static_cast<size_t>(server_.options.max_routers) + 8) {
+    stream_.End();
+    return Finish(ResourceExhausted("{} streams are open", server_.peers.size()));
+  }
+  if (context_.method() != kDispatchMethod) {
+    stream_.End();
+    return Finish(Unimplemented("method {} does not exist", context_.method()));
+  }
+  stream_.Open(&rpc_, &rpc_);
+}
+
+void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
+  finishing_ = true;
+  rpc_.Finish(
+      grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())),
+      &finished_);
+}
+
+void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
+  id_ = fmt::format("router {}", hello.peer_id().substr(0, 128));
+  pb::Hello mine = server_.handler.hello();
+  absl::Status fits = CheckPeer(mine, hello);
+  if (fits.ok() && server_.draining.load()) fits = Unavailable("{} is draining", mine.peer_id());
+  if (fits.ok() && server_.routers >= static_cast<uint64_t>(server_.options.max_routers)) {
+    fits = ResourceExhausted("{} serves {} routers already", mine.peer_id(), server_.routers);
+  }
+  if (!fits.ok()) {
+    mine.set_refused(std::string(fits.message()));
+    server_.refused.fetch_add(1);
+    log::Warning("refused {}: {}", id_, ToStd(fits.message()));
+  }
+  stream_.Send({.body = std::move(mine)});
+  if (!fits.ok()) return;  // the router ends the stream once it has read why
+  greeted_ = true;
+  server_.routers_now = ++server_.routers;
+  constexpr uint64_t kOwnBound = 256u << 20;
+  stream_.SetPeerGrant(std::min<uint64_t>(hello.credits_bytes(), kOwnBound),
+                       std::min<uint32_t>(hello.credits_frames(), 1u << 16));
+  log::Info("{} connected", id_);
+}
+
+void GrpcServer::Impl::Peer::OnFrame(Frame frame) {
+  if (auto* hello = std::get_if<pb::Hello>(&frame.body)) {
+    if (std::exchange(hello_seen_, true)) return OnEnd(InvalidArgument("a second hello"));
+    return Greet(*hello);
+  }
+  if (!greeted_) {
+    stream_.End();
+    return OnEnd(FailedPrecondition("a frame without an accepted hello before it"));
+  }
+  if (auto* call = std::get_if<Call>(&frame.body)) {
+    ++open_[{call->call_id, call->attempt}].parts;
+    server_.open_parts.fetch_add(1);
+    server_.handler.Accept(std::move(*call), shared_from_this());
+  } else if (auto* cancel = std::get_if<pb::Cancel>(&frame.body)) {
+    DropCall(cancel->call_id(), cancel->attempt());
+  }
+  // Credits were taken by the stream; epochs and answers mean nothing to a worker.
+}
+
+void GrpcServer::Impl::Peer::OnEnd(absl::Status why) {
+  stream_.End();
+  if (absl::IsInvalidArgument(why) || absl::IsResourceExhausted(why) ||
+      absl::IsFailedPrecondition(why)) {
+    server_.broken.fetch_add(1);
+    log::Warning("ended the stream of {}: {}", id_, ToStd(why.message()));
+  }
+  Leave();
+  if (stream_.writing()) {
+    context_.TryCancel();  // a status behind a write would wait for a peer that may not read
+  } else {
+    Finish(why);
+  }
+}
+
+void GrpcServer::Impl::Peer::Leave() {
+  for (const auto& [id, call] : open_) server_.open_parts.fetch_sub(call.parts);
+  open_.clear();
+  if (std::exchange(greeted_, false)) {
+    server_.routers_now = --server_.routers;
+    log::Info("{} left", id_);
+    server_.handler.Forget(this);
+  }
+}
+
+void GrpcServer::Impl::Peer::CloseOne(uint64_t call_id, uint32_t attempt) {
+  const auto it = open_.find({call_id, attempt});
+  if (it == open_.end()) return;  // the router left
+  server_.open_parts.fetch_sub(1);
+  if (--it->second.parts == 0) open_.erase(it);
+}
+
+void GrpcServer::Impl::Peer::OnAnswer(Answer answer) {
+  absl::MutexLock lock(&server_.loop->mutex());
+  CloseOne(answer.call_id, answer.attempt);
+  if (stream_.ended()) return;
+  const size_t bytes = answer.payload.bytes() + kHeaderRoom + answer.status.size() * 2;
+  if (stream_.nothing_to_write()) queued_bytes_ = 0;
+  if (2 * bytes > stream_.peer_grant_bytes()) {
+    StripRows(&answer, pb::BAD,
+              fmt::format("an answer of {} bytes is more than half of the {} bytes of credit",
+                          bytes, stream_.peer_grant_bytes()));
+  } else if (queued_bytes_ + bytes > stream_.peer_grant_bytes()) {
+    StripRows(&answer, pb::OVERLOADED, "the router does not read its answers");
+  } else {
+    queued_bytes_ += bytes;
+  }
+  stream_.SendPaid({.body = std::move(answer)});
+}
+
+void GrpcServer::Impl::Peer::DropCall(uint64_t call_id, uint32_t attempt) {
+  if (!open_.contains({call_id, attempt})) {
+    server_.unknown_cancels.fetch_add(1);
+    return;
+  }
+  const CallHandler::Dropped dropped = server_.handler.Cancel(this, call_id, attempt);
+  for (uint32_t i = 0; i < dropped.parts; ++i) CloseOne(call_id, attempt);
+  stream_.Owe(dropped.wire_bytes, dropped.parts);
+}
+
+void GrpcServer::Impl::Peer::SendProgress() {
+  if (open_.empty() || stream_.ended() || stream_.control_waits()) return;
+  pb::Progress progress;
+  for (const auto& [id, call] : open_) {
+    pb::Progress::Open* open = progress.add_open();
+    open->set_call_id(id.first);
+    open->set_attempt(id.second);
+    open->set_computing(call.computing);
+  }
+  stream_.Send({.body = std::move(progress)});
+}
+
+void GrpcServer::Impl::AcceptNext() {
+  if (stopping) return;
+  peers.push_back(std::make_shared<Peer>(*this));
+  peers.back()->Request();
+}
+
+void GrpcServer::Impl::Sweep() {
+  std::erase_if(peers, [](const std::shared_ptr<Peer>& peer) { return peer->gone(); });
+}
+
+// The thread that computes. Polls while there is work and a little longer, then sleeps in gRPC.
+void GrpcServer::Impl::Loop() {
+  Ladder ladder(options.busy_poll, crowded.load());
+  while (true) {
+    bool worked = false;
+    {
+      absl::MutexLock lock(&loop->mutex());
+      worked = loop->Poll();
+      Sweep();
+      if (stopping && peers.empty()) return;
+    }
+    worked |= handler.Compute();
+    if (worked) {
+      ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
+    } else if (!ladder.Turn()) {
+      absl::MutexLock lock(&loop->mutex());
+      if (loop->Sleep(absl::Now() + kTick)) {
+        ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
+      }
+      Sweep();
+      if (stopping && peers.empty()) return;
+    }
+  }
+}
+
+// Progress must flow while the other thread computes.
+void GrpcServer::Impl::Tick() {
+  while (!stop_ticking.load()) {
+    absl::SleepFor(kTick);
+    if (open_parts.load(std::memory_order_relaxed) == 0) continue;
+    crowded.store(MachineIsCrowded(), std::memory_order_relaxed);
+    if (!loop->mutex().TryLock()) continue;  // the other thread is at it
+    loop->Poll();
+    for (const auto& peer : peers) peer->SendProgress();
+    loop->mutex().Unlock();
+  }
+}
+
+GrpcServer::GrpcServer(CallHandler& handler, const GrpcServerOptions& options)
+    : impl_(std::make_unique<Impl>(handler, options)) {}
+
+GrpcServer::~GrpcServer() { Stop(); }
+
+void GrpcServer::Register(grpc::ServerBuilder& builder) {
+  SY_CHECK(impl_->loop == nullptr);
+  impl_->loop = std::make_unique<CompletionLoop>(builder.AddCompletionQueue());
+  builder.RegisterService(&impl_->control);
+  builder.RegisterAsyncGenericService(&impl_->generic);
+}
+
+void GrpcServer::Start() {
+  {
+    absl::MutexLock lock(&impl_->loop->mutex());
+    impl_->AcceptNext();
+  }
+  impl_->serving = std::thread([this] { impl_->Loop(); });
+  impl_->ticking = std::thread([this] { impl_->Tick(); });
+}
+
+void GrpcServer::BeginDrain() {
+  if (impl_->loop == nullptr || impl_->draining.exchange(true)) return;
+  absl::MutexLock lock(&impl_->loop->mutex());
+  for (const auto& peer : impl_->peers) peer->SendDrain();
+}
+
+bool GrpcServer::Idle() const {
+  if (impl_->loop == nullptr) return true;
+  if (impl_->open_parts.load() > 0) return false;
+  absl::MutexLock lock(&impl_->loop->mutex());
+  return std::all_of(impl_->peers.begin(), impl_->peers.end(),
+                     [](const auto& peer) { return peer->written(); });
+}
+
+void GrpcServer::Stop() {
+  if (!impl_->serving.joinable()) return;
+  {
+    absl::MutexLock lock(&impl_->loop->mutex());
+    impl_->stopping = true;
+  }
+  impl_->serving.join();
+  impl_->stop_ticking.store(true);
+  impl_->ticking.join();
+  absl::MutexLock lock(&impl_->loop->mutex());
+  impl_->loop->Close();
+}
+
+GrpcServerStats GrpcServer::stats() const {
+  return {.routers = impl_->routers_now.load(),
+          .streams_broken = impl_->broken.load(),
+          .refused = impl_->refused.load(),
+          .unknown_cancels = impl_->unknown_cancels.load()};
+}
+
+}  // namespace switchyard::expertwire

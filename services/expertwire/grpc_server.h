@@ -1,0 +1,61 @@
+// The worker's end of the gRPC wire: the Dispatch stream of every router on one completion queue,
+// driven by one thread that also computes. What arrives while it computes is merged into the next
+// computation. A second thread wakes every 50 ms to keep streams alive and to say "computing".
+//
+// A router that stops reading costs its own credits and nothing else: answers that it has no room
+// for are answered OVERLOADED without rows.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/time/time.h"
+#include "services/expertwire/expert_link.h"
+#include "services/expertwire/handshake.h"
+
+namespace grpc {
+class ServerBuilder;
+}
+
+namespace switchyard::expertwire {
+
+struct GrpcServerOptions {
+  CreditGrant grant;     // to each router
+  int max_routers = 64;  // more are refused
+  size_t max_frame_bytes = 64u << 20;
+  absl::Duration busy_poll = absl::Milliseconds(1);  // polls for so long after work, then sleeps
+};
+
+struct GrpcServerStats {
+  uint64_t routers = 0;          // connected, now
+  uint64_t streams_broken = 0;   // by undecodable frames or overdrawn credits
+  uint64_t refused = 0;          // hellos
+  uint64_t unknown_cancels = 0;  // of calls that are not open
+};
+
+// Thread-safe.
+class GrpcServer {
+ public:
+  // `handler` outlives it.
+  GrpcServer(CallHandler& handler, const GrpcServerOptions& options);
+  ~GrpcServer();  // Stop
+
+  // Adds the services and the queue to a server that is being built; once.
+  void Register(grpc::ServerBuilder& builder);
+  // Once the server is built. Not called if it could not be.
+  void Start();
+  // Tells every router to send no more; hellos from now on are refused.
+  void BeginDrain();
+  // Whether no call is open and everything is written.
+  bool Idle() const;
+  // Ends the threads. The server must have been told to shut down before, and is waited for with
+  // them still running.
+  void Stop();
+  GrpcServerStats stats() const;
+
+ private:
+  struct Impl;
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace switchyard::expertwire

@@ -1,0 +1,108 @@
+#include "services/expertwire/link_set.h"
+
+#include <grpcpp/completion_queue.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "services/expertwire/completion_loop.h"
+#include "services/expertwire/grpc_link.h"
+#include "services/expertwire/local_link.h"
+
+namespace switchyard::expertwire {
+namespace {
+
+constexpr absl::Duration kTick = absl::Milliseconds(50);
+
+}  // namespace
+
+LinkSet::LinkSet(LinkSetOptions options) : options_(std::move(options)) {}
+
+LinkSet::~LinkSet() {
+  keeper_ = std::jthread();  // asks it to stop and joins
+  if (!loop_) return;
+  absl::MutexLock lock(&loop_->mutex());
+  for (GrpcLink* link : grpc_links_) link->Stop();
+  while (!std::all_of(grpc_links_.begin(), grpc_links_.end(),
+                      [](const GrpcLink* link) { return link->stopped(); })) {
+    loop_->Sleep(absl::Now() + kTick);
+  }
+  loop_->Close();
+}
+
+void LinkSet::AddLocal(std::string name, CallHandler& worker) {
+  links_.push_back(std::make_unique<LocalLink>(std::move(name), options_.hello, worker));
+}
+
+void LinkSet::AddGrpc(const GrpcLinkOptions& options) {
+  if (!loop_) {
+    loop_ = std::make_unique<CompletionLoop>(std::make_unique<grpc::CompletionQueue>());
+  }
+  auto link = std::make_unique<GrpcLink>(options, options_.hello, *loop_, pool_);
+  {
+    absl::MutexLock lock(&loop_->mutex());
+    link->Tick(absl::Now());
+    grpc_links_.push_back(link.get());
+  }
+  links_.push_back(std::move(link));
+  if (!keeper_.joinable()) {
+    keeper_ = std::jthread([this](const std::stop_token& stop) { Keep(stop); });
+  }
+}
+
+void LinkSet::Tick() {
+  const absl::Time now = absl::Now();
+  for (GrpcLink* link : grpc_links_) link->Tick(now);
+}
+
+bool LinkSet::AnyEvents() const {
+  return std::any_of(grpc_links_.begin(), grpc_links_.end(),
+                     [](const GrpcLink* link) { return link->has_events(); });
+}
+
+void LinkSet::Keep(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    absl::SleepFor(kTick);
+    crowded_.store(MachineIsCrowded(), std::memory_order_relaxed);
+    if (!loop_->mutex().TryLock()) continue;  // the engine thread is at it
+    loop_->Poll();
+    Tick();
+    loop_->mutex().Unlock();
+  }
+}
+
+bool LinkSet::Poll(std::vector<Event>* events) {
+  if (loop_) {
+    absl::MutexLock lock(&loop_->mutex());
+    loop_->Poll();
+  }
+  bool any = false;
+  for (size_t i = 0; i < links_.size(); ++i) {
+    scratch_.clear();
+    if (!links_[i]->Poll(&scratch_)) continue;
+    any = true;
+    for (LinkEvent& event : scratch_) events->push_back({static_cast<int>(i), std::move(event)});
+  }
+  return any;
+}
+
+void LinkSet::Wait(absl::Time until) {
+  if (!loop_) return;  // local workers compute in Poll
+  Ladder ladder(options_.yield_for, crowded_.load(std::memory_order_relaxed));
+  while (true) {
+    {
+      absl::MutexLock lock(&loop_->mutex());
+      loop_->Poll();
+      if (AnyEvents()) return;
+    }
+    if (!ladder.Turn()) {
+      absl::MutexLock lock(&loop_->mutex());
+      loop_->Sleep(std::min(until, absl::Now() + kTick));
+      Tick();
+      if (AnyEvents()) return;
+    }
+    if (absl::Now() >= until) return;
+  }
+}
+
+}  // namespace switchyard::expertwire
