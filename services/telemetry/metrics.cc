@@ -3,6 +3,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -66,6 +67,18 @@ void Samples::Histogram(const MetricDef& def, std::span<const double> bounds,
   out.sample_sum = sum;
   out.bucket.push_back({.cumulative_count = out.sample_count,
                         .upper_bound = std::numeric_limits<double>::infinity()});
+}
+
+void Samples::PowersOfTwo(const MetricDef& def, std::span<const uint64_t> counts, uint64_t sum,
+                          double unit, Labels labels) {
+  std::vector<double> bounds;
+  uint64_t count = 0;
+  for (size_t b = 0; b < counts.size(); ++b) {
+    if (b + 1 < counts.size()) bounds.push_back(std::ldexp(unit, static_cast<int>(b)));
+    count += counts[b];
+  }
+  Histogram(def, bounds, counts.first(bounds.size()), count, static_cast<double>(sum) * unit,
+            std::move(labels));
 }
 
 prometheus::Counter& Metrics::Counter(const MetricDef& def, const std::string& service,

@@ -37,6 +37,10 @@ class Samples {
   // counts[i]: values ≤ bounds[i] and in no lower bucket; `count` has those above all bounds too.
   void Histogram(const MetricDef& def, std::span<const double> bounds,
                  std::span<const uint64_t> counts, uint64_t count, double sum, Labels labels = {});
+  // counts[b]: integers < 2^b and in no lower bucket, in units of `unit`; the last holds all
+  // others.
+  void PowersOfTwo(const MetricDef& def, std::span<const uint64_t> counts, uint64_t sum,
+                   double unit, Labels labels = {});
 
  private:
   friend class Metrics;

@@ -59,6 +59,18 @@ TEST(Metrics, HistogramsOfCollectorsAreCumulative) {
                     HasSubstr("_count{service=\"expert-worker\"} 6")));
 }
 
+TEST(Metrics, PowersOfTwoKeepTheirUnitAndTheirOverflow) {
+  Metrics metrics;
+  auto registration = metrics.AddCollector("router", [](Samples& samples) {
+    const uint64_t counts[] = {1, 0, 3, 2};  // 0; 1; 2..3; the rest
+    samples.PowersOfTwo(kRouterDispatchSeconds, counts, 100, 1e-3, {{"worker", "w"}});
+  });
+  const std::string text = metrics.Render();
+  EXPECT_THAT(text, AllOf(HasSubstr(R"(le="0.001"} 1)"), HasSubstr(R"(le="0.002"} 1)"),
+                          HasSubstr(R"(le="0.004"} 4)"), HasSubstr(R"(le="+Inf"} 6)"),
+                          HasSubstr(R"(worker="w"} 0.1)")));
+}
+
 TEST(Metrics, CollectorEndsWithItsRegistration) {
   Metrics metrics;
   {

@@ -1,0 +1,112 @@
+#include "router/service/router_service.h"
+
+#include <utility>
+
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+namespace {
+
+namespace pb = internal::v1;
+
+constexpr uint32_t kProtocolVersion = 1;
+
+}  // namespace
+
+RouterService::RouterService(RouterServiceOptions options, Engine& engine, Hooks hooks)
+    : options_([&] {
+        options.hello.set_protocol_version(kProtocolVersion);
+        return std::move(options);
+      }()),
+      engine_(engine),
+      hooks_(std::move(hooks)) {
+  absl::MutexLock lock(&mutex_);
+  state_.set_missing("starting");
+}
+
+grpc::ServerBidiReactor<pb::ToRouter, pb::FromRouter>* RouterService::Serve(
+    grpc::CallbackServerContext* context) {
+  return GatewayStream::Start(context, engine_, *this, options_.max_queued_bytes).get();
+}
+
+absl::Status RouterService::OnHello(const pb::GatewayHello& hello, GatewayStream* stream) {
+  if (hello.protocol_version() != kProtocolVersion) {
+    return FailedPrecondition("router {} speaks protocol version {}, gateway {} version {}",
+                              options_.hello.router_id(), kProtocolVersion, hello.gateway_id(),
+                              hello.protocol_version());
+  }
+  if (hello.text_fingerprint() != options_.hello.text_fingerprint()) {
+    log::Warning("gateway {} is refused: its text fingerprint is {}, not {}", hello.gateway_id(),
+                 hello.text_fingerprint(), options_.hello.text_fingerprint());
+    return FailedPrecondition(
+        "config or tokenizer differ: text fingerprint {} of router {}, {} of gateway {}",
+        options_.hello.text_fingerprint(), options_.hello.router_id(), hello.text_fingerprint(),
+        hello.gateway_id());
+  }
+  absl::MutexLock lock(&mutex_);
+  if (static_cast<int>(streams_.size()) >= options_.max_gateways) {
+    return ResourceExhausted("router {} serves {} gateways already", options_.hello.router_id(),
+                             streams_.size());
+  }
+  // Under the lock, so that no change of state overtakes them.
+  pb::FromRouter message;
+  *message.mutable_hello() = options_.hello;
+  stream->Send(std::move(message));
+  message = pb::FromRouter();
+  *message.mutable_state() = state_;
+  stream->Send(std::move(message));
+  streams_.insert(stream);
+  log::Info("gateway {} is connected", hello.gateway_id());
+  return absl::OkStatus();
+}
+
+void RouterService::OnRefused(const absl::Status& why) {
+  if (hooks_.on_refused) hooks_.on_refused(why);
+}
+
+void RouterService::OnSlow() {
+  if (hooks_.on_slow) hooks_.on_slow();
+}
+
+void RouterService::OnGone(GatewayStream* stream) {
+  absl::MutexLock lock(&mutex_);
+  streams_.erase(stream);
+}
+
+void RouterService::SetState(bool ready, const std::string& missing, bool draining) {
+  absl::MutexLock lock(&mutex_);
+  if (state_.ready() == ready && state_.missing() == missing && state_.draining() == draining) {
+    return;
+  }
+  state_.set_ready(ready);
+  state_.set_missing(missing);
+  state_.set_draining(draining);
+  for (GatewayStream* stream : streams_) {
+    pb::FromRouter message;
+    *message.mutable_state() = state_;
+    stream->Send(std::move(message));
+  }
+}
+
+void RouterService::EndStreams() {
+  absl::MutexLock lock(&mutex_);
+  for (GatewayStream* stream : streams_) stream->EndWhenWritten();
+}
+
+int RouterService::streams() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int>(streams_.size());
+}
+
+grpc::ServerUnaryReactor* RouterService::DescribeExperts(grpc::CallbackServerContext* context,
+                                                         const pb::DescribeExpertsRequest*,
+                                                         pb::DescribeExpertsResponse* response) {
+  response->set_router_id(options_.hello.router_id());
+  if (hooks_.describe) hooks_.describe(response);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,66 @@
+// Router.Serve and DescribeExperts over an engine: greets gateways, refuses those of another text,
+// and tells all of them when the router becomes ready, loses experts or drains.
+//
+// Outlives the server it is registered with. Thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "router/loop/engine.h"
+#include "router/service/gateway_stream.h"
+#include "switchyard/internal/v1/router.grpc.pb.h"
+
+namespace switchyard::router {
+
+struct RouterServiceOptions {
+  internal::v1::RouterHello hello;     // what gateways are told; protocol_version is set here
+  size_t max_queued_bytes = 8u << 20;  // that wait for one gateway
+  int max_gateways = 256;              // one more is refused
+};
+
+class RouterService : public internal::v1::Router::CallbackService, private GatewayStream::Owner {
+ public:
+  using Describe = std::function<void(internal::v1::DescribeExpertsResponse*)>;
+  struct Hooks {
+    Describe describe;                                    // may be null
+    std::function<void(const absl::Status&)> on_refused;  // a request; may be null
+    std::function<void()> on_slow;                        // a gateway; may be null
+  };
+
+  // `engine` outlives the service.
+  RouterService(RouterServiceOptions options, Engine& engine, Hooks hooks);
+
+  // Pushed to all gateways if it is a change. Starts as not ready.
+  void SetState(bool ready, const std::string& missing, bool draining);
+  // Ends every stream once what is queued for it is written.
+  void EndStreams();
+  int streams() const;
+
+  grpc::ServerBidiReactor<internal::v1::ToRouter, internal::v1::FromRouter>* Serve(
+      grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* DescribeExperts(
+      grpc::CallbackServerContext* context, const internal::v1::DescribeExpertsRequest* request,
+      internal::v1::DescribeExpertsResponse* response) override;
+
+ private:
+  absl::Status OnHello(const internal::v1::GatewayHello& hello, GatewayStream* stream) override;
+  void OnRefused(const absl::Status& why) override;
+  void OnSlow() override;
+  void OnGone(GatewayStream* stream) override;
+
+  const RouterServiceOptions options_;
+  Engine& engine_;
+  const Hooks hooks_;
+
+  mutable absl::Mutex mutex_;
+  internal::v1::RouterState state_ ABSL_GUARDED_BY(mutex_);
+  std::set<GatewayStream*> streams_ ABSL_GUARDED_BY(mutex_);  // greeted and not gone
+};
+
+}  // namespace switchyard::router

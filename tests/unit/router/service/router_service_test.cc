@@ -1,0 +1,373 @@
+#include "router/service/router_service.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <map>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "router/service/convert.h"
+#include "services/rpc/channel.h"
+#include "services/rpc/server.h"
+#include "tests/support/fake_runner.h"
+
+namespace switchyard::router {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+namespace pb = internal::v1;
+
+constexpr absl::Duration kPatience = absl::Seconds(30);
+
+// A gateway's end of the stream, read by the test's own thread.
+class Client {
+ public:
+  explicit Client(const std::string& address) {
+    context_.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
+    stub_ = pb::Router::NewStub(*rpc::Connect(address, {}));
+    stream_ = stub_->Serve(&context_);
+  }
+  ~Client() {
+    context_.TryCancel();
+    pb::FromRouter rest;
+    while (stream_->Read(&rest)) {
+    }
+    if (!finished_) stream_->Finish();
+  }
+
+  void Hello(const std::string& fingerprint = "text-1", uint32_t version = 1) {
+    pb::ToRouter message;
+    message.mutable_hello()->set_protocol_version(version);
+    message.mutable_hello()->set_gateway_id("gateway-1");
+    message.mutable_hello()->set_text_fingerprint(fingerprint);
+    stream_->Write(message);
+  }
+  void Submit(uint64_t id, int max_tokens, int n = 1) {
+    pb::ToRouter message;
+    pb::Submit& submit = *message.mutable_submit();
+    submit.set_request(id);
+    for (int t : {5, 17, 30}) submit.add_prompt(t);
+    submit.mutable_sampling()->set_top_p(1);
+    submit.mutable_sampling()->set_repetition_penalty(1);
+    submit.mutable_sampling()->set_ignore_eos(true);
+    submit.set_max_tokens(max_tokens);
+    submit.set_n(n);
+    submit.set_top_logprobs(-1);
+    stream_->Write(message);
+  }
+  void Cancel(uint64_t id) {
+    pb::ToRouter message;
+    message.mutable_cancel()->set_request(id);
+    stream_->Write(message);
+  }
+  bool Read(pb::FromRouter* message) { return stream_->Read(message); }
+  // Reads up to a state message that is ready or not as asked.
+  pb::RouterState UntilState(bool ready) {
+    pb::FromRouter message;
+    while (stream_->Read(&message)) {
+      if (message.has_state() && message.state().ready() == ready) return message.state();
+    }
+    ADD_FAILURE() << "the stream ended";
+    return {};
+  }
+  // Reads until `finishes` choices have ended; all tokens by (request, choice).
+  std::map<std::pair<uint64_t, int>, std::vector<pb::Token>> Tokens(int finishes) {
+    std::map<std::pair<uint64_t, int>, std::vector<pb::Token>> out;
+    pb::FromRouter message;
+    while (finishes > 0 && stream_->Read(&message)) {
+      for (const pb::Token& token : message.step().tokens()) {
+        out[{token.request(), token.choice()}].push_back(token);
+        finishes -= token.finish() != pb::Token::NONE;
+      }
+    }
+    EXPECT_EQ(finishes, 0);
+    return out;
+  }
+  void WritesDone() { stream_->WritesDone(); }
+  grpc::Status Finish() {
+    pb::FromRouter rest;
+    while (stream_->Read(&rest)) {
+    }
+    finished_ = true;
+    return stream_->Finish();
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<pb::Router::Stub> stub_;
+  std::unique_ptr<grpc::ClientReaderWriter<pb::ToRouter, pb::FromRouter>> stream_;
+  bool finished_ = false;
+};
+
+class RouterServiceTest : public ::testing::Test {
+ protected:
+  void Start(EngineOptions engine = {.max_model_len = 4096, .kv_blocks = 256},
+             size_t max_queued_bytes = 8u << 20) {
+    runner_ = std::make_unique<FakeRunner>(FakeRunnerOptions{.kv_blocks = engine.kv_blocks});
+    engine_ = std::make_unique<Engine>(engine, *runner_, nullptr);
+    RouterServiceOptions options{.max_queued_bytes = max_queued_bytes, .max_gateways = 2};
+    options.hello.set_router_id("router-1");
+    options.hello.set_text_fingerprint("text-1");
+    options.hello.set_max_model_len(engine.max_model_len);
+    service_ = std::make_unique<RouterService>(
+        options, *engine_,
+        RouterService::Hooks{
+            .describe = [](pb::DescribeExpertsResponse* r) { r->add_workers()->set_address("w"); },
+            .on_refused = [this](const absl::Status&) { ++refused_; },
+            .on_slow =
+                [this] {
+                  if (!slow_.HasBeenNotified()) slow_.Notify();
+                }});
+    auto server = rpc::Server::Start({.listen = "127.0.0.1:0"}, [this](grpc::ServerBuilder& b) {
+      b.RegisterService(service_.get());
+    });
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = std::move(server).value();
+  }
+  void TearDown() override {
+    runner_->Release();
+    server_->Shutdown(absl::ZeroDuration());
+    EXPECT_EQ(service_->streams(), 0);
+    EXPECT_THAT(runner_->errors(), ::testing::IsEmpty());
+  }
+  const std::string& address() const { return server_->address(); }
+  void AwaitIdle() {
+    const absl::Time end = absl::Now() + kPatience;
+    while (engine_->Snapshot().running + engine_->Snapshot().waiting > 0 && absl::Now() < end) {
+      std::this_thread::yield();
+    }
+    EXPECT_EQ(engine_->Snapshot().running + engine_->Snapshot().waiting, 0);
+  }
+
+  std::unique_ptr<FakeRunner> runner_;
+  std::unique_ptr<Engine> engine_;
+  std::atomic<int> refused_ = 0;
+  absl::Notification slow_;
+  std::unique_ptr<RouterService> service_;
+  std::unique_ptr<rpc::Server> server_;
+};
+
+TEST_F(RouterServiceTest, GreetsThenServesTokensOfAllChoices) {
+  Start();
+  service_->SetState(true, "", false);
+  Client client(address());
+  client.Hello();
+  pb::FromRouter message;
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_EQ(message.hello().router_id(), "router-1");
+  EXPECT_EQ(message.hello().protocol_version(), 1u);
+  EXPECT_EQ(message.hello().max_model_len(), 4096);
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_TRUE(message.state().ready());
+  client.Submit(7, 5, /*n=*/2);
+  auto tokens = client.Tokens(2);
+  for (int choice : {0, 1}) {
+    const std::vector<pb::Token>& got = tokens[{7, choice}];
+    ASSERT_EQ(got.size(), 5u);
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(got[i].index(), i);
+    EXPECT_EQ(got[4].finish(), pb::Token::LENGTH);
+  }
+  // Greedy: the argmax of what the fake model says of the prompt.
+  const auto logits = FakeRunner::Logits({5, 17, 30}, FakeRunnerOptions{}.vocab);
+  const auto first = tokens[{7, 0}][0].id();
+  EXPECT_EQ(first, std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+TEST_F(RouterServiceTest, ForeignGatewaysAreRefusedByName) {
+  Start();
+  {
+    Client client(address());
+    client.Hello("text-2");
+    const grpc::Status status = client.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_THAT(status.error_message(), AllOf(HasSubstr("text-1"), HasSubstr("text-2"),
+                                              HasSubstr("router-1"), HasSubstr("gateway-1")));
+  }
+  {
+    Client client(address());
+    client.Hello("text-1", 2);
+    EXPECT_THAT(client.Finish().error_message(), HasSubstr("version 2"));
+  }
+  {
+    Client client(address());
+    client.Submit(1, 1);
+    EXPECT_EQ(client.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  Client a(address()), b(address()), c(address());
+  a.Hello(), b.Hello();
+  pb::FromRouter message;
+  ASSERT_TRUE(a.Read(&message) && b.Read(&message));
+  c.Hello();
+  EXPECT_EQ(c.Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(RouterServiceTest, RefusedRequestsEndEachChoiceWithTheReason) {
+  Start({.max_model_len = 16, .kv_blocks = 8});
+  Client client(address());
+  client.Hello();
+  client.Submit(1, 1000, /*n=*/500);
+  auto tokens = client.Tokens(500);
+  const pb::Token& token = tokens[{1, 499}].at(0);
+  EXPECT_EQ(token.finish(), pb::Token::ERROR);
+  EXPECT_EQ(token.code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_FALSE(token.message().empty());
+  EXPECT_EQ(refused_, 1);
+}
+
+TEST_F(RouterServiceTest, FullQueueIsRefusedWithAHint) {
+  Start({.max_model_len = 64, .kv_blocks = 8, .max_queue = 1});
+  runner_->Hold();
+  Client client(address());
+  client.Hello();
+  client.Submit(1, 2);
+  runner_->AwaitHeld();
+  for (uint64_t id = 2; id < 40; ++id) client.Submit(id, 2);
+  pb::FromRouter message;
+  pb::Token refused;
+  while (refused.finish() == pb::Token::NONE && client.Read(&message)) {
+    if (message.has_step()) refused = message.step().tokens(0);
+  }
+  EXPECT_EQ(refused.code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_GT(refused.retry_after_ms(), 0);
+  runner_->Release();
+}
+
+TEST_F(RouterServiceTest, CancelEndsARequestAndLeavesTheOthers) {
+  Start();
+  Client client(address());
+  client.Hello();
+  client.Submit(1, 4000);
+  client.Submit(2, 20);
+  client.Cancel(1);
+  client.Cancel(99);
+  auto tokens = client.Tokens(2);
+  EXPECT_EQ((tokens[{1, 0}].back().finish()), pb::Token::CANCELLED);
+  EXPECT_EQ((tokens[{2, 0}].size()), 20u);
+  EXPECT_EQ((tokens[{2, 0}].back().finish()), pb::Token::LENGTH);
+}
+
+TEST_F(RouterServiceTest, BrokenStreamCancelsItsRequestsOnly) {
+  Start();
+  Client stays(address());
+  stays.Hello();
+  stays.Submit(1, 2000);
+  {
+    Client leaves(address());
+    leaves.Hello();
+    leaves.Submit(1, 4000, 4);
+    pb::FromRouter message;
+    while (leaves.Read(&message) && !message.has_step()) {
+    }
+  }
+  EXPECT_EQ((stays.Tokens(1)[{1, 0}].size()), 2000u);
+  AwaitIdle();
+}
+
+TEST_F(RouterServiceTest, HalfClosedStreamEnds) {
+  Start();
+  Client client(address());
+  client.Hello();
+  client.Submit(1, 4000);
+  client.WritesDone();
+  EXPECT_TRUE(client.Finish().ok());
+  AwaitIdle();
+}
+
+TEST_F(RouterServiceTest, GatewayThatDoesNotReadLosesItsStreamAndNobodyElse) {
+  Start({.max_model_len = 4096, .kv_blocks = 2048, .max_running = 256}, /*max_queued_bytes=*/4096);
+  Client deaf(address());
+  deaf.Hello();
+  // More than gRPC's windows and the kernel's buffers take.
+  for (uint64_t id = 1; id <= 200; ++id) deaf.Submit(id, 4000);
+  ASSERT_TRUE(slow_.WaitForNotificationWithTimeout(kPatience));
+  AwaitIdle();
+  Client other(address());
+  other.Hello();
+  other.Submit(1, 10);
+  EXPECT_EQ((other.Tokens(1)[{1, 0}].size()), 10u);
+}
+
+TEST_F(RouterServiceTest, StateIsPushedAndDrainLetsRequestsFinish) {
+  Start();
+  Client client(address());
+  client.Hello();
+  client.UntilState(false);
+  service_->SetState(false, "layer 3: experts 17 have no live worker", false);
+  EXPECT_THAT(client.UntilState(false).missing(), HasSubstr("layer 3"));
+  service_->SetState(true, "", false);
+  service_->SetState(true, "", false);  // no change: not sent again
+  client.UntilState(true);
+  runner_->Hold();
+  client.Submit(1, 10);
+  runner_->AwaitHeld();
+  absl::Notification drained;
+  service_->SetState(false, "draining", true);
+  engine_->BeginDrain([&] { drained.Notify(); });
+  EXPECT_TRUE(client.UntilState(false).draining());
+  client.Submit(2, 10);
+  auto refused = client.Tokens(1);
+  EXPECT_EQ((refused[{2, 0}].at(0).code()), static_cast<int>(absl::StatusCode::kUnavailable));
+  runner_->Release();
+  ASSERT_TRUE(drained.WaitForNotificationWithTimeout(kPatience));
+  service_->EndStreams();
+  EXPECT_EQ((client.Tokens(1)[{1, 0}].size()), 10u);
+  EXPECT_TRUE(client.Finish().ok());
+}
+
+TEST_F(RouterServiceTest, DescribesExperts) {
+  Start();
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
+  pb::DescribeExpertsResponse response;
+  auto stub = pb::Router::NewStub(*rpc::Connect(address(), {}));
+  ASSERT_TRUE(stub->DescribeExperts(&context, {}, &response).ok());
+  EXPECT_EQ(response.router_id(), "router-1");
+  EXPECT_EQ(response.workers(0).address(), "w");
+}
+
+TEST(Convert, EveryFieldOfARequestAndOfAnEventTravels) {
+  pb::Submit submit;
+  submit.set_request(3), submit.set_attempt(2), submit.set_max_tokens(9), submit.set_min_tokens(1);
+  submit.set_top_logprobs(4), submit.set_prompt_logprobs(true), submit.set_priority(5);
+  submit.set_return_routed_experts(true), submit.set_fair_key("f"), submit.set_cache_salt("s");
+  submit.set_trace_id("t"), submit.add_stop_token_ids(8), submit.set_deadline_left_us(1'000'000);
+  pb::RouterSampling& s = *submit.mutable_sampling();
+  s.set_temperature(0.5f), s.set_top_k(6), s.set_top_p(0.7f), s.set_min_p(0.1f), s.set_seed(11);
+  s.set_repetition_penalty(1.1f), s.set_presence_penalty(0.2f), s.set_frequency_penalty(0.3f);
+  (*s.mutable_logit_bias())[9] = -1.0f, (*s.mutable_logit_bias())[2] = 4.0f;
+  const EngineRequest r = FromProto(submit);
+  EXPECT_TRUE(r.request == 3 && r.attempt == 2 && r.max_tokens == 9 && r.min_tokens == 1);
+  EXPECT_TRUE(r.top_logprobs == 4 && r.prompt_logprobs && r.priority == 5 && r.n == 1);
+  EXPECT_TRUE(r.return_routed_experts && r.fair_key == "f" && r.cache_salt == "s");
+  EXPECT_TRUE(r.trace_id == "t" && r.stop_token_ids == std::vector<int32_t>{8});
+  EXPECT_TRUE(r.deadline > absl::Now() && r.deadline < absl::Now() + absl::Seconds(2));
+  EXPECT_TRUE(r.sampling.temperature == 0.5f && r.sampling.top_k == 6 && r.sampling.seed == 11);
+  EXPECT_TRUE(r.sampling.top_p == 0.7f && r.sampling.min_p == 0.1f && !r.sampling.ignore_eos);
+  EXPECT_TRUE(r.sampling.repetition_penalty == 1.1f && r.sampling.presence_penalty == 0.2f);
+  EXPECT_EQ(r.sampling.frequency_penalty, 0.3f);
+  EXPECT_THAT(r.sampling.logit_bias,
+              ::testing::ElementsAre(std::pair(2, 4.0f), std::pair(9, -1.0f)));
+
+  TokenEvent event{.request = 3, .attempt = 2, .choice = 1, .index = 4, .id = 77, .logprob = -0.5f};
+  event.top = {{.id = 77, .logprob = -0.5f}};
+  event.finish = Finish::kStop;
+  event.routing_first_position = 6;
+  event.routed_experts = {1, 2}, event.routed_weights = {0.25f, 0.75f};
+  event.prompt_logprobs = {{.position = 1, .logprob = -2, .top = {{.id = 5, .logprob = -1}}}};
+  event.cached_tokens = 32;
+  pb::Token token;
+  ToProto(event, &token);
+  EXPECT_TRUE(token.request() == 3 && token.attempt() == 2 && token.choice() == 1);
+  EXPECT_TRUE(token.index() == 4 && token.id() == 77 && token.logprob() == -0.5f);
+  EXPECT_TRUE(token.top(0).id() == 77 && token.finish() == pb::Token::STOP);
+  EXPECT_TRUE(token.routing_first_position() == 6 && token.routing_experts(1) == 2);
+  EXPECT_TRUE(token.routing_weights(1) == 0.75f && token.cached_tokens() == 32);
+  EXPECT_TRUE(token.prompt_logprobs(0).top(0).id() == 5 && token.code() == 0);
+}
+
+}  // namespace
+}  // namespace switchyard::router
