@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "absl/time/clock.h"
+
 namespace switchyard::rpc {
 namespace {
 
