@@ -1,0 +1,52 @@
+#include "router/kv/block_table.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace switchyard::router {
+namespace {
+
+TEST(BlockTableTest, GrowsByWholeBlocksInPlace) {
+  BlockPool pool(8);
+  BlockTable table(pool, 5 * kBlockTokens);
+  const int32_t* data = table.data();
+  table.Grow(1);
+  EXPECT_EQ(table.blocks(), 1);
+  const int32_t first = data[0];
+  table.Grow(kBlockTokens);
+  EXPECT_EQ(table.blocks(), 1);
+  table.Grow(kBlockTokens + 1);
+  EXPECT_EQ(table.blocks(), 2);
+  table.Grow(5 * kBlockTokens);
+  EXPECT_EQ(table.data(), data);
+  EXPECT_EQ(data[0], first);
+  EXPECT_EQ(std::set<int32_t>(data, data + 5).size(), 5u);
+  EXPECT_EQ(pool.used(), 5);
+  table.Grow(3);  // never shrinks
+  EXPECT_EQ(table.blocks(), 5);
+}
+
+TEST(BlockTableTest, GivesItsBlocksBack) {
+  BlockPool pool(4);
+  {
+    BlockTable a(pool, 4 * kBlockTokens), b(pool, 4 * kBlockTokens);
+    a.Grow(2 * kBlockTokens);
+    b.Grow(kBlockTokens);
+    a.Clear();
+    EXPECT_EQ(a.blocks(), 0);
+    EXPECT_EQ(pool.used(), 1);
+    b.Grow(4 * kBlockTokens);
+    EXPECT_EQ(pool.free(), 0);
+  }
+  EXPECT_EQ(pool.used(), 0);
+}
+
+TEST(BlockTableDeathTest, GrowthBeyondItsCapacityEndsTheProcess) {
+  BlockPool pool(4);
+  BlockTable table(pool, kBlockTokens);
+  EXPECT_DEATH(table.Grow(kBlockTokens + 1), "capacity_");
+}
+
+}  // namespace
+}  // namespace switchyard::router

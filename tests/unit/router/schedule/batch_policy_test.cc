@@ -1,0 +1,285 @@
+#include "router/schedule/batch_policy.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <string>
+
+#include "router/kv/block_table.h"
+
+namespace switchyard::router {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::Field;
+using testing::IsEmpty;
+
+constexpr BatchLimits kWide = {.max_batch_tokens = 1000, .max_running = 100, .max_logit_rows = 100};
+
+auto Runs(int index, int64_t tokens) {
+  return AllOf(Field(&BatchPlan::Work::admitted_now, false), Field(&BatchPlan::Work::index, index),
+               Field(&BatchPlan::Work::tokens, tokens));
+}
+auto Admits(int index, int64_t tokens) {
+  return AllOf(Field(&BatchPlan::Work::admitted_now, true), Field(&BatchPlan::Work::index, index),
+               Field(&BatchPlan::Work::tokens, tokens));
+}
+
+SequenceView Decoding(uint64_t arrival, int64_t known, int priority = 0, uint64_t last_step = 1) {
+  return {.priority = priority,
+          .arrival = arrival,
+          .known = known,
+          .computed = known - 1,
+          .blocks = BlocksFor(known - 1),
+          .last_step = last_step};
+}
+SequenceView Prefilling(uint64_t arrival, int64_t known, int64_t computed, int priority = 0) {
+  return {.priority = priority,
+          .arrival = arrival,
+          .known = known,
+          .computed = computed,
+          .blocks = BlocksFor(known),
+          .last_step = 1};
+}
+SequenceView Waiting(uint64_t arrival, int64_t known, int priority = 0) {
+  return {.priority = priority, .arrival = arrival, .known = known};
+}
+
+TEST(BatchPolicyTest, NothingToDoIsAnEmptyPlan) {
+  const BatchPlan plan = PlanBatch({.free_blocks = 4}, kWide);
+  EXPECT_THAT(plan.work, IsEmpty());
+}
+
+TEST(BatchPolicyTest, DecodesComeBeforePrefillChunksAndAdmissions) {
+  const BatchSnapshot now{.running = {Prefilling(1, 500, 100), Decoding(2, 10), Decoding(3, 12)},
+                          .waiting = {Waiting(4, 300)},
+                          .free_blocks = 50};
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 450, .max_running = 9, .max_logit_rows = 9}).work,
+              ElementsAre(Runs(1, 1), Runs(2, 1), Runs(0, 400), Admits(0, 48)));
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 7, .max_running = 9, .max_logit_rows = 9}).work,
+              ElementsAre(Runs(1, 1), Runs(2, 1), Runs(0, 5)));
+  // No budget for it: not admitted.
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 7, .max_running = 9, .max_logit_rows = 9}).admit,
+              IsEmpty());
+}
+
+TEST(BatchPolicyTest, ABudgetBelowTheDecodesTakesTurnsInsideAPriority) {
+  const BatchSnapshot now{.running = {Decoding(1, 10, 0, 9), Decoding(2, 10, 0, 7),
+                                      Decoding(3, 10, 0, 8), Decoding(4, 10, 1, 9)}};
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 3, .max_running = 9, .max_logit_rows = 9}).work,
+              ElementsAre(Runs(3, 1), Runs(1, 1), Runs(2, 1)));
+}
+
+TEST(BatchPolicyTest, AdmissionIsByRankAndNobodyOvertakes) {
+  const BatchSnapshot now{.waiting = {Waiting(9, 40, 5), Waiting(1, 3200), Waiting(2, 10)},
+                          .free_blocks = 20};
+  const BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.admit, ElementsAre(0));  // the second does not fit, the third stays behind it
+  EXPECT_THAT(plan.work, ElementsAre(Admits(0, 40)));
+}
+
+TEST(BatchPolicyTest, AdmissionLeavesBlocksForThoseThatRun) {
+  BatchSnapshot now{.running = {Decoding(1, 10)}, .waiting = {Waiting(2, 64)}, .free_blocks = 2};
+  EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
+  now.free_blocks = 3;
+  EXPECT_THAT(PlanBatch(now, kWide).admit, ElementsAre(0));
+  // Alone it may take all there are.
+  EXPECT_THAT(PlanBatch({.waiting = {Waiting(2, 64)}, .free_blocks = 2}, kWide).admit,
+              ElementsAre(0));
+}
+
+TEST(BatchPolicyTest, MaxRunningHolds) {
+  const BatchSnapshot now{
+      .running = {Decoding(1, 10)}, .waiting = {Waiting(2, 5), Waiting(3, 5)}, .free_blocks = 50};
+  EXPECT_THAT(
+      PlanBatch(now, {.max_batch_tokens = 100, .max_running = 2, .max_logit_rows = 9}).admit,
+      ElementsAre(0));
+}
+
+TEST(BatchPolicyTest, TheYoungestOfTheLowestPriorityIsPreempted) {
+  // 33 known tokens: the next row needs a second block.
+  const BatchSnapshot now{
+      .running = {Decoding(1, 33), Decoding(2, 20), Prefilling(3, 90, 32), Decoding(4, 20, 1)}};
+  const BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, ElementsAre(2));
+  EXPECT_THAT(plan.work, testing::UnorderedElementsAre(Runs(0, 1), Runs(1, 1), Runs(3, 1)));
+}
+
+TEST(BatchPolicyTest, ASequenceWithoutALowerOneSitsOut) {
+  const BatchSnapshot now{.running = {Decoding(1, 20), Decoding(2, 33)}};
+  const BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, IsEmpty());
+  EXPECT_THAT(plan.work, ElementsAre(Runs(0, 1)));
+}
+
+TEST(BatchPolicyTest, NobodyIsAdmittedWhileBlocksAreShort) {
+  const BatchSnapshot now{.running = {Decoding(1, 33), Prefilling(2, 300, 64)},
+                          .waiting = {Waiting(3, 10)}};
+  const BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, ElementsAre(1));
+  EXPECT_THAT(plan.admit, IsEmpty());
+}
+
+TEST(BatchPolicyTest, AHigherPriorityDisplacesLowerOnesButNotItsEquals) {
+  BatchSnapshot now{.running = {Decoding(1, 64, 1), Decoding(2, 64), Decoding(3, 64)},
+                    .waiting = {Waiting(4, 90, 1)},
+                    .free_blocks = 0};
+  BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, ElementsAre(2, 1));  // three blocks: both of the lower ones
+  EXPECT_THAT(plan.admit, ElementsAre(0));
+  EXPECT_THAT(plan.work, ElementsAre(Runs(0, 1), Admits(0, 90)));
+  // What could not help is left alone.
+  now.waiting = {Waiting(4, 300, 1)};
+  plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, IsEmpty());
+  EXPECT_THAT(plan.admit, IsEmpty());
+  // For a place among the running ones too.
+  now.waiting = {Waiting(4, 10, 1)};
+  now.free_blocks = 50;
+  plan = PlanBatch(now, {.max_batch_tokens = 100, .max_running = 3, .max_logit_rows = 9});
+  EXPECT_THAT(plan.preempt, ElementsAre(2));
+  EXPECT_THAT(plan.admit, ElementsAre(0));
+}
+
+TEST(BatchPolicyTest, LogitRowsAreBounded) {
+  SequenceView scored = Waiting(2, 50);
+  scored.all_logits = true;
+  BatchSnapshot now{.running = {Decoding(1, 10)}, .waiting = {scored}, .free_blocks = 50};
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 99, .max_running = 9, .max_logit_rows = 8}).work,
+              ElementsAre(Runs(0, 1), Admits(0, 7)));
+  // Without a logit row left a prefill goes up to its last row.
+  now.waiting = {Waiting(2, 50)};
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 99, .max_running = 9, .max_logit_rows = 1}).work,
+              ElementsAre(Runs(0, 1), Admits(0, 49)));
+}
+
+// Plays random traffic and holds every plan against the promises.
+class Simulation {
+ public:
+  Simulation(uint64_t seed, BatchLimits limits, int64_t blocks)
+      : random_(seed), limits_(limits), blocks_(blocks), free_(blocks) {}
+
+  void Run(int arrivals) {
+    for (int64_t steps = 0; arrivals > 0 || !running_.empty() || !waiting_.empty(); ++steps) {
+      ASSERT_LT(steps, 200000) << "no end: somebody starves";
+      while (arrivals > 0 && Below(4) == 0) Arrive(), --arrivals;
+      if (running_.empty() && waiting_.empty()) continue;
+      Step();
+      if (testing::Test::HasFatalFailure()) return;
+    }
+    EXPECT_EQ(free_, blocks_);
+    EXPECT_TRUE(limits_.max_batch_tokens < 20 || preemptions_ > 0) << "the test tests nothing";
+  }
+
+ private:
+  struct Sim {
+    SequenceView view;
+    int64_t target = 0;  // tokens at the end
+  };
+
+  int64_t Below(int64_t n) { return static_cast<int64_t>(random_() % n); }
+
+  void Arrive() {
+    const int64_t capacity = blocks_ * kBlockTokens;
+    Sim s;
+    s.view.priority = static_cast<int>(Below(3));
+    s.view.arrival = next_arrival_++;
+    s.view.known = 1 + Below(capacity / 2);
+    s.view.all_logits = Below(5) == 0;
+    s.target = std::min(capacity, s.view.known + 1 + Below(capacity / 2));
+    waiting_.push_back(s);
+  }
+
+  void Step() {
+    const auto rank = [](const Sim& s) { return std::make_pair(-s.view.priority, s.view.arrival); };
+    std::sort(waiting_.begin(), waiting_.end(),
+              [&](const Sim& a, const Sim& b) { return rank(a) < rank(b); });
+    BatchSnapshot now{.free_blocks = free_};
+    for (const Sim& s : running_) now.running.push_back(s.view);
+    for (const Sim& s : waiting_) now.waiting.push_back(s.view);
+    const BatchPlan plan = PlanBatch(now, limits_);
+    ++step_;
+    std::map<uint64_t, Sim> was_running, next;
+    for (const Sim& s : running_) was_running[s.view.arrival] = s, next[s.view.arrival] = s;
+    std::vector<Sim> waits = waiting_;
+
+    for (int index : plan.preempt) {
+      Sim s = running_[index];
+      free_ += s.view.blocks;
+      s.view.blocks = s.view.computed = 0;
+      ASSERT_EQ(next.erase(s.view.arrival), 1u) << "preempted twice";
+      waits.push_back(s);
+      ++preemptions_;
+    }
+    for (int index : plan.admit) {
+      Sim s = waiting_[index];
+      s.view.blocks = BlocksFor(s.view.known);
+      free_ -= s.view.blocks;
+      next[s.view.arrival] = s;
+      std::erase_if(waits, [&](const Sim& w) { return w.view.arrival == s.view.arrival; });
+    }
+    int64_t rows = 0, logits = 0;
+    for (const BatchPlan::Work& work : plan.work) {
+      const uint64_t id = (work.admitted_now ? waiting_ : running_)[work.index].view.arrival;
+      ASSERT_TRUE(next.contains(id)) << "work for a sequence that does not run";
+      SequenceView& v = next[id].view;
+      ASSERT_GT(work.tokens, 0);
+      ASSERT_LE(v.computed + work.tokens, v.known);
+      ASSERT_NE(v.last_step, step_) << "twice in a step";
+      v.last_step = step_;
+      rows += work.tokens;
+      v.computed += work.tokens;
+      logits += v.all_logits ? work.tokens : v.computed == v.known;
+      const int64_t need = BlocksFor(v.computed);
+      if (need > v.blocks) free_ -= need - v.blocks, v.blocks = need;
+      if (v.computed == v.known) ++v.known, v.all_logits = false;
+    }
+    ASSERT_GE(free_, 0) << "more blocks than there are";
+    ASSERT_LE(rows, limits_.max_batch_tokens);
+    ASSERT_LE(logits, limits_.max_logit_rows);
+    ASSERT_GT(rows, 0) << "a step that does nothing";
+    ASSERT_LE(static_cast<int64_t>(next.size()), limits_.max_running);
+    running_.clear();
+    for (auto& [id, s] : next) {
+      if (s.view.known > s.target) {
+        free_ += s.view.blocks;
+      } else {
+        running_.push_back(s);
+      }
+    }
+    waiting_ = std::move(waits);
+  }
+
+  std::mt19937_64 random_;
+  const BatchLimits limits_;
+  const int64_t blocks_;
+  int64_t free_;
+  std::vector<Sim> running_, waiting_;
+  uint64_t next_arrival_ = 1, step_ = 0;
+  int64_t preemptions_ = 0;
+};
+
+TEST(BatchPolicyTest, RandomTrafficKeepsEveryPromise) {
+  std::random_device device;
+  const uint64_t fresh = device();
+  std::printf("fresh seed %llu\n", static_cast<unsigned long long>(fresh));
+  for (uint64_t seed : {uint64_t{1}, uint64_t{2}, fresh}) {
+    for (int64_t batch : {1, 7, 64, 2048}) {
+      for (int64_t blocks : {3, 20}) {
+        SCOPED_TRACE(testing::Message()
+                     << "seed " << seed << " batch " << batch << " blocks " << blocks);
+        Simulation(seed, {.max_batch_tokens = batch, .max_running = 8, .max_logit_rows = 5}, blocks)
+            .Run(40);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::router
