@@ -171,7 +171,9 @@ EngineSnapshot Engine::Impl::Snapshot() const {
 
 void Engine::Impl::Run() {
   while (TakeCommands(loop_.idle())) {
-    if (loop_.BeginStep(absl::Now()) && !Drive()) break;
+    const bool begun = loop_.BeginStep(absl::Now());
+    Publish();
+    if (begun && !Drive()) break;
     outbox_.Flush(loop_.steps());
     Publish();
   }

@@ -16,6 +16,15 @@
 
 namespace switchyard::router {
 
+inline EngineOptions SmallEngine() { return {.max_model_len = 512, .kv_blocks = 64}; }
+inline EngineOptions Cut(int batch, int64_t blocks, int running = 256, int logits = 256) {
+  return {.max_model_len = 512,
+          .kv_blocks = blocks,
+          .max_batch_tokens = batch,
+          .max_running = running,
+          .max_logit_rows = logits};
+}
+
 // All that came for one choice.
 struct Output {
   std::vector<int32_t> tokens;

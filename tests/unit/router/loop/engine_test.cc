@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <time.h>
+
 #include <atomic>
-#include <random>
+#include <cstdio>
 
 #include "absl/synchronization/notification.h"
 #include "services/base/text.h"
@@ -16,8 +18,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-EngineOptions SmallEngine() { return {.max_model_len = 512, .kv_blocks = 64}; }
 
 EngineRequest Ask(std::shared_ptr<TokenSink> sink, uint64_t id, int prompt_len, int max_tokens) {
   EngineRequest request;
@@ -93,14 +93,6 @@ TEST_P(EngineShapeTest, TokensAreAFunctionOfTheRequestAlone) {
   EXPECT_EQ(sink->max_calls_in_step(), 1);
 }
 
-EngineOptions Cut(int batch, int64_t blocks, int running = 256, int logits = 256) {
-  return {.max_model_len = 512,
-          .kv_blocks = blocks,
-          .max_batch_tokens = batch,
-          .max_running = running,
-          .max_logit_rows = logits};
-}
-
 INSTANTIATE_TEST_SUITE_P(
     Shapes, EngineShapeTest,
     testing::Values(Shape{"Roomy", Cut(2048, 256)}, Shape{"OneRow", Cut(1, 256)},
@@ -121,6 +113,323 @@ TEST(EngineTest, AloneIsTheSameAsInCompany) {
   for (int choice : {0, 1}) {
     EXPECT_EQ(Difference(sink->Of(1, choice), Expected(request, choice, SmallEngine(), model)), "");
   }
+}
+
+TEST(EngineTest, AStepReachesASinkInOneCallWithAllItsRequests) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>(), other = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  runner.Hold();
+  ASSERT_TRUE(engine.Submit(Ask(sink, 1, 5, 1)).ok());
+  runner.AwaitHeld();
+  for (uint64_t id = 2; id < 10; ++id) {
+    ASSERT_TRUE(engine.Submit(Ask(id % 2 ? sink : other, id, 5, 8)).ok());
+  }
+  runner.Release();
+  for (uint64_t id = 1; id < 10; ++id) (id % 2 ? sink : other)->AwaitEnd(id, 1);
+  EXPECT_EQ(sink->max_calls_in_step(), 1);
+  EXPECT_EQ(other->max_calls_in_step(), 1);
+  EXPECT_EQ(sink->events(), 1 + 4 * 8);
+}
+
+TEST(EngineTest, StopTokensAndEndOfSequenceStopAndAreGiven) {
+  const FakeRunnerOptions model{.vocab = 7, .eos_ids = {3, 4}};
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  int stopped = 0;
+  for (uint64_t id = 1; id <= 12; ++id) {
+    EngineRequest request = Ask(sink, id, 3, 40);
+    for (int32_t& token : request.prompt) token %= 7;
+    request.sampling = {.temperature = 1, .seed = id, .ignore_eos = id % 3 == 0};
+    request.stop_token_ids = {5};
+    request.min_tokens = id % 2 == 0 ? 9 : 0;
+    ASSERT_TRUE(engine.Submit(request).ok());
+    sink->AwaitEnd(id, 1);
+    const Output got = sink->Of(id);
+    EXPECT_EQ(Difference(got, Expected(request, 0, SmallEngine(), model)), "") << id;
+    EXPECT_GE(static_cast<int>(got.tokens.size()), request.min_tokens);
+    stopped += got.finishes[0] == Finish::kStop;
+    for (size_t i = 0; i + 1 < got.tokens.size(); ++i) {
+      EXPECT_NE(got.tokens[i], 5);
+      EXPECT_TRUE(request.sampling.ignore_eos || got.tokens[i] < 3 || got.tokens[i] > 4);
+    }
+  }
+  EXPECT_GT(stopped, 8);
+}
+
+TEST(EngineTest, TheModelsLengthEndsASequence) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine({.max_model_len = 40, .kv_blocks = 64}, runner, nullptr);
+  ASSERT_TRUE(engine.Submit(Ask(sink, 1, 39, 100)).ok());
+  ASSERT_TRUE(engine.Submit(Ask(sink, 2, 30, 100)).ok());
+  sink->AwaitEnd(1, 1);
+  sink->AwaitEnd(2, 1);
+  EXPECT_EQ(sink->Of(1).tokens.size(), 1u);
+  EXPECT_EQ(sink->Of(2).tokens.size(), 10u);
+  EXPECT_THAT(sink->Of(2).finishes, ElementsAre(Finish::kLength));
+}
+
+TEST(EngineTest, CancelReachesARequestWhoseStepWaits) {
+  const FakeRunnerOptions model;
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  const EngineRequest other = Ask(sink, 2, 40, 30);
+  runner.Hold();
+  EngineRequest doomed = Ask(sink, 1, 40, 300);
+  doomed.n = 3;
+  ASSERT_TRUE(engine.Submit(doomed).ok());
+  ASSERT_TRUE(engine.Submit(other).ok());
+  runner.AwaitHeld();
+  engine.Cancel(sink.get(), 77);  // unknown
+  engine.Cancel(sink.get(), 1);
+  engine.Cancel(sink.get(), 1);
+  sink->AwaitEnd(1, 3);  // the runner still holds the step
+  for (int choice : {0, 1, 2}) {
+    EXPECT_THAT(sink->Of(1, choice).finishes, ElementsAre(Finish::kCancelled));
+  }
+  runner.Release();
+  sink->AwaitEnd(2, 1);
+  EXPECT_EQ(Difference(sink->Of(2), Expected(other, 0, SmallEngine(), model)), "");
+  EXPECT_THAT(sink->Of(1, 0).finishes, ElementsAre(Finish::kCancelled));
+  EXPECT_THAT(runner.errors(), IsEmpty());
+}
+
+TEST(EngineTest, ASinkThatIsGoneHearsNothingMore) {
+  FakeRunner runner({.waits = 1});
+  auto gone = std::make_shared<CollectingSink>(), stays = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  for (uint64_t id = 1; id < 6; ++id) {
+    ASSERT_TRUE(engine.Submit(Ask(gone, id, 20, 400)).ok());
+    ASSERT_TRUE(engine.Submit(Ask(stays, id, 20, 60)).ok());
+  }
+  gone->AwaitTokens(1, 0, 5);
+  engine.CancelAll(gone.get());
+  const int64_t events = gone->events();
+  for (uint64_t id = 1; id < 6; ++id) stays->AwaitEnd(id, 1);
+  absl::Notification drained;
+  engine.BeginDrain([&] { drained.Notify(); });
+  drained.WaitForNotification();
+  EXPECT_EQ(gone->events(), events);
+  EXPECT_EQ(gone.use_count(), 1);
+  EXPECT_EQ(engine.Snapshot().kv_blocks_used, 0);
+}
+
+TEST(EngineTest, ADeadlineThatHasPassedCostsNoWork) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  EngineRequest request = Ask(sink, 1, 20, 10);
+  request.deadline = absl::Now() - absl::Seconds(1);
+  ASSERT_TRUE(engine.Submit(request).ok());
+  sink->AwaitEnd(1, 1);
+  EXPECT_EQ(sink->Of(1).error.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(ToStd(sink->Of(1).error.message()), HasSubstr("trace-1"));
+  EXPECT_EQ(runner.steps(), 0);
+}
+
+TEST(EngineTest, ADeadlineEndsARequestWhoseStepHangs) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  runner.Hold();
+  EngineRequest request = Ask(sink, 1, 20, 10);
+  request.deadline = absl::Now() + absl::Milliseconds(30);
+  ASSERT_TRUE(engine.Submit(request).ok());
+  sink->AwaitEnd(1, 1);  // without Release
+  EXPECT_EQ(sink->Of(1).error.code(), absl::StatusCode::kDeadlineExceeded);
+  runner.Release();
+}
+
+TEST(EngineTest, AFullQueueSaysWhenToComeAgain) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>();
+  EngineOptions options = SmallEngine();
+  options.max_queue = 3;
+  options.max_running = 1;
+  Engine engine(options, runner, nullptr);
+  runner.Hold();
+  ASSERT_TRUE(engine.Submit(Ask(sink, 1, 5, 5)).ok());
+  runner.AwaitHeld();  // it runs, it does not wait
+  for (uint64_t id = 2; id < 5; ++id) ASSERT_TRUE(engine.Submit(Ask(sink, id, 5, 5)).ok());
+  const absl::Status full = engine.Submit(Ask(sink, 5, 5, 5));
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GE(RetryAfterMs(full), 100);
+  EXPECT_THAT(ToStd(full.message()), HasSubstr("holds 3"));
+  EXPECT_EQ(engine.Snapshot().waiting, 3);
+  engine.Cancel(sink.get(), 4);
+  sink->AwaitEnd(4, 1);
+  runner.Release();
+  for (uint64_t id = 1; id < 4; ++id) sink->AwaitEnd(id, 1);
+  EXPECT_EQ(RetryAfterMs(absl::OkStatus()), 0);
+  // A refused request leaves no trace: its id is free.
+  ASSERT_TRUE(engine.Submit(Ask(sink, 5, 5, 5)).ok());
+  sink->AwaitEnd(5, 1);
+  EXPECT_EQ(sink->Of(5).tokens.size(), 5u);
+}
+
+TEST(EngineTest, AnIdIsTakenUntilItsRequestEnds) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>(), other = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  runner.Hold();
+  ASSERT_TRUE(engine.Submit(Ask(sink, 1, 5, 5)).ok());
+  EXPECT_EQ(engine.Submit(Ask(sink, 1, 5, 5)).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_TRUE(engine.Submit(Ask(other, 1, 5, 5)).ok());
+  runner.Release();
+  sink->AwaitEnd(1, 1);
+  other->AwaitEnd(1, 1);
+}
+
+TEST(EngineTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
+  const FakeRunnerOptions model;
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  runner.Hold();
+  const EngineRequest running = Ask(sink, 1, 5, 50);
+  ASSERT_TRUE(engine.Submit(running).ok());
+  std::atomic<int> calls = 0;
+  absl::Notification drained;
+  engine.BeginDrain([&] {
+    ++calls;
+    drained.Notify();
+  });
+  EXPECT_EQ(engine.Submit(Ask(sink, 2, 5, 5)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(engine.Snapshot().draining);
+  EXPECT_EQ(calls, 0);
+  runner.Release();
+  drained.WaitForNotification();
+  EXPECT_EQ(Difference(sink->Of(1), Expected(running, 0, SmallEngine(), model)), "");
+  EXPECT_EQ(calls, 1);
+}
+
+TEST(EngineTest, AnIdleEngineDrainsAtOnceAndUsesNoCpu) {
+  FakeRunner runner({});
+  Engine engine(SmallEngine(), runner, nullptr);
+  timespec before, after;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+  absl::SleepFor(absl::Milliseconds(100));  // what is measured, not a synchronisation
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+  EXPECT_LT(absl::DurationFromTimespec(after) - absl::DurationFromTimespec(before),
+            absl::Milliseconds(20));
+  EXPECT_EQ(runner.waits(), 0);
+  absl::Notification drained;
+  engine.BeginDrain([&] { drained.Notify(); });
+  drained.WaitForNotification();
+}
+
+TEST(EngineTest, TheEndOfTheEngineCancelsWhatIsLeft) {
+  FakeRunner runner({.waits = 1});
+  auto sink = std::make_shared<CollectingSink>();
+  {
+    Engine engine(SmallEngine(), runner, nullptr);
+    for (uint64_t id = 1; id < 20; ++id) ASSERT_TRUE(engine.Submit(Ask(sink, id, 50, 400)).ok());
+  }
+  for (uint64_t id = 1; id < 20; ++id) {
+    EXPECT_THAT(sink->Of(id).finishes, ElementsAre(Finish::kCancelled));
+  }
+}
+
+// A step is never damaged by one of its sequences.
+TEST(EngineTest, LostRowsAndNanLogitsEndTheirSequenceAlone) {
+  FakeRunnerOptions model;
+  model.lose_row = [](const std::vector<int32_t>& t) { return t[0] == 50 && t.size() == 25; };
+  model.nan_logits = [](const std::vector<int32_t>& t) { return t[0] == 51 && t.size() == 26; };
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  std::vector<EngineRequest> requests;
+  for (uint64_t id = 1; id <= 8; ++id) {
+    requests.push_back(Ask(sink, id, 20, 30));
+    requests.back().prompt[0] = id == 3 ? 50 : id == 6 ? 51 : 1;
+    ASSERT_TRUE(engine.Submit(requests.back()).ok());
+  }
+  for (const EngineRequest& request : requests) sink->AwaitEnd(request.request, 1);
+  const Output lost = sink->Of(3), nan = sink->Of(6);
+  EXPECT_EQ(lost.error.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(lost.tokens.size(), 5u);
+  EXPECT_THAT(ToStd(lost.error.message()), HasSubstr("\"trace-3\", choice 0"));
+  EXPECT_EQ(nan.error.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(nan.tokens.size(), 6u);
+  EXPECT_THAT(ToStd(nan.error.message()),
+              HasSubstr("\"trace-6\", choice 0, position 26: a logit is NaN"));
+  for (const EngineRequest& request : requests) {
+    if (request.request == 3 || request.request == 6) continue;
+    EXPECT_EQ(Difference(sink->Of(request.request), Expected(request, 0, SmallEngine(), model)),
+              "");
+  }
+  EXPECT_THAT(runner.errors(), IsEmpty());
+}
+
+TEST(EngineTest, PromptLogprobsAreThoseOfThePromptsTokens) {
+  const FakeRunnerOptions model;
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  EngineOptions options = SmallEngine();
+  options.max_logit_rows = 6;  // in several chunks
+  Engine engine(options, runner, nullptr);
+  EngineRequest request = Ask(sink, 1, 40, 3);
+  request.prompt_logprobs = true;
+  request.top_logprobs = 2;
+  ASSERT_TRUE(engine.Submit(request).ok());
+  sink->AwaitEnd(1, 1);
+  const Output got = sink->Of(1);
+  Sampler sampler(model.vocab);
+  ASSERT_EQ(got.prompt_logprobs.size(), 39u);
+  for (int i = 0; i < 39; ++i) {
+    const std::vector<int32_t> before(request.prompt.begin(), request.prompt.begin() + i + 1);
+    const auto want =
+        sampler.Score(FakeRunner::Logits(before, model.vocab), request.prompt[i + 1], 2);
+    EXPECT_EQ(got.prompt_logprobs[i].position, i + 1);
+    EXPECT_EQ(got.prompt_logprobs[i].logprob, want->logprob);
+    ASSERT_EQ(got.prompt_logprobs[i].top.size(), 2u);
+    EXPECT_EQ(got.prompt_logprobs[i].top[0].id, want->top[0].id);
+  }
+}
+
+class CountingObserver : public EngineObserver {
+ public:
+  void OnStep(int64_t rows, int64_t prefill_rows, int, absl::Duration) override {
+    all_rows += rows, prefill += prefill_rows;
+  }
+  void OnQueued(absl::Duration) override { ++queued; }
+  void OnFirstToken(absl::Duration) override { ++first; }
+  void OnToken(absl::Duration) override { ++later; }
+  void OnPreempted() override { ++preempted; }
+  void OnFinished(Finish, int prompt_tokens, int output_tokens) override {
+    ++finished, prompt += prompt_tokens, output += output_tokens;
+  }
+  // Read after the engine has ended.
+  int64_t all_rows = 0, prefill = 0;
+  int queued = 0, first = 0, later = 0, preempted = 0, finished = 0, prompt = 0, output = 0;
+};
+
+TEST(EngineTest, TheObserverCountsWhatHappened) {
+  FakeRunner runner({.kv_blocks = 5});
+  CountingObserver observer;
+  auto sink = std::make_shared<CollectingSink>();
+  {
+    Engine engine(Cut(64, 5), runner, &observer);
+    for (uint64_t id = 1; id <= 6; ++id) {
+      EngineRequest request = Ask(sink, id, 30, 60);
+      request.n = 2;
+      ASSERT_TRUE(engine.Submit(request).ok());
+    }
+    for (uint64_t id = 1; id <= 6; ++id) sink->AwaitEnd(id, 2);
+  }
+  EXPECT_EQ(observer.queued, 6);
+  EXPECT_EQ(observer.first, 12);
+  EXPECT_EQ(observer.later, 12 * 59);
+  EXPECT_EQ(observer.finished, 12);
+  EXPECT_EQ(observer.prompt, 6 * 30);
+  EXPECT_EQ(observer.output, 12 * 60);
+  EXPECT_GT(observer.preempted, 0);
+  EXPECT_EQ(observer.all_rows, runner.rows());
+  EXPECT_GT(observer.all_rows, 12 * 89);  // preemption computed some twice
+  EXPECT_GE(observer.prefill, 12 * 30);
 }
 
 }  // namespace

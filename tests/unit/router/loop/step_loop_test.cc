@@ -1,0 +1,178 @@
+#include "router/loop/step_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "services/base/text.h"
+#include "tests/unit/router/loop/engine_harness.h"
+
+namespace switchyard::router {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+// The loop under virtual time, driven by the test.
+class StepLoopTest : public testing::Test {
+ protected:
+  EngineRequest Ask(uint64_t id, int prompt_len, int max_tokens, int priority = 0) {
+    EngineRequest request;
+    request.request = id;
+    request.trace_id = "trace-" + std::to_string(id);
+    request.prompt.assign(prompt_len, static_cast<int32_t>(id % 60));
+    request.max_tokens = max_tokens;
+    request.priority = priority;
+    request.sampling.ignore_eos = true;
+    request.sink = sink_;
+    return request;
+  }
+
+  bool Step() {
+    now_ += absl::Milliseconds(10);
+    if (!loop_.BeginStep(now_)) return false;
+    while (loop_.Poll() == ModelRunner::Progress::kWaiting) {
+    }
+    loop_.FinishStep(now_);
+    outbox_.Flush(loop_.steps());
+    return true;
+  }
+
+  absl::Time now_ = absl::FromUnixSeconds(1000);
+  EngineOptions options_ = {.max_model_len = 256, .kv_blocks = 8};
+  FakeRunner runner_{{.kv_blocks = 8}};
+  EngineObserver observer_;
+  Outbox outbox_;
+  StepLoop loop_{options_, runner_, observer_, outbox_};
+  std::shared_ptr<CollectingSink> sink_ = std::make_shared<CollectingSink>();
+};
+
+TEST_F(StepLoopTest, NothingToDoStartsNothing) {
+  EXPECT_TRUE(loop_.idle());
+  EXPECT_FALSE(Step());
+  EXPECT_EQ(runner_.steps(), 0);
+}
+
+TEST_F(StepLoopTest, AFirstTokenTakesOneStepAndEachOtherOneMore) {
+  loop_.Add(Ask(1, 40, 3), now_);
+  EXPECT_EQ(loop_.unstarted_requests(), 1);
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(loop_.unstarted_requests(), 0);
+  EXPECT_EQ(loop_.running(), 1);
+  EXPECT_EQ(loop_.pool().used(), 2);
+  EXPECT_EQ(sink_->Of(1).tokens.size(), 1u);
+  ASSERT_TRUE(Step());
+  ASSERT_TRUE(Step());
+  EXPECT_THAT(sink_->Of(1).finishes, ElementsAre(Finish::kLength));
+  EXPECT_TRUE(loop_.idle());
+  EXPECT_EQ(loop_.pool().used(), 0);
+  EXPECT_THAT(loop_.TakeEnded(), ElementsAre(RequestKey{sink_.get(), 1}));
+  EXPECT_THAT(loop_.TakeEnded(), IsEmpty());
+}
+
+TEST_F(StepLoopTest, DeadlinesPassBetweenAndWithinSteps) {
+  EngineRequest between = Ask(1, 5, 100), within = Ask(2, 5, 100);
+  between.deadline = now_ + absl::Milliseconds(25);
+  within.deadline = now_ + absl::Milliseconds(35);
+  loop_.Add(between, now_);
+  loop_.Add(within, now_);
+  loop_.Add(Ask(3, 5, 100), now_);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(Step());  // at 10, 20 and 30 ms
+  EXPECT_EQ(sink_->Of(1).error.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(sink_->Of(1).tokens.size(), 2u);
+  EXPECT_THAT(ToStd(sink_->Of(1).error.message()), HasSubstr("after 2 of 100 tokens"));
+  EXPECT_EQ(sink_->Of(2).tokens.size(), 3u);
+
+  now_ += absl::Milliseconds(1);
+  ASSERT_TRUE(loop_.BeginStep(now_));
+  loop_.Expire(now_ + absl::Milliseconds(10));
+  EXPECT_EQ(loop_.running(), 2);  // its rows are still being computed
+  EXPECT_EQ(loop_.Poll(), ModelRunner::Progress::kDone);
+  loop_.FinishStep(now_);
+  outbox_.Flush(loop_.steps());
+  EXPECT_EQ(sink_->Of(2).error.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(sink_->Of(2).tokens.size(), 3u);
+  EXPECT_EQ(loop_.running(), 1);
+  EXPECT_EQ(sink_->Of(3).tokens.size(), 4u);
+}
+
+TEST_F(StepLoopTest, TheBatchHasTheLatestDeadlineAndTheHighestPriority) {
+  class Recorder : public FakeRunner {
+   public:
+    using FakeRunner::FakeRunner;
+    void Start(const StepBatch& batch) override {
+      deadline = batch.deadline, priority = batch.priority;
+      FakeRunner::Start(batch);
+    }
+    absl::Time deadline;
+    int priority = 0;
+  } runner({.kv_blocks = 8});
+  StepLoop loop(options_, runner, observer_, outbox_);
+  for (int i = 1; i <= 2; ++i) {
+    EngineRequest request = Ask(i, 5, 5, -i);
+    request.deadline = now_ + absl::Seconds(i);
+    loop.Add(request, now_);
+  }
+  ASSERT_TRUE(loop.BeginStep(now_));
+  EXPECT_EQ(runner.deadline, now_ + absl::Seconds(2));
+  EXPECT_EQ(runner.priority, -1);
+  EXPECT_EQ(runner.Advance(), ModelRunner::Progress::kDone);
+  loop.FinishStep(now_);
+}
+
+TEST_F(StepLoopTest, AHigherPriorityTakesThePlaceOfALowerOne) {
+  loop_.Add(Ask(1, 200, 50), now_);
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(Step());
+  EXPECT_EQ(sink_->Of(1).tokens.size(), 5u);
+  loop_.Add(Ask(2, 100, 20, 1), now_);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(Step());
+  EXPECT_THAT(sink_->Of(2).finishes, ElementsAre(Finish::kLength));
+  EXPECT_EQ(sink_->Of(1).tokens.size(), 5u);
+  while (Step()) {
+  }
+  const EngineRequest first = Ask(1, 200, 50);
+  EXPECT_EQ(Difference(sink_->Of(1), Expected(first, 0, options_, {})), "");
+  EXPECT_THAT(runner_.errors(), IsEmpty());
+}
+
+TEST_F(StepLoopTest, CancelsDuringAStepKeepItsBlocksUntilItEnds) {
+  loop_.Add(Ask(1, 60, 50), now_);
+  loop_.Add(Ask(2, 60, 50), now_);
+  ASSERT_TRUE(Step());
+  ASSERT_TRUE(loop_.BeginStep(now_));
+  loop_.CancelSink(sink_.get());
+  EXPECT_EQ(loop_.pool().used(), 4);
+  EXPECT_THAT(loop_.TakeEnded(), IsEmpty());
+  outbox_.Flush(loop_.steps());
+  EXPECT_THAT(sink_->Of(1).finishes, ElementsAre(Finish::kCancelled));
+  EXPECT_EQ(loop_.Poll(), ModelRunner::Progress::kDone);
+  loop_.FinishStep(now_);
+  EXPECT_EQ(loop_.pool().used(), 0);
+  EXPECT_EQ(loop_.TakeEnded().size(), 2u);
+  EXPECT_TRUE(loop_.idle());
+}
+
+TEST_F(StepLoopTest, AnOutboxDropsTheEventsOfASilencedSink) {
+  auto other = std::make_shared<CollectingSink>();
+  outbox_.Add(sink_, {.request = 1, .index = 0});
+  outbox_.Add(other, {.request = 1, .index = 0});
+  outbox_.Silence(sink_.get());
+  outbox_.Silence(sink_.get());
+  outbox_.Flush(1);
+  EXPECT_EQ(sink_->events(), 0);
+  EXPECT_EQ(other->events(), 1);
+  outbox_.Forget(sink_.get());
+  outbox_.Add(sink_, {.request = 1, .index = 0});
+  outbox_.Flush(2);
+  EXPECT_EQ(sink_->events(), 0);  // silenced twice
+  outbox_.Add(sink_, {.request = 1, .index = 0});
+  outbox_.Forget(sink_.get());
+  outbox_.Flush(3);
+  EXPECT_EQ(sink_->events(), 0);
+  outbox_.Add(sink_, {.request = 1, .index = 0});
+  outbox_.Flush(4);
+  EXPECT_EQ(sink_->events(), 1);
+}
+
+}  // namespace
+}  // namespace switchyard::router
