@@ -17,6 +17,8 @@ constexpr double kItemNs = 5000;          // the size of a piece that is
 constexpr double kWeightBytesPerNs = 15;  // one thread streaming weights
 constexpr int64_t kTileOutputs = 16;      // tiles are a multiple of it
 constexpr int64_t kTileRows = 128;
+constexpr int64_t kPanelBytes = 512 << 10;  // weights that stay in the L2 cache under many rows
+constexpr int64_t kFewRows = 4;             // so few pass the weights once anyway
 
 // How one MatMulTask is cut: n_tiles × m_tiles items.
 struct Cut {
@@ -31,11 +33,17 @@ double MatMulNs(const MatMulTask& task, const Ops& ops) {
   return std::max(macs / ops.macs_per_ns, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
 }
 
-Cut CutTask(const MatMulTask& task, double ns) {
+// About `pieces` items, or more where the weights of one would not stay in the cache.
+Cut CutTask(const MatMulTask& task, int64_t pieces) {
   Cut cut;
-  const int64_t pieces = std::max<int64_t>(1, static_cast<int64_t>(ns / kItemNs));
   const int64_t tiles_n_max = CeilDiv(task.w.out, kTileOutputs);
-  cut.tile_n = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max)) * kTileOutputs;
+  int64_t tiles = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max));
+  if (task.rows > kFewRows) {
+    const int64_t tile_bytes =
+        kTileOutputs * task.w.in * static_cast<int64_t>(SizeOf(task.w.dtype));
+    tiles = std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(tile_bytes, 1), 1, tiles);
+  }
+  cut.tile_n = tiles * kTileOutputs;
   cut.tiles_n = CeilDiv(task.w.out, cut.tile_n);
   // Rows are cut only where the outputs alone give too few items.
   const int64_t tiles_m =
@@ -114,25 +122,23 @@ void Compute::MatMul(std::span<const MatMulTask> tasks) const {
     CheckTask(task);
     total_ns += MatMulNs(task, ops);
   }
-  if (total_ns < kInlineNs || pool_.threads() == 1) {
-    for (const MatMulTask& task : tasks) {
-      ops.mat_mul(task, 0, task.rows, 0, task.w.out, Scratch(MatMulScratchFloats(task)));
-    }
-    return;
-  }
+  const bool serial = total_ns < kInlineNs || pool_.threads() == 1;
   absl::InlinedVector<Cut, 64> cuts;
   int64_t items = 0;
   for (const MatMulTask& task : tasks) {
-    Cut cut{.first_item = items};
-    if (task.rows > 0) {
-      cut = CutTask(task, MatMulNs(task, ops));
-      cut.first_item = items;
-      items += cut.tiles_n * CeilDiv(task.rows, cut.tile_m);
+    Cut cut;
+    if (task.rows > 0 && task.w.out > 0) {
+      const double pieces = serial ? 1 : MatMulNs(task, ops) / kItemNs;
+      cut = CutTask(task, std::max<int64_t>(1, static_cast<int64_t>(pieces)));
     }
+    cut.first_item = items;
+    items += cut.tiles_n == 0 ? 0 : cut.tiles_n * CeilDiv(task.rows, cut.tile_m);
     cuts.push_back(cut);
   }
   const int64_t grain =
-      std::max<int64_t>(1, static_cast<int64_t>(kItemNs * static_cast<double>(items) / total_ns));
+      serial ? items
+             : std::max<int64_t>(
+                   1, static_cast<int64_t>(kItemNs * static_cast<double>(items) / total_ns));
   pool_.ParallelFor(items, grain, [&](int64_t begin, int64_t end) {
     auto cut = std::ranges::upper_bound(cuts, begin, {}, &Cut::first_item) - 1;
     for (int64_t item = begin; item < end; ++item) {

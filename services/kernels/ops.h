@@ -39,8 +39,16 @@ const Ops& ReferenceFor(Isa isa);
 
 inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 
-// The rows of a register tile as float32.
-inline int64_t MatMulScratchFloats(const MatMulTask& task) { return 4 * RoundUp16(task.w.in); }
+// Products with kInOut weights go through blocks: values of k, rows, outputs.
+inline constexpr int64_t kChainBlock = 64, kPackRows = 64, kPackOutputs = 64;
+
+// The rows of a register tile as float32, or the three blocks.
+inline int64_t MatMulScratchFloats(const MatMulTask& task) {
+  const int64_t rows = 4 * RoundUp16(task.w.in);
+  const int64_t blocks =
+      kPackRows * kChainBlock + kChainBlock * kPackOutputs + kPackRows * kPackOutputs;
+  return task.w.layout == WeightLayout::kInOut && rows < blocks ? blocks : rows;
+}
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and
 // the queries themselves as padded float32.

@@ -19,6 +19,7 @@ namespace {
 #include "services/kernels/cpu/rows.inc"
 #include "services/kernels/cpu/dot.inc"
 #include "services/kernels/cpu/matmul.inc"
+#include "services/kernels/cpu/packed.inc"
 #include "services/kernels/cpu/attention.inc"
 #include "services/kernels/cpu/fma_ops.inc"
 // clang-format on
