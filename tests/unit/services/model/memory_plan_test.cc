@@ -37,6 +37,75 @@ TEST(CountParameters, OfMixtralByHand) {
   EXPECT_EQ(count.active, backbone + 3 * 2 * expert);
 }
 
+struct Published {
+  const char* name;
+  uint64_t parameters;  // as published with the weights, multi-token prediction left out
+  const char* config;   // the fields of its config.json that we read
+};
+
+// The shapes of the real models, which no test can carry the weights of.
+TEST(CountParameters, OfPublishedModels) {
+  const Published models[] = {
+      {"DeepSeek-V3", 671026419200, R"({"architectures":["DeepseekV3ForCausalLM"],
+        "vocab_size":129280,"hidden_size":7168,"intermediate_size":18432,"moe_intermediate_size":2048,
+        "num_hidden_layers":61,"num_attention_heads":128,"num_key_value_heads":128,
+        "n_shared_experts":1,"n_routed_experts":256,"num_experts_per_tok":8,"n_group":8,
+        "topk_group":4,"topk_method":"noaux_tc","scoring_func":"sigmoid","norm_topk_prob":true,
+        "routed_scaling_factor":2.5,"first_k_dense_replace":3,"moe_layer_freq":1,"ep_size":1,
+        "q_lora_rank":1536,"kv_lora_rank":512,"qk_nope_head_dim":128,"qk_rope_head_dim":64,
+        "v_head_dim":128,"hidden_act":"silu","max_position_embeddings":163840,"rms_norm_eps":1e-06,
+        "rope_theta":10000,"rope_scaling":{"beta_fast":32,"beta_slow":1,"factor":40,"mscale":1.0,
+        "mscale_all_dim":1.0,"original_max_position_embeddings":4096,"type":"yarn"},
+        "num_nextn_predict_layers":1,"attention_bias":false,"tie_word_embeddings":false,
+        "bos_token_id":0,"eos_token_id":1,"torch_dtype":"bfloat16"})"},
+      {"DeepSeek-V2-Lite", 15706484224, R"({"architectures":["DeepseekV2ForCausalLM"],
+        "vocab_size":102400,"hidden_size":2048,"intermediate_size":10944,"moe_intermediate_size":1408,
+        "num_hidden_layers":27,"num_attention_heads":16,"num_key_value_heads":16,
+        "n_shared_experts":2,"n_routed_experts":64,"num_experts_per_tok":6,"n_group":1,
+        "topk_group":1,"topk_method":"greedy","scoring_func":"softmax","norm_topk_prob":false,
+        "routed_scaling_factor":1.0,"first_k_dense_replace":1,"moe_layer_freq":1,
+        "q_lora_rank":null,"kv_lora_rank":512,"qk_nope_head_dim":128,"qk_rope_head_dim":64,
+        "v_head_dim":128,"hidden_act":"silu","max_position_embeddings":163840,"rms_norm_eps":1e-06,
+        "rope_theta":10000,"rope_scaling":{"beta_fast":32,"beta_slow":1,"factor":40,"mscale":0.707,
+        "mscale_all_dim":0.707,"original_max_position_embeddings":4096,"type":"yarn"},
+        "bos_token_id":100000,"eos_token_id":100001,"torch_dtype":"bfloat16"})"},
+      {"Qwen3-30B-A3B", 30532122624, R"({"architectures":["Qwen3MoeForCausalLM"],
+        "vocab_size":151936,"hidden_size":2048,"intermediate_size":6144,"moe_intermediate_size":768,
+        "num_hidden_layers":48,"num_attention_heads":32,"num_key_value_heads":4,"head_dim":128,
+        "num_experts":128,"num_experts_per_tok":8,"norm_topk_prob":true,"decoder_sparse_step":1,
+        "mlp_only_layers":[],"hidden_act":"silu","max_position_embeddings":40960,
+        "rms_norm_eps":1e-06,"rope_theta":1000000.0,"rope_scaling":null,"attention_bias":false,
+        "use_sliding_window":false,"sliding_window":null,"max_window_layers":48,
+        "bos_token_id":151643,"eos_token_id":151645,"torch_dtype":"bfloat16"})"},
+      {"Mixtral-8x7B", 46702792704, R"({"architectures":["MixtralForCausalLM"],
+        "vocab_size":32000,"hidden_size":4096,"intermediate_size":14336,"num_hidden_layers":32,
+        "num_attention_heads":32,"num_key_value_heads":8,"num_local_experts":8,
+        "num_experts_per_tok":2,"hidden_act":"silu","max_position_embeddings":32768,
+        "rms_norm_eps":1e-05,"rope_theta":1000000.0,"sliding_window":null,
+        "bos_token_id":1,"eos_token_id":2,"torch_dtype":"bfloat16"})"},
+      {"OLMoE-1B-7B", 6919161856, R"({"architectures":["OlmoeForCausalLM"],
+        "vocab_size":50304,"hidden_size":2048,"intermediate_size":1024,"num_hidden_layers":16,
+        "num_attention_heads":16,"num_key_value_heads":16,"num_experts":64,"num_experts_per_tok":8,
+        "norm_topk_prob":false,"clip_qkv":null,"hidden_act":"silu","max_position_embeddings":4096,
+        "rms_norm_eps":1e-05,"rope_theta":10000.0,"rope_scaling":null,"attention_bias":false,
+        "eos_token_id":50279,"pad_token_id":1,"torch_dtype":"bfloat16"})"},
+      {"gpt-oss-20b", 20914757184, R"({"architectures":["GptOssForCausalLM"],
+        "vocab_size":201088,"hidden_size":2880,"intermediate_size":2880,"num_hidden_layers":24,
+        "num_attention_heads":64,"num_key_value_heads":8,"head_dim":64,"num_local_experts":32,
+        "num_experts_per_tok":4,"experts_per_token":4,"initial_context_length":4096,
+        "hidden_act":"silu","max_position_embeddings":131072,"rms_norm_eps":1e-05,
+        "rope_theta":150000,"rope_scaling":{"beta_fast":32.0,"beta_slow":1.0,"factor":32.0,
+        "original_max_position_embeddings":4096,"rope_type":"yarn","truncate":false},
+        "sliding_window":128,"swiglu_limit":7.0,"attention_bias":true,
+        "eos_token_id":200002,"torch_dtype":"bfloat16"})"},
+  };
+  for (const Published& model : models) {
+    const auto spec = SpecFromHf(model.config, "");
+    ASSERT_TRUE(spec.ok()) << model.name << ": " << spec.status();
+    EXPECT_EQ(CountParameters(*spec).total, model.parameters) << model.name;
+  }
+}
+
 // hidden 64, 4 layers, 8 stacked experts of width 32 with biases.
 TEST(ExpertBytes, OfStackedExpertsByHand) {
   const ModelSpec spec = Golden("gpt-oss-tiny");
