@@ -1,0 +1,28 @@
+#include "expert-worker/held_weights.h"
+
+#include <vector>
+
+#include "services/checkpoint/weight_check.h"
+#include "services/model/tensor_names.h"
+
+namespace switchyard::worker {
+
+absl::Status CheckHeldWeights(const ModelSpec& spec, const checkpoint::TensorSource& source,
+                              const expertwire::pb::Hello& hello,
+                              const checkpoint::ProgressFn& progress) {
+  std::vector<checkpoint::TensorRange> ranges;
+  for (const auto& layer : hello.held()) {
+    for (int i = 0; i < layer.first_size(); ++i) {
+      for (uint32_t expert = layer.first(i); expert <= layer.last(i); ++expert) {
+        const ExpertTensors tensors =
+            ExpertTensorsOf(spec, layer.layer(), static_cast<int>(expert));
+        for (const TensorSlice& slice : AllSlices(tensors)) {
+          ranges.push_back({.name = slice.tensor.name, .first = slice.first, .count = slice.count});
+        }
+      }
+    }
+  }
+  return checkpoint::CheckWeights(source, ranges, progress);
+}
+
+}  // namespace switchyard::worker

@@ -1,0 +1,153 @@
+#include "expert-worker/run.h"
+
+#include <grpcpp/server_builder.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "expert-worker/held_weights.h"
+#include "expert-worker/worker.h"
+#include "expert-worker/worker_metrics.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/checkpoint/content_digest.h"
+#include "services/config/load.h"
+#include "services/config/units.h"
+#include "services/model/fingerprint.h"
+#include "services/model/spec_from_hf.h"
+#include "services/rpc/server.h"
+#include "services/rpc/shutdown_signal.h"
+#include "services/telemetry/exposer.h"
+#include "switchyard/config/v1/worker.pb.h"
+
+namespace switchyard::worker {
+namespace {
+
+// A router in the middle of a step comes back sooner than this.
+constexpr absl::Duration kQuiet = absl::Milliseconds(300);
+
+const config::Program kProgram = {
+    .name = "switchyard-expert-worker",
+    .description =
+        "Computes the feed-forward rows of some experts of a mixture-of-experts model "
+        "for its routers.",
+    .examples = {
+        "switchyard-expert-worker --model models/tiny-r1 --experts 0-63 --listen 127.0.0.1:8200",
+        "switchyard-expert-worker --model models/tiny-r1 --experts 1/2 --listen unix:/run/w1.sock",
+        "switchyard-expert-worker --config worker.json --threads 8 --metrics 127.0.0.1:9200"}};
+
+WorkerOptions OptionsFrom(const config::v1::WorkerConfig& config) {
+  WorkerOptions options;
+  char host[256] = "expert-worker";
+  ::gethostname(host, sizeof host - 1);
+  options.worker_id = fmt::format("{}:{}", host, ::getpid());
+  options.experts = config.experts();
+  options.dtype = config.weights().dtype() == "float32" ? DType::kF32 : DType::kBF16;
+  options.isa = config.compute().isa();
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  options.threads =
+      config.compute().threads() > 0 ? config.compute().threads() : std::max(1, cores);
+  options.allow_mixed_numerics = config.allow_mixed_numerics();
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfig& config) {
+  const std::string& dir = config.model().model();
+  SY_ASSIGN_OR_RETURN(const ModelSpec spec, LoadSpec(dir));
+  SY_ASSIGN_OR_RETURN(std::shared_ptr<checkpoint::TensorSource> source,
+                      checkpoint::OpenSafetensors(dir));
+  SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
+  SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(spec, ModelFingerprint(spec, digest), source,
+                                                  OptionsFrom(config)));
+  if (!config.weights().no_weight_check()) {
+    checkpoint::ConsoleProgress progress("Reading the experts' weights");
+    SY_RETURN_IF_ERROR(CheckHeldWeights(spec, *source, worker->hello(), std::ref(progress)));
+  }
+  log::Info("{}: experts {} of each MoE layer, {} in all, {} mapped; {}", spec.architecture,
+            config.experts(), worker->experts_held(),
+            config::FormatBytes(static_cast<int64_t>(worker->mapped_bytes())),
+            worker->numerics().arithmetic);
+  return worker;
+}
+
+// Serves on while routers send, as nobody else may hold these experts; then tells them to send no
+// more and finishes what is open. A second signal ends the wait.
+void Drain(Worker& worker, absl::Duration timeout, rpc::ShutdownSignal& signal) {
+  log::Info("draining, for up to {}", absl::FormatDuration(timeout));
+  const absl::Time end = absl::Now() + timeout;
+  uint64_t parts = worker.counters().parts;
+  absl::Time last = absl::Now();
+  bool told = false;
+  while (absl::Now() < end && !signal.WaitFor(absl::Milliseconds(20))) {
+    if (told && worker.Drained()) return;
+    const uint64_t now = worker.counters().parts;
+    if (now != parts) parts = now, last = absl::Now();
+    const bool idle = worker.counters().routers == 0 || absl::Now() - last > kQuiet;
+    if (!told && idle && worker.Drained()) {
+      worker.BeginDrain();
+      told = true;
+    }
+  }
+  log::Warning("calls were open when the time was over");
+}
+
+absl::Status RunWorker(const config::v1::WorkerConfig& config) {
+  rpc::ShutdownSignal signal;
+  rpc::RouteGrpcLogs();
+  SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config));
+  auto metrics = std::make_shared<telemetry::Metrics>();
+  metrics->AddProcess("expert-worker", config::Version());
+  const auto registration = Watch(*metrics, *worker);
+  const auto& tls = config.tls();
+  SY_ASSIGN_OR_RETURN(
+      const auto server,
+      rpc::Server::Start(
+          {.listen = config.listen(),
+           .tls = {.cert = tls.tls_cert(), .key = tls.tls_key(), .ca = tls.tls_ca()}},
+          [&](grpc::ServerBuilder& builder) { worker->Register(builder); }));
+  worker->Start();
+  std::unique_ptr<telemetry::Exposer> exposer;
+  if (config.has_metrics()) {
+    auto started = telemetry::Exposer::Start(config.metrics(), metrics);
+    if (!started.ok()) {
+      server->Shutdown(absl::ZeroDuration());
+      return started.status();
+    }
+    exposer = std::move(*started);
+  }
+  server->SetReady(true);
+  std::cout << "listening on " << server->address() << std::endl;
+  if (exposer != nullptr) std::cout << "metrics: " << exposer->url() << std::endl;
+  std::cout << "ready" << std::endl;
+  signal.Wait();
+  server->SetReady(false);
+  SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
+                      config::ParseDuration(config.drain().drain_timeout()));
+  Drain(*worker, timeout, signal);
+  server->Shutdown(absl::ZeroDuration());
+  worker->Stop();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int Run(int argc, char** argv) {
+  config::v1::WorkerConfig config;
+  auto outcome =
+      config::Load(kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
+  absl::Status status = outcome.status();
+  if (status.ok() && *outcome == config::Outcome::kExit) return 0;
+  if (status.ok()) {
+    status = log::Configure(config.log().log_level(), config.log().log_format() == "json",
+                            "expert-worker");
+  }
+  if (status.ok()) status = RunWorker(config);
+  if (status.ok()) return 0;
+  std::cerr << kProgram.name << ": " << status.message() << std::endl;
+  return 1;
+}
+
+}  // namespace switchyard::worker
