@@ -1,0 +1,361 @@
+// The dispatcher over real workers, local and over gRPC, against the fixed tree as plain loops.
+#include "router/dispatch/link_dispatcher.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <thread>
+
+#include "expert-worker/worker.h"
+#include "tests/support/moe_fixture.h"
+
+namespace switchyard::router {
+namespace {
+
+using expertwire::LinkSet;
+using expertwire::LinkState;
+using ::testing::HasSubstr;
+using testing::MemorySource;
+using testing::MoeBatch;
+using testing::MoeShape;
+using worker::Worker;
+using worker::WorkerOptions;
+
+constexpr char kFingerprint[] = "fingerprint-of-the-test";
+
+std::unique_ptr<Worker> MakeWorker(const ModelSpec& spec, WorkerOptions options,
+                                   kernels::ThreadPool* pool = nullptr) {
+  auto made =
+      Worker::Create(spec, kFingerprint, std::make_shared<MemorySource>(spec, 7), options, pool);
+  EXPECT_TRUE(made.ok()) << made.status();
+  return *std::move(made);
+}
+
+// A worker with a server of its own, on a port or a socket; can be killed and started again.
+class ServedWorker {
+ public:
+  ServedWorker(const ModelSpec& spec, WorkerOptions options, std::string address = "127.0.0.1:0")
+      : worker_(MakeWorker(spec, std::move(options))) {
+    grpc::ServerBuilder builder;
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    int port = 0;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+    worker_->Register(builder);
+    server_ = builder.BuildAndStart();
+    EXPECT_NE(server_, nullptr);
+    worker_->Start();
+    address_ = address.starts_with("unix:") ? address : "127.0.0.1:" + std::to_string(port);
+  }
+  ~ServedWorker() { Kill(); }
+
+  void Kill() {
+    if (!server_) return;
+    server_->Shutdown(std::chrono::system_clock::now());
+    worker_->Stop();
+    server_.reset();
+  }
+  Worker& worker() { return *worker_; }
+  const std::string& address() const { return address_; }
+
+ private:
+  std::unique_ptr<Worker> worker_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+};
+
+// One router: links, dispatcher and the pool of its engine thread, which is the test's.
+class Router {
+ public:
+  Router(const ModelSpec& spec, DType dtype, std::vector<std::string> addresses,
+         expertwire::CreditGrant grant = {}, std::vector<Worker*> local = {})
+      : spec_(spec), dtype_(dtype), pool_(2) {
+    const auto isa = *kernels::ChooseIsa("auto");
+    expertwire::NumericsClass numerics{kFingerprint, dtype,
+                                       std::string(kernels::ArithmeticClass(dtype, isa))};
+    links_ = std::make_unique<LinkSet>(expertwire::LinkSetOptions{
+        .hello = expertwire::MakeHello("test-router", numerics, grant, false)});
+    for (Worker* worker : local) links_->AddLocal("local", *worker);
+    for (const std::string& address : addresses) links_->AddGrpc({.target = address});
+    dispatcher_ = std::make_unique<LinkDispatcher>(spec, dtype, *links_, pool_);
+  }
+
+  // Drives the links until `done`; the time is only for a test that hangs.
+  template <typename Condition>
+  bool Until(Condition done) {
+    const absl::Time bound = absl::Now() + absl::Seconds(20);
+    while (!done()) {
+      if (absl::Now() > bound) return false;
+      dispatcher_->Wait(absl::Now() + absl::Milliseconds(5));
+    }
+    return true;
+  }
+  bool WhenReady() {
+    return Until([&] { return dispatcher_->Missing().empty(); });
+  }
+
+  MoeTicket Start(MoeBatch& batch, int layer = 1, absl::Time deadline = absl::InfiniteFuture()) {
+    return dispatcher_->Start({.layer = layer,
+                               .tokens = batch.tokens,
+                               .x = {batch.x.data(), dtype_, spec_.hidden},
+                               .experts = batch.experts.data(),
+                               .weights = batch.weights.data(),
+                               .out = batch.out.data(),
+                               .lost = batch.lost.data(),
+                               .deadline = deadline});
+  }
+  void Finish(MoeTicket ticket) {
+    while (!dispatcher_->Finished(ticket)) dispatcher_->Wait(absl::Now() + absl::Seconds(1));
+  }
+  void Run(MoeBatch& batch, int layer = 1) { Finish(Start(batch, layer)); }
+
+  LinkDispatcher& dispatcher() { return *dispatcher_; }
+  LinkSet& links() { return *links_; }
+
+ private:
+  const ModelSpec spec_;
+  const DType dtype_;
+  kernels::ThreadPool pool_;
+  std::unique_ptr<LinkSet> links_;
+  std::unique_ptr<LinkDispatcher> dispatcher_;
+};
+
+std::vector<float> Expected(const ModelSpec& spec, DType dtype, int layer, const MoeBatch& batch) {
+  MemorySource source(spec, 7);
+  for (const auto& info : source.tensors()) {
+    if (info.shape.size() < 3 && !spec.experts.stacked) {
+      source.mapped.push_back({info.name, 0, info.shape[0]});
+      source.mapped.push_back({info.name, 0, -1});
+    }
+    if (spec.experts.stacked) {
+      for (int e = 0; e < spec.experts.count; ++e) source.mapped.push_back({info.name, e, 1});
+    }
+  }
+  kernels::ThreadPool pool(1);
+  const kernels::Compute compute(*kernels::ChooseIsa("auto"), pool);
+  return PlainMoe(spec, source, compute, dtype, layer, batch);
+}
+
+void ExpectSame(const MoeBatch& batch, const std::vector<float>& expected) {
+  ASSERT_EQ(batch.out.size(), expected.size());
+  EXPECT_EQ(std::memcmp(batch.out.data(), expected.data(), expected.size() * sizeof(float)), 0);
+  EXPECT_THAT(batch.lost, ::testing::Each(0));
+}
+
+std::string SocketPath() {
+  static int counter = 0;
+  return "unix:/tmp/sy-wire-" + std::to_string(::getpid()) + "-" + std::to_string(counter++);
+}
+
+enum class Over { kLocal, kTcp, kUnix };
+struct Case {
+  MoeShape shape;
+  DType dtype;
+  std::vector<std::string> experts;  // a worker each
+  Over over;
+  const char* name;
+};
+
+class FixedTree : public ::testing::TestWithParam<Case> {};
+
+TEST_P(FixedTree, IsTheSameForEverySplit) {
+  const Case& c = GetParam();
+  const ModelSpec spec = testing::MoeSpec(c.shape);
+  std::vector<std::unique_ptr<Worker>> local;
+  std::vector<std::unique_ptr<ServedWorker>> served;
+  kernels::ThreadPool shared(2);
+  std::vector<Worker*> local_links;
+  std::vector<std::string> addresses;
+  for (const std::string& experts : c.experts) {
+    const WorkerOptions options{.experts = experts, .dtype = c.dtype, .threads = 2};
+    if (c.over == Over::kLocal) {
+      local.push_back(MakeWorker(spec, options, &shared));
+      local_links.push_back(local.back().get());
+    } else {
+      served.push_back(std::make_unique<ServedWorker>(
+          spec, options, c.over == Over::kTcp ? "127.0.0.1:0" : SocketPath()));
+      addresses.push_back(served.back()->address());
+    }
+  }
+  Router router(spec, c.dtype, addresses, {}, local_links);
+  ASSERT_TRUE(router.WhenReady()) << router.dispatcher().Missing();
+  for (const int64_t tokens : {1, 2, 33, 300}) {
+    MoeBatch batch(spec, c.dtype, tokens, static_cast<uint32_t>(tokens));
+    router.Run(batch, 2);
+    ExpectSame(batch, Expected(spec, c.dtype, 2, batch));
+  }
+}
+
+const MoeShape kPlain{}, kGroups{.groups = 4}, kStacked{.experts = 6, .top_k = 3, .stacked = true};
+INSTANTIATE_TEST_SUITE_P(
+    Splits, FixedTree,
+    ::testing::Values(
+        Case{kPlain, DType::kBF16, {""}, Over::kLocal, "OneLocal"},
+        Case{kPlain, DType::kF32, {"0-4", "5-10", "11"}, Over::kLocal, "ThreeLocalF32"},
+        Case{kGroups, DType::kBF16, {""}, Over::kLocal, "GroupsOneLocal"},
+        Case{kGroups, DType::kF32, {"0-3,11", "4", "5-10"}, Over::kLocal, "GroupsSplitLocalF32"},
+        Case{kGroups, DType::kBF16, {"0-3,11", "4", "5-10"}, Over::kLocal, "GroupsSplitLocal"},
+        Case{kStacked, DType::kBF16, {"0/2", "1/2"}, Over::kLocal, "StackedLocal"},
+        Case{kPlain, DType::kBF16, {"0/3", "1/3", "2/3"}, Over::kTcp, "PlainTcp"},
+        Case{kGroups, DType::kBF16, {"0-3,11", "4", "5-10"}, Over::kTcp, "GroupsSplitTcp"},
+        Case{kGroups, DType::kF32, {"0/2", "1/2"}, Over::kUnix, "GroupsUnixF32"},
+        Case{kStacked, DType::kF32, {"0-1", "2-5"}, Over::kUnix, "StackedUnixF32"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(LinkDispatcher, MergesTheFramesOfSeveralRouters) {
+  const ModelSpec spec = testing::MoeSpec(kGroups);
+  ServedWorker served(spec, {});
+  std::vector<std::thread> threads;
+  for (uint32_t r = 0; r < 3; ++r) {
+    threads.emplace_back([&, r] {
+      Router router(spec, DType::kBF16, {served.address()});
+      ASSERT_TRUE(router.WhenReady());
+      for (uint32_t i = 0; i < 50; ++i) {
+        MoeBatch a(spec, DType::kBF16, 1 + (i % 5), 100 * r + i), b(spec, DType::kBF16, 9, i);
+        const MoeTicket first = router.Start(a, 1), second = router.Start(b, 1);
+        router.Finish(second);
+        router.Finish(first);
+        ExpectSame(a, Expected(spec, DType::kBF16, 1, a));
+        ExpectSame(b, Expected(spec, DType::kBF16, 1, b));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(served.worker().counters().parts_merged, 0u);
+}
+
+TEST(LinkDispatcher, ALostWorkerLosesItsRowsAloneAndComesBack) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  ServedWorker left(spec, {.experts = "0-5"});
+  const std::string socket = SocketPath();
+  auto right = std::make_unique<ServedWorker>(spec, WorkerOptions{.experts = "6-11"}, socket);
+  Router router(spec, DType::kBF16, {left.address(), socket});
+  ASSERT_TRUE(router.WhenReady());
+  right.reset();
+  ASSERT_TRUE(router.Until([&] { return router.links().links()[1]->state() != LinkState::kUp; }));
+  EXPECT_THAT(router.dispatcher().Missing(),
+              HasSubstr("layers 1–2: experts 6–11 have no live worker"));
+  EXPECT_THAT(router.dispatcher().Missing(), HasSubstr(socket));
+
+  MoeBatch batch(spec, DType::kBF16, 40, 1);
+  for (int k = 0; k < spec.gate.top_k; ++k) batch.experts[k] = k;  // token 0 stays on the left
+  router.Run(batch);
+  const std::vector<float> expected = Expected(spec, DType::kBF16, 1, batch);
+  int whole = 0;
+  for (int64_t t = 0; t < batch.tokens; ++t) {
+    const bool needs_right = batch.experts[t * spec.gate.top_k + spec.gate.top_k - 1] > 5;
+    EXPECT_EQ(batch.lost[t], needs_right);
+    if (needs_right) continue;
+    ++whole;
+    EXPECT_EQ(std::memcmp(&batch.out[t * spec.hidden], &expected[t * spec.hidden],
+                          spec.hidden * sizeof(float)),
+              0);
+  }
+  EXPECT_GE(whole, 1);
+  EXPECT_EQ(router.dispatcher().lost_rows(), static_cast<uint64_t>(40 - whole));
+
+  right = std::make_unique<ServedWorker>(spec, WorkerOptions{.experts = "6-11"}, socket);
+  ASSERT_TRUE(router.WhenReady());
+  batch.lost.assign(batch.lost.size(), 0);
+  router.Run(batch);
+  ExpectSame(batch, expected);
+}
+
+TEST(LinkDispatcher, AWorkerKilledInMidCallNeverHangsAJob) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  auto served = std::make_unique<ServedWorker>(spec, WorkerOptions{});
+  Router router(spec, DType::kBF16, {served->address()});
+  ASSERT_TRUE(router.WhenReady());
+  std::vector<std::unique_ptr<MoeBatch>> batches;
+  std::vector<MoeTicket> tickets;
+  for (uint32_t i = 0; i < 8; ++i) {
+    batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 200, i));
+    tickets.push_back(router.Start(*batches.back()));
+  }
+  served.reset();
+  for (size_t i = 0; i < tickets.size(); ++i) {
+    router.Finish(tickets[i]);
+    const auto expected = Expected(spec, DType::kBF16, 1, *batches[i]);
+    for (int64_t t = 0; t < 200; ++t) {
+      if (batches[i]->lost[t]) continue;
+      EXPECT_EQ(std::memcmp(&batches[i]->out[t * spec.hidden], &expected[t * spec.hidden],
+                            spec.hidden * sizeof(float)),
+                0);
+    }
+  }
+}
+
+TEST(LinkDispatcher, TinyCreditsSlowThingsDownAndNothingElse) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  const expertwire::CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
+  ServedWorker served(spec, {.grant = tiny});
+  Router router(spec, DType::kBF16, {served.address()}, tiny);
+  ASSERT_TRUE(router.WhenReady());
+  std::vector<std::unique_ptr<MoeBatch>> batches;
+  std::vector<MoeTicket> tickets;
+  for (uint32_t i = 0; i < 6; ++i) {
+    batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 150, i));
+    tickets.push_back(router.Start(*batches.back()));
+  }
+  for (size_t i = 0; i < tickets.size(); ++i) {
+    router.Finish(tickets[i]);
+    ExpectSame(*batches[i], Expected(spec, DType::kBF16, 1, *batches[i]));
+  }
+  EXPECT_GT(router.dispatcher().Links()[0].wire.frames_sent, 12u);
+  EXPECT_EQ(served.worker().counters().streams_broken, 0u);
+}
+
+TEST(LinkDispatcher, ADeadlineThatHasPassedLosesTheRows) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  ServedWorker served(spec, {});
+  Router router(spec, DType::kBF16, {served.address()});
+  ASSERT_TRUE(router.WhenReady());
+  MoeBatch batch(spec, DType::kBF16, 5, 1);
+  router.Finish(router.Start(batch, 1, absl::Now() - absl::Seconds(1)));
+  EXPECT_THAT(batch.lost, ::testing::Each(1));
+  EXPECT_THAT(batch.out, ::testing::Each(0.0f));
+  MoeBatch next(spec, DType::kBF16, 5, 2);  // whatever came late is not taken for an answer
+  router.Run(next);
+  ExpectSame(next, Expected(spec, DType::kBF16, 1, next));
+}
+
+TEST(LinkDispatcher, RefusesAWorkerOfOtherNumericsAndNamesBoth) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  ServedWorker served(spec, {.worker_id = "worker-a", .dtype = DType::kF32});
+  Router router(spec, DType::kBF16, {served.address()});
+  ASSERT_TRUE(
+      router.Until([&] { return router.links().links()[0]->state() == LinkState::kRefused; }));
+  const std::string missing = router.dispatcher().Missing();
+  EXPECT_THAT(missing, HasSubstr("worker-a"));
+  EXPECT_THAT(missing, HasSubstr("test-router"));
+  EXPECT_THAT(missing, HasSubstr("float32"));
+  EXPECT_THAT(missing, HasSubstr("bfloat16"));
+}
+
+TEST(LinkDispatcher, ADrainingWorkerFinishesAndGetsNoMore) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  ServedWorker first(spec, {}), second(spec, {});
+  Router router(spec, DType::kBF16, {first.address(), second.address()});
+  ASSERT_TRUE(router.Until([&] {
+    return router.links().links()[0]->state() == LinkState::kUp &&
+           router.links().links()[1]->state() == LinkState::kUp;
+  }));
+  MoeBatch open(spec, DType::kBF16, 100, 1), after(spec, DType::kBF16, 10, 2);
+  const MoeTicket ticket = router.Start(open);
+  first.worker().BeginDrain();
+  router.Finish(ticket);
+  ExpectSame(open, Expected(spec, DType::kBF16, 1, open));
+  ASSERT_TRUE(
+      router.Until([&] { return router.links().links()[0]->state() == LinkState::kDraining; }));
+  ASSERT_TRUE(router.Until([&] { return first.worker().Drained(); }));
+  router.Run(after);
+  ExpectSame(after, Expected(spec, DType::kBF16, 1, after));
+  EXPECT_EQ(router.dispatcher().Links()[0].rows, 400u);
+  EXPECT_EQ(router.dispatcher().Links()[1].rows, 40u);
+}
+
+}  // namespace
+}  // namespace switchyard::router
