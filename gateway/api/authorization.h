@@ -1,0 +1,17 @@
+// Who may ask: the bearer key of a request, and the opaque fair-share key that travels instead of
+// it.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "services/security/keys.h"
+
+namespace switchyard::gateway {
+
+// The fair-share key of the client (empty where no keys are asked for), or UNAUTHENTICATED.
+// `authorization`: the value of the header, "Bearer KEY".
+absl::StatusOr<std::string> Authorize(const security::KeySet* keys, std::string_view authorization);
+
+}  // namespace switchyard::gateway

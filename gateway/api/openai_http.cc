@@ -1,0 +1,312 @@
+#include "gateway/api/openai_http.h"
+
+#include <algorithm>
+
+#include "absl/time/clock.h"
+#include "gateway/api/authorization.h"
+#include "gateway/api/errors.h"
+#include "gateway/api/json_text.h"
+#include "gateway/api/openai_answer.h"
+#include "gateway/api/openai_json.h"
+#include "gateway/streams/field_error.h"
+#include "gateway/streams/request_id.h"
+#include "nlohmann/json.hpp"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::gateway {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr std::string_view kModelPath = "/v1/models/";
+
+json ModelJson(const v1::Model& model) {
+  return {{"id", model.id()},
+          {"object", "model"},
+          {"created", model.created()},
+          {"owned_by", "switchyard"},
+          {"max_model_len", model.max_model_len()},
+          {"architecture", model.architecture()}};
+}
+
+AnswerFormat FormatOf(const ApiCall& call, const std::string& request_id, const ServedModel& model,
+                      const std::optional<ModelInfo>& info) {
+  const v1::GenerateRequest& first = call.requests[0];
+  AnswerFormat format;
+  format.chat = call.chat;
+  format.stream = call.stream;
+  format.include_usage = call.include_usage;
+  format.request_id = request_id;
+  format.model = model.name();
+  format.created = absl::ToUnixSeconds(absl::Now());
+  format.prompts = static_cast<int>(call.requests.size());
+  // A number that the pipeline will refuse must not be allocated for.
+  format.choices_per_prompt = std::clamp(first.n(), 1, kChoicesMax);
+  format.logprobs = first.has_top_logprobs();
+  format.token_ids = first.return_token_ids();
+  format.routed_experts = first.return_routed_experts();
+  if (info.has_value()) {
+    format.system_fingerprint = info->numerics_id;
+    format.moe_top_k = std::max(1, info->top_k);
+  }
+  return format;
+}
+
+json ExpertsJson(const std::vector<internal::v1::DescribeExpertsResponse>& answers) {
+  json routers = json::array();
+  for (const auto& answer : answers) {
+    json workers = json::array();
+    for (const auto& w : answer.workers()) {
+      workers.push_back({{"address", w.address()},
+                         {"state", w.state()},
+                         {"numerics_id", w.numerics_id()},
+                         {"experts", w.experts()},
+                         {"frames_out", w.frames_out()},
+                         {"rows_out", w.rows_out()}});
+    }
+    json experts = json::array();
+    for (const auto& e : answer.experts()) {
+      experts.push_back(
+          {{"layer", e.layer()},
+           {"expert", e.expert()},
+           {"rows", e.rows()},
+           {"workers", std::vector<std::string>(e.workers().begin(), e.workers().end())}});
+    }
+    routers.push_back(
+        {{"router_id", answer.router_id()}, {"workers", workers}, {"experts", experts}});
+  }
+  return {{"routers", std::move(routers)}};
+}
+
+// Texts from outside are valid UTF-8 by then, but a peer's state line need not be.
+std::string Dump(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+}  // namespace
+
+OpenAiHttp::OpenAiHttp(Generator& generator, RouterClient& routers, GatewayMetrics& metrics,
+                       OpenAiHttpOptions options)
+    : generator_(generator),
+      routers_(routers),
+      metrics_(metrics),
+      options_(std::move(options)),
+      large_(options_.large_bodies_max),
+      large_thread_([this] { WorkOnLargeBodies(); }) {}
+
+OpenAiHttp::~OpenAiHttp() {
+  stopping_ = true;
+  large_.Close();
+  large_thread_.join();
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(this, &OpenAiHttp::NoExpertsAsked));  // bounded by experts_timeout
+}
+
+void OpenAiHttp::WorkOnLargeBodies() {
+  while (!stopping_) {
+    for (const auto& work : large_.DrainWait(absl::InfiniteDuration())) {
+      if (!stopping_) work();
+    }
+  }
+}
+
+const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, bool* path_known) {
+  static constexpr Route kRoutes[] = {
+      {"POST", "/v1/chat/completions", true, &OpenAiHttp::Chat},
+      {"POST", "/v1/completions", true, &OpenAiHttp::Completions},
+      {"GET", "/v1/models", true, &OpenAiHttp::Models},
+      {"GET", "/v1/models/*", true, &OpenAiHttp::Models},
+      {"POST", "/tokenize", true, &OpenAiHttp::Tokenize},
+      {"POST", "/detokenize", true, &OpenAiHttp::Detokenize},
+      {"GET", "/health", false, &OpenAiHttp::Health},
+      {"GET", "/ready", false, &OpenAiHttp::Ready},
+      {"GET", "/metrics", true, &OpenAiHttp::Metrics},
+      {"GET", "/admin/experts", true, &OpenAiHttp::Experts},
+  };
+  *path_known = false;
+  for (const Route& route : kRoutes) {
+    std::string_view path = route.path;
+    const bool prefix = path.back() == '*';
+    if (prefix) path.remove_suffix(1);
+    if (prefix ? request.path.rfind(path, 0) != 0 || request.path.size() == path.size()
+               : request.path != path) {
+      continue;
+    }
+    *path_known = true;
+    if (request.method == route.method) return &route;
+  }
+  return nullptr;
+}
+
+void OpenAiHttp::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) {
+  auto call = std::make_shared<Call>();
+  call->start = absl::Now();
+  const std::string_view given = request.Header("x-request-id");
+  call->request_id = IsRequestId(given) ? std::string(given) : MakeRequestId();
+  call->exchange = std::move(exchange);
+  bool path_known = false;
+  const Route* route = FindRoute(request, &path_known);
+  call->request = std::move(request);
+  if (route == nullptr) {
+    call->route = "other";
+    HttpResponse response;
+    response.status = path_known ? 405 : 404;
+    response.body =
+        ErrorJson(response.status,
+                  fmt::format("{} {}: {}", call->request.method, call->request.path,
+                              path_known ? "the method is not allowed" : "no such path"),
+                  "", "", call->request_id);
+    return Respond(call, std::move(response));
+  }
+  call->route = route->path;
+  if (route->needs_key) {
+    auto key = Authorize(options_.keys, call->request.Header("authorization"));
+    if (!key.ok()) return Respond(call, key.status());
+    call->fair_key = *std::move(key);
+  }
+  if (call->request.body.size() < options_.large_body_bytes) return (this->*route->serve)(call);
+  const auto serve = route->serve;
+  if (!large_.TryPush([this, serve, call] { (this->*serve)(call); })) {
+    Respond(call, Unavailable("too many large requests wait; try again later"));
+  }
+}
+
+std::string OpenAiHttp::ErrorBody(int status, std::string_view message) {
+  return ErrorJson(status, message, "", "", "");
+}
+
+void OpenAiHttp::Ended(const Call& call, int status) {
+  const absl::Duration took = absl::Now() - call.start;
+  metrics_.RequestEnded("http", call.route, std::to_string(status), took);
+  if (call.route == "/health" || call.route == "/ready" || call.route == "/metrics") return;
+  log::Info("request {}: {} {} {} in {:.1f} ms", call.request_id, call.request.method, call.route,
+            status, absl::ToDoubleMilliseconds(took));
+}
+
+void OpenAiHttp::Respond(const CallPtr& call, HttpResponse response) {
+  response.headers.emplace_back("x-request-id", call->request_id);
+  Ended(*call, response.status);
+  call->exchange->Respond(std::move(response));
+}
+
+void OpenAiHttp::Respond(const CallPtr& call, const absl::Status& status) {
+  HttpResponse response = ErrorResponse(status, call->request_id);
+  if (response.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
+  Respond(call, std::move(response));
+}
+
+void OpenAiHttp::Health(CallPtr call) { Respond(call, HttpResponse{.body = R"({"status":"ok"})"}); }
+
+void OpenAiHttp::Ready(CallPtr call) {
+  const std::string missing = options_.missing();
+  HttpResponse response;
+  if (missing.empty()) {
+    response.body = R"({"ready":true})";
+  } else {
+    response.status = 503;
+    response.body = R"({"ready":false,"missing":)";
+    AppendJsonString(missing, &response.body);
+    response.body += '}';
+  }
+  Respond(call, std::move(response));
+}
+
+void OpenAiHttp::Metrics(CallPtr call) {
+  HttpResponse response;
+  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  response.body = metrics_.registry().Render();
+  Respond(call, std::move(response));
+}
+
+void OpenAiHttp::Experts(CallPtr call) {
+  {
+    absl::MutexLock lock(&mutex_);
+    ++experts_asked_;
+  }
+  routers_.DescribeExperts(
+      options_.experts_timeout,
+      [this, call](std::vector<internal::v1::DescribeExpertsResponse> answers) {
+        Respond(call, HttpResponse{.body = Dump(ExpertsJson(answers))});
+        absl::MutexLock lock(&mutex_);
+        --experts_asked_;
+      });
+}
+
+void OpenAiHttp::Models(CallPtr call) {
+  const v1::Model model = generator_.ListModels().models(0);
+  if (call->request.path.size() <= kModelPath.size()) {
+    return Respond(call,
+                   HttpResponse{.body = Dump({{"object", "list"}, {"data", {ModelJson(model)}}})});
+  }
+  const absl::Status known =
+      generator_.model().CheckName(std::string_view(call->request.path).substr(kModelPath.size()));
+  if (!known.ok()) return Respond(call, known);
+  Respond(call, HttpResponse{.body = Dump(ModelJson(model))});
+}
+
+void OpenAiHttp::Tokenize(CallPtr call) {
+  const auto request = ParseTokenizeCall(call->request.body);
+  if (!request.ok()) return Respond(call, request.status());
+  const auto result = generator_.Tokenize(*request);
+  if (!result.ok()) return Respond(call, result.status());
+  HttpResponse response;
+  response.body = fmt::format("{{\"count\":{},\"max_model_len\":{},\"tokens\":[",
+                              result->ids_size(), result->max_model_len());
+  for (int i = 0; i < result->ids_size(); ++i) {
+    if (i > 0) response.body += ',';
+    AppendJsonInt(result->ids(i), &response.body);
+  }
+  response.body += "]}";
+  Respond(call, std::move(response));
+}
+
+void OpenAiHttp::Detokenize(CallPtr call) {
+  const auto request = ParseDetokenizeCall(call->request.body);
+  if (!request.ok()) return Respond(call, request.status());
+  const auto result = generator_.Detokenize(*request);
+  if (!result.ok()) return Respond(call, result.status());
+  HttpResponse response;
+  response.body = "{\"prompt\":";
+  AppendJsonString(result->text(), &response.body);
+  response.body += '}';
+  Respond(call, std::move(response));
+}
+
+void OpenAiHttp::Chat(CallPtr call) { Generate(call, true); }
+void OpenAiHttp::Completions(CallPtr call) { Generate(call, false); }
+
+void OpenAiHttp::Generate(const CallPtr& call, bool chat) {
+  const auto parsed =
+      chat ? ParseChatCall(call->request.body) : ParseCompletionCall(call->request.body);
+  if (!parsed.ok()) return Respond(call, parsed.status());
+  if (const std::string& id = parsed->requests[0].request_id(); !id.empty()) {
+    if (!IsRequestId(id)) {
+      return Respond(call, FieldError("request_id",
+                                      "expected 1 to 128 letters, digits, '-', '_', "
+                                      "'.' and ':'"));
+    }
+    if (call->request.Header("x-request-id").empty()) call->request_id = id;
+  }
+  std::string().swap(call->request.body);  // a long stream need not keep it
+  auto answer = std::make_shared<OpenAiAnswer>(
+      FormatOf(*parsed, call->request_id, generator_.model(), routers_.model()), call->exchange,
+      [this, call](int status) { Ended(*call, status); });
+  std::vector<std::weak_ptr<Generation>> started;
+  CallContext context;
+  context.request_id = call->request_id;
+  context.fair_key = call->fair_key;
+  for (size_t i = 0; i < parsed->requests.size(); ++i) {
+    auto generation =
+        generator_.Start(parsed->requests[i], context, answer->Sink(static_cast<int>(i)));
+    if (!generation.ok()) {
+      answer->Fail(generation.status());
+      break;
+    }
+    started.push_back(*generation);
+  }
+  answer->Watch(std::move(started));
+}
+
+}  // namespace switchyard::gateway

@@ -1,0 +1,89 @@
+// OpenAI's HTTP API (with vLLM's extensions), health, metrics and the admin page over the one
+// pipeline. The handler of the HTTP server: runs on its io threads, so large bodies are worked on
+// by a thread of its own.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "gateway/api/gateway_metrics.h"
+#include "gateway/api/http_types.h"
+#include "gateway/streams/generation.h"
+#include "gateway/upstream/router_client.h"
+#include "services/base/bounded_queue.h"
+#include "services/security/keys.h"
+
+namespace switchyard::gateway {
+
+struct OpenAiHttpOptions {
+  const security::KeySet* keys = nullptr;  // null: no key is asked for
+  // Why requests are not taken, empty if they are.
+  std::function<std::string()> missing;
+  size_t large_body_bytes = 32 << 10;  // from here on another thread parses and tokenises
+  size_t large_bodies_max = 64;        // that wait for it; one more is 503
+  absl::Duration experts_timeout = absl::Seconds(2);
+};
+
+class OpenAiHttp final : public HttpHandler {
+ public:
+  // All outlive it, and the server that calls it is stopped before it goes.
+  OpenAiHttp(Generator& generator, RouterClient& routers, GatewayMetrics& metrics,
+             OpenAiHttpOptions options);
+  ~OpenAiHttp() override;
+
+  void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) override;
+  std::string ErrorBody(int status, std::string_view message) override;
+
+ private:
+  struct Call {
+    HttpRequest request;
+    std::shared_ptr<HttpExchange> exchange;
+    std::string request_id;
+    std::string fair_key;
+    std::string route;  // as metrics and logs name it
+    absl::Time start;
+  };
+  using CallPtr = std::shared_ptr<Call>;
+  struct Route {
+    const char* method;
+    const char* path;
+    bool needs_key;
+    void (OpenAiHttp::*serve)(CallPtr);
+  };
+
+  static const Route* FindRoute(const HttpRequest& request, bool* path_known);
+  void Health(CallPtr call);
+  void Ready(CallPtr call);
+  void Metrics(CallPtr call);
+  void Experts(CallPtr call);
+  void Models(CallPtr call);
+  void Chat(CallPtr call);
+  void Completions(CallPtr call);
+  void Tokenize(CallPtr call);
+  void Detokenize(CallPtr call);
+  void Generate(const CallPtr& call, bool chat);
+
+  void Respond(const CallPtr& call, HttpResponse response);
+  void Respond(const CallPtr& call, const absl::Status& status);
+  void Ended(const Call& call, int status);
+  void WorkOnLargeBodies();
+  bool NoExpertsAsked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return experts_asked_ == 0; }
+
+  Generator& generator_;
+  RouterClient& routers_;
+  GatewayMetrics& metrics_;
+  const OpenAiHttpOptions options_;
+  BoundedQueue<std::function<void()>> large_;
+  std::atomic<bool> stopping_{false};
+  std::thread large_thread_;
+  absl::Mutex mutex_;
+  int experts_asked_ ABSL_GUARDED_BY(mutex_) = 0;  // whose answer is to come
+};
+
+}  // namespace switchyard::gateway

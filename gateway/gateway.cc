@@ -1,0 +1,139 @@
+#include "gateway/gateway.h"
+
+#include <grpcpp/server_builder.h>
+
+#include "gateway/streams/request_id.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::gateway {
+
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
+    const GatewayOptions& options, const RouterClient::ChannelFactory& channels,
+    std::shared_ptr<telemetry::Metrics> metrics) {
+  std::unique_ptr<Gateway> gateway(new Gateway);
+  SY_ASSIGN_OR_RETURN(gateway->model_,
+                      ServedModel::Load(options.model_dir, options.served_model_name));
+  if (!options.api_key_file.empty()) {
+    SY_ASSIGN_OR_RETURN(gateway->keys_, security::KeySet::Load(options.api_key_file));
+  }
+  gateway->registry_ = std::move(metrics);
+  gateway->metrics_ = std::make_unique<GatewayMetrics>(gateway->registry_);
+  SY_RETURN_IF_ERROR(gateway->StartRouters(options, channels));
+  SY_RETURN_IF_ERROR(gateway->StartListeners(options));
+  gateway->StartCollector();
+  {
+    absl::MutexLock lock(&gateway->mutex_);
+    gateway->running_ = true;
+  }
+  gateway->UpdateHealth();
+  return gateway;
+}
+
+absl::Status Gateway::StartRouters(const GatewayOptions& options,
+                                   const RouterClient::ChannelFactory& channels) {
+  if (options.routers.empty()) return InvalidArgument("--routers: at least one address is needed");
+  RouterClientOptions client;
+  client.gateway_id = MakeRequestId();
+  client.text_fingerprint = model_->text_fingerprint();
+  client.addresses = options.routers;
+  routers_ = std::make_unique<RouterClient>(client, channels, [this] { UpdateHealth(); });
+  generator_ = std::make_unique<Generator>(*model_, *routers_, metrics_.get());
+  return absl::OkStatus();
+}
+
+absl::Status Gateway::StartListeners(const GatewayOptions& options) {
+  const security::KeySet* keys = keys_.has_value() ? &*keys_ : nullptr;
+  if (!options.grpc_address.empty()) {
+    inference_ = std::make_unique<InferenceService>(*generator_, *metrics_,
+                                                    InferenceServiceOptions{.keys = keys});
+    rpc::ServerOptions server;
+    server.listen = options.grpc_address;
+    server.tls = options.tls;
+    server.metrics = registry_.get();
+    server.service = kGatewayService;
+    SY_ASSIGN_OR_RETURN(auto grpc, rpc::Server::Start(server, [this](grpc::ServerBuilder& builder) {
+                          builder.RegisterService(inference_.get());
+                        }));
+    absl::MutexLock lock(&mutex_);
+    grpc_ = std::move(grpc);
+  }
+  if (!options.http.address.empty()) {
+    OpenAiHttpOptions api;
+    api.keys = keys;
+    api.missing = [this] { return Missing(); };
+    openai_ = std::make_unique<OpenAiHttp>(*generator_, *routers_, *metrics_, std::move(api));
+    HttpServerOptions http = options.http;
+    http.tls_cert = options.tls.cert;
+    http.tls_key = options.tls.key;
+    http.tls_ca = options.tls.ca;
+    security::WarnIfExposed(http.address, options.tls);
+    SY_ASSIGN_OR_RETURN(http_, HttpServer::Create(http, *openai_));
+  }
+  return absl::OkStatus();
+}
+
+void Gateway::StartCollector() {
+  collector_ = registry_->AddCollector(kGatewayService, [this](telemetry::Samples& samples) {
+    samples.Gauge(telemetry::kReady, Missing().empty() ? 1 : 0);
+    samples.Gauge(telemetry::kGatewayOpenRequests, generator_->open());
+    if (http_) {
+      const HttpServerStats& stats = http_->stats();
+      samples.Gauge(telemetry::kGatewayConnections, static_cast<double>(stats.open_connections));
+      samples.Counter(telemetry::kGatewayHttpBytes, static_cast<double>(stats.bytes_in),
+                      {{"direction", "in"}});
+      samples.Counter(telemetry::kGatewayHttpBytes, static_cast<double>(stats.bytes_out),
+                      {{"direction", "out"}});
+      samples.Counter(telemetry::kGatewayCutOff, static_cast<double>(stats.clients_cut_off));
+    }
+    for (const RouterView& router : routers_->state().routers) {
+      samples.Gauge(telemetry::kGatewayRouterReady, router.ready ? 1 : 0,
+                    {{"router", router.address}});
+    }
+  });
+}
+
+Gateway::~Gateway() { Stop(); }
+
+std::string Gateway::http_address() const { return http_ ? http_->address() : std::string(); }
+
+std::string Gateway::grpc_address() const {
+  absl::MutexLock lock(&mutex_);
+  return grpc_ ? grpc_->address() : std::string();
+}
+
+std::string Gateway::Missing() const {
+  if (generator_ && generator_->draining()) return "the gateway is shutting down";
+  const RoutersState state = routers_->state();
+  if (state.ready) return {};
+  return state.missing.empty() ? "no router is ready" : state.missing;
+}
+
+void Gateway::UpdateHealth() {
+  absl::MutexLock lock(&mutex_);
+  if (running_ && grpc_) grpc_->SetReady(Missing().empty());
+}
+
+void Gateway::Drain(absl::Duration timeout) {
+  generator_->BeginDrain();
+  UpdateHealth();
+  if (http_) http_->BeginDrain();
+  log::Info("draining: {} requests are open", generator_->open());
+  generator_->FinishWithin(timeout);
+  Stop();
+}
+
+void Gateway::Stop() {
+  rpc::Server* grpc = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    running_ = false;
+    grpc = grpc_.get();
+  }
+  collector_ = {};
+  if (http_) http_->Stop();
+  // Not under the lock: it waits for calls, and they for routers whose news ask for the lock.
+  if (grpc != nullptr) grpc->Shutdown(absl::ZeroDuration());
+}
+
+}  // namespace switchyard::gateway

@@ -1,0 +1,89 @@
+// switchyard-gateway: text in front, routers behind.
+#include <fmt/format.h>
+
+#include <iostream>
+#include <map>
+
+#include "gateway/gateway.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/config/load.h"
+#include "services/config/units.h"
+#include "services/rpc/channel.h"
+#include "services/rpc/server.h"
+#include "services/rpc/shutdown_signal.h"
+#include "switchyard/config/v1/gateway.pb.h"
+
+namespace switchyard::gateway {
+namespace {
+
+const config::Program kProgram = {
+    .name = "switchyard-gateway",
+    .description = "Serves OpenAI's HTTP API and gRPC for a model whose routers run elsewhere.",
+    .examples = {"switchyard-gateway --model models/tiny-r1 --routers 127.0.0.1:8100",
+                 "switchyard-gateway --model DIR --routers r0:8100,r1:8100 --http 0.0.0.0:8000 "
+                 "--tls-cert cert.pem --tls-key key.pem --api-key-file keys"},
+    .positional = ""};
+
+GatewayOptions OptionsFrom(const config::v1::GatewayConfig& config) {
+  GatewayOptions options;
+  options.model_dir = config.model().model();
+  options.served_model_name = config.front().served_model_name();
+  options.routers.assign(config.routers().begin(), config.routers().end());
+  options.http.address = config.front().http();
+  options.grpc_address = config.front().grpc();
+  options.tls = {
+      .cert = config.tls().tls_cert(), .key = config.tls().tls_key(), .ca = config.tls().tls_ca()};
+  options.api_key_file = config.front().api_key_file();
+  return options;
+}
+
+// Channels to the routers, all made before the client asks for them: a bad file is an error here.
+absl::StatusOr<std::map<std::string, std::shared_ptr<grpc::Channel>>> ChannelsOf(
+    const config::v1::GatewayConfig& config) {
+  const security::TlsFiles tls = {.cert = config.upstream_tls().router_tls_cert(),
+                                  .key = config.upstream_tls().router_tls_key(),
+                                  .ca = config.upstream_tls().router_tls_ca()};
+  std::map<std::string, std::shared_ptr<grpc::Channel>> channels;
+  for (const std::string& address : config.routers()) {
+    SY_ASSIGN_OR_RETURN(channels[address], rpc::Connect(address, tls));
+  }
+  return channels;
+}
+
+absl::Status Run(const config::v1::GatewayConfig& config) {
+  SY_RETURN_IF_ERROR(
+      log::Configure(config.log().log_level(), config.log().log_format() == "json", "gateway"));
+  rpc::RouteGrpcLogs();
+  rpc::ShutdownSignal signal;
+  SY_ASSIGN_OR_RETURN(const absl::Duration drain,
+                      config::ParseDuration(config.drain().drain_timeout()));
+  SY_ASSIGN_OR_RETURN(const auto channels, ChannelsOf(config));
+  auto metrics = std::make_shared<telemetry::Metrics>();
+  metrics->AddProcess("gateway", config::Version());
+  SY_ASSIGN_OR_RETURN(
+      const auto gateway,
+      Gateway::Create(
+          OptionsFrom(config), [&](const std::string& address) { return channels.at(address); },
+          metrics));
+  log::Info("model {}: HTTP on {}, gRPC on {}", gateway->model().name(), gateway->http_address(),
+            gateway->grpc_address());
+  signal.Wait();
+  gateway->Drain(drain);
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace switchyard::gateway
+
+int main(int argc, char** argv) {
+  using namespace switchyard;
+  config::v1::GatewayConfig config;
+  const auto outcome =
+      config::Load(gateway::kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
+  if (outcome.ok() && *outcome == config::Outcome::kExit) return 0;
+  const absl::Status status = outcome.ok() ? gateway::Run(config) : outcome.status();
+  if (status.ok()) return 0;
+  fmt::print(stderr, "switchyard-gateway: {}\n", ToStd(status.message()));
+  return outcome.ok() ? 1 : 2;
+}

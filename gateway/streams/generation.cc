@@ -1,0 +1,479 @@
+#include "gateway/streams/generation.h"
+
+#include <algorithm>
+
+#include "absl/time/clock.h"
+#include "gateway/streams/field_error.h"
+#include "gateway/streams/request_id.h"
+#include "services/base/check.h"
+#include "services/base/status.h"
+
+namespace switchyard::gateway {
+
+using internal::v1::Token;
+
+void OpenGenerations::Add(const std::shared_ptr<Generation>& generation) {
+  absl::MutexLock lock(&mutex_);
+  open_[generation.get()] = generation;
+}
+
+void OpenGenerations::Remove(const Generation* generation) {
+  absl::MutexLock lock(&mutex_);
+  open_.erase(generation);
+}
+
+std::vector<std::shared_ptr<Generation>> OpenGenerations::All() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::shared_ptr<Generation>> out;
+  for (const auto& [key, weak] : open_) {
+    if (auto generation = weak.lock()) out.push_back(std::move(generation));
+  }
+  return out;
+}
+
+int OpenGenerations::size() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int>(open_.size());
+}
+
+bool OpenGenerations::WaitUntilNone(absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(this, &OpenGenerations::None), timeout);
+}
+
+Generation::ChoiceState::ChoiceState(const ServedModel& model, const RequestPlan& plan)
+    : split(model.tokenizer(), plan.reasoning, plan.starts_in_reasoning, plan.skip_special),
+      reasoning_stop(plan.stops, plan.include_stop),
+      content_stop(plan.stops, plan.include_stop) {}
+
+Generation::Generation(const ServedModel& model, RouterClient& routers,
+                       GenerationObserver* observer, std::shared_ptr<OpenGenerations> open,
+                       RequestPlan plan, const ModelInfo& info, const std::string& request_id,
+                       std::shared_ptr<ChunkSink> sink)
+    : model_(model),
+      routers_(routers),
+      observer_(observer),
+      open_(std::move(open)),
+      chunk_head_id_(request_id),
+      start_(absl::Now()),
+      plan_(std::move(plan)),
+      moe_layers_(info.moe_layers),
+      moe_top_k_(info.top_k),
+      sink_(std::move(sink)) {
+  choices_.reserve(plan_.submit.n());
+  for (int i = 0; i < plan_.submit.n(); ++i) choices_.emplace_back(model_, plan_);
+  chunk_.set_request_id(request_id);
+  chunk_.set_model(model_.name());
+  chunk_.set_created(absl::ToUnixSeconds(start_));
+  usage_.set_prompt_tokens(plan_.submit.prompt_size());
+  have_prompt_logprobs_ = !plan_.submit.prompt_logprobs();
+}
+
+absl::Status Generation::Submit() {
+  internal::v1::Submit submit;
+  {
+    absl::MutexLock lock(&mutex_);
+    submit = plan_.submit;
+  }
+  const int prompt_tokens = submit.prompt_size();
+  open_->Add(shared_from_this());
+  // Tokens may come before this returns.
+  auto handle = routers_.Submit(std::move(submit), shared_from_this());
+  if (!handle.ok()) {
+    open_->Remove(this);
+    absl::MutexLock lock(&mutex_);
+    done_ = true;
+    sink_ = nullptr;
+    return handle.status();
+  }
+  if (observer_ != nullptr) observer_->OnStart(prompt_tokens);
+  bool cancel;
+  {
+    absl::MutexLock lock(&mutex_);
+    handle_ = *handle;
+    cancel = cancel_wanted_;
+  }
+  if (cancel) routers_.Cancel(*handle);
+  return absl::OkStatus();
+}
+
+void Generation::Cancel() {
+  std::shared_ptr<ChunkSink> dropped;  // let go without the lock
+  {
+    absl::MutexLock lock(&mutex_);
+    if (done_) return;
+    dropped = sink_;
+    Close(absl::StatusCode::kCancelled);
+  }
+  CancelAtRouterIfNeeded();
+}
+
+void Generation::Abort(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (done_) return;
+    End(status, 0);
+  }
+  CancelAtRouterIfNeeded();
+}
+
+void Generation::OnBroken(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  if (done_) return;
+  for (ChoiceState& choice : choices_) choice.router_done = true;
+  End(status, 0);
+}
+
+void Generation::OnToken(const Token& token) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (token.choice() < 0 || token.choice() >= static_cast<int>(choices_.size())) {
+      return SY_BUG("token of a choice that was not asked for");
+    }
+    if (token.finish() != Token::NONE) choices_[token.choice()].router_done = true;
+    if (done_) return;
+    Handle(token);
+  }
+  CancelAtRouterIfNeeded();
+}
+
+void Generation::Handle(const Token& token) {
+  if (MustWaitForPromptLogprobs(token)) {
+    held_.push_back(token);
+    return;
+  }
+  HandleChoice(token);
+  if (held_.empty() || !have_prompt_logprobs_) return;
+  const std::vector<Token> held = std::move(held_);
+  held_.clear();
+  for (const Token& late : held) {
+    if (!done_) HandleChoice(late);
+  }
+}
+
+bool Generation::MustWaitForPromptLogprobs(const Token& token) {
+  if (have_prompt_logprobs_) return false;
+  const bool first_of_all =
+      token.choice() == 0 && (token.index() >= 0 || token.finish() != Token::NONE);
+  if (!first_of_all && token.prompt_logprobs().empty()) return token.index() >= 0;
+  have_prompt_logprobs_ = true;
+  prompt_logprobs_.assign(token.prompt_logprobs().begin(), token.prompt_logprobs().end());
+  return false;
+}
+
+void Generation::HandleChoice(const Token& token) {
+  ChoiceState& choice = choices_[token.choice()];
+  if (choice.finished) return;
+  if (token.cached_tokens() > 0) usage_.set_cached_tokens(token.cached_tokens());
+  if (token.finish() == Token::ERROR || token.finish() == Token::CANCELLED)
+    return FailChoice(token);
+
+  chunk_.clear_choices();
+  v1::Choice* out = chunk_.add_choices();
+  out->set_index(token.choice());
+  const bool first = !choice.announced && (token.index() >= 0 || token.finish() != Token::NONE);
+  if (first) {
+    choice.announced = true;
+    Announce(out);
+  }
+  if (plan_.return_routed_experts) AddRouting(token, out);
+  if (token.index() >= 0) {
+    NoteToken(choice);
+    if (!plan_.echo_only) AddToken(token, choice, out);
+  }
+  Finish(token, choice, out);
+  Emit(first || !out->text().empty() || !out->reasoning_content().empty() ||
+       out->token_ids_size() > 0 || out->logprobs_size() > 0 || out->routed_experts_size() > 0 ||
+       out->finish_reason() != v1::FINISH_REASON_UNSPECIFIED);
+}
+
+void Generation::NoteToken(ChoiceState& choice) {
+  if (observer_ == nullptr) return;
+  const absl::Time now = absl::Now();
+  if (choice.tokens == 0) {
+    if (usage_.completion_tokens() == 0) observer_->OnFirstToken(now - start_);
+  } else {
+    observer_->OnNextToken(now - choice.last_token);
+  }
+  choice.last_token = now;
+}
+
+// What the first chunk of a choice (and of all) holds beside its text.
+void Generation::Announce(v1::Choice* out) {
+  if (!sent_) {
+    if (plan_.return_token_ids) *chunk_.mutable_prompt_token_ids() = plan_.submit.prompt();
+    if (plan_.return_routed_experts) {
+      chunk_.mutable_moe_layers()->Assign(moe_layers_.begin(), moe_layers_.end());
+    }
+  }
+  if (!plan_.echo) return;
+  out->set_text(plan_.echo_text);
+  if (plan_.top_logprobs < 0) return;
+  for (int i = 0; i < plan_.submit.prompt_size(); ++i) {
+    v1::TokenLogprob* entry = out->add_logprobs();
+    *entry = ToLogprob(plan_.submit.prompt(i), 0);
+    entry->set_none(true);
+  }
+  for (const internal::v1::PromptLogprob& known : prompt_logprobs_) {
+    if (known.position() < 0 || known.position() >= out->logprobs_size()) continue;
+    v1::TokenLogprob* entry = out->mutable_logprobs(known.position());
+    entry->set_none(false);
+    entry->set_logprob(known.logprob());
+    for (const auto& top : known.top()) *entry->add_top() = ToLogprob(top.id(), top.logprob());
+  }
+}
+
+void Generation::AddRouting(const Token& token, v1::Choice* out) {
+  const int row = static_cast<int>(moe_layers_.size()) * moe_top_k_;
+  if (row == 0 || token.routing_experts_size() % row != 0 ||
+      token.routing_weights_size() != token.routing_experts_size()) {
+    if (token.routing_experts_size() > 0) SY_BUG("routing of a wrong size");
+    return;
+  }
+  for (int at = 0; at < token.routing_experts_size(); at += row) {
+    v1::RoutedExperts* routed = out->add_routed_experts();
+    routed->set_position(token.routing_first_position() + at / row);
+    const int32_t* experts = token.routing_experts().data() + at;
+    const float* weights = token.routing_weights().data() + at;
+    routed->mutable_experts()->Assign(experts, experts + row);
+    routed->mutable_weights()->Assign(weights, weights + row);
+  }
+}
+
+void Generation::AddToken(const Token& token, ChoiceState& choice, v1::Choice* out) {
+  ++choice.tokens;
+  usage_.set_completion_tokens(usage_.completion_tokens() + 1);
+  if (choice.split.part() == ReasoningSplitter::Part::kReasoning) {
+    usage_.set_reasoning_tokens(usage_.reasoning_tokens() + 1);
+  }
+  if (plan_.return_token_ids) out->add_token_ids(token.id());
+  if (plan_.top_logprobs >= 0) {
+    v1::TokenLogprob* entry = out->add_logprobs();
+    *entry = ToLogprob(token.id(), token.logprob());
+    for (const auto& top : token.top()) *entry->add_top() = ToLogprob(top.id(), top.logprob());
+  }
+  // The token that ended the text (end-of-sequence or a stop id) is not part of it.
+  if (token.finish() == Token::STOP && !plan_.include_stop) return;
+  AddText(choice.split.Push(token.id()), choice, out);
+}
+
+void Generation::AddText(const ReasoningDelta& delta, ChoiceState& choice, v1::Choice* out) {
+  // Stop strings count from min_tokens on.
+  const bool stops_count = choice.tokens > plan_.submit.min_tokens();
+  const auto pass = [&](StopMatcher& stop, const std::string& text) {
+    return stops_count ? stop.Push(text) : text;
+  };
+  if (!delta.reasoning.empty()) {
+    out->mutable_reasoning_content()->append(pass(choice.reasoning_stop, delta.reasoning));
+  }
+  if (delta.content.empty() || choice.reasoning_stop.stopped()) return;
+  if (!choice.reasoning_over) {
+    choice.reasoning_over = true;
+    out->mutable_reasoning_content()->append(choice.reasoning_stop.Flush());
+  }
+  out->mutable_text()->append(pass(choice.content_stop, delta.content));
+}
+
+void Generation::Finish(const Token& token, ChoiceState& choice, v1::Choice* out) {
+  const auto matched = [&]() -> StopMatcher* {
+    if (choice.reasoning_stop.stopped()) return &choice.reasoning_stop;
+    return choice.content_stop.stopped() ? &choice.content_stop : nullptr;
+  };
+  const bool router_finished = token.finish() != Token::NONE;
+  if (router_finished && matched() == nullptr) {
+    AddText(choice.split.Flush(), choice, out);
+    if (matched() == nullptr) {
+      if (!choice.reasoning_over) {
+        out->mutable_reasoning_content()->append(choice.reasoning_stop.Flush());
+      }
+      out->mutable_text()->append(choice.content_stop.Flush());
+    }
+  }
+  if (const StopMatcher* stop = matched(); stop != nullptr) {
+    out->set_finish_reason(v1::FINISH_REASON_STOP);
+    out->set_stop_reason(std::string(stop->matched()));
+  } else if (!router_finished) {
+    return;
+  } else if (token.finish() == Token::STOP && !plan_.echo_only) {
+    out->set_finish_reason(v1::FINISH_REASON_STOP);
+    const auto& ids = plan_.submit.stop_token_ids();
+    if (std::find(ids.begin(), ids.end(), token.id()) != ids.end()) {
+      out->set_stop_reason(std::to_string(token.id()));
+    }
+  } else {
+    out->set_finish_reason(v1::FINISH_REASON_LENGTH);
+  }
+  choice.finished = true;
+  ++finished_;
+}
+
+// A single choice fails as a request does, with a status of its own; one of several takes its error
+// with it and the others go on. As long as nothing was sent the whole request can be refused.
+void Generation::FailChoice(const Token& token) {
+  const auto code = token.finish() == Token::CANCELLED ? absl::StatusCode::kCancelled
+                    : token.code() == 0                ? absl::StatusCode::kInternal
+                                        : static_cast<absl::StatusCode>(token.code());
+  const absl::Status status(
+      code, ToAbsl(token.message().empty() ? "the router ended the request" : token.message()));
+  ChoiceState& choice = choices_[token.choice()];
+  ++failed_;
+  if (!sent_ || failed_ == static_cast<int>(choices_.size())) {
+    return End(status, token.retry_after_ms());
+  }
+  choice.finished = true;
+  choice.announced = true;
+  ++finished_;
+  chunk_.clear_choices();
+  v1::Choice* out = chunk_.add_choices();
+  out->set_index(token.choice());
+  out->set_finish_reason(v1::FINISH_REASON_ERROR);
+  out->set_error(ToStd(status.message()).data(), status.message().size());
+  Emit(true);
+}
+
+void Generation::Emit(bool worth_it) {
+  const bool last = finished_ == static_cast<int>(choices_.size());
+  if (last) *chunk_.mutable_usage() = usage_;
+  if (worth_it) {
+    const bool taken = sink_->OnChunk(chunk_);
+    if (!sent_) {
+      sent_ = true;
+      chunk_.clear_prompt_token_ids();
+      chunk_.clear_moe_layers();
+    }
+    if (!taken) return Close(absl::StatusCode::kCancelled);
+  }
+  if (last) End(absl::OkStatus(), 0);
+}
+
+void Generation::End(const absl::Status& status, int retry_after_ms) {
+  sink_->OnEnd(status, retry_after_ms);
+  Close(status.code());
+}
+
+void Generation::Close(absl::StatusCode code) {
+  done_ = true;
+  sink_ = nullptr;
+  held_.clear();
+  if (!RouterIsDone()) cancel_wanted_ = true;
+  open_->Remove(this);
+  if (observer_ != nullptr) observer_->OnEnd(code, usage_.completion_tokens());
+}
+
+bool Generation::RouterIsDone() const {
+  return std::all_of(choices_.begin(), choices_.end(),
+                     [](const ChoiceState& choice) { return choice.router_done; });
+}
+
+void Generation::CancelAtRouterIfNeeded() {
+  RequestHandle handle;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!cancel_wanted_ || handle_.request == 0) return;  // if too early, Submit does it
+    cancel_wanted_ = false;
+    handle = handle_;
+  }
+  routers_.Cancel(handle);
+}
+
+v1::TokenLogprob Generation::ToLogprob(int32_t id, float logprob) const {
+  v1::TokenLogprob out;
+  out.set_id(id);
+  const std::string_view bytes = model_.tokenizer().TokenBytes(id);
+  out.set_token(bytes.data(), bytes.size());
+  out.set_logprob(logprob);
+  return out;
+}
+
+// ---------------------------------------------------------------- generator
+
+Generator::Generator(const ServedModel& model, RouterClient& routers, GenerationObserver* observer)
+    : model_(model),
+      routers_(routers),
+      observer_(observer),
+      open_(std::make_shared<OpenGenerations>()) {}
+
+absl::StatusOr<std::shared_ptr<Generation>> Generator::Start(const v1::GenerateRequest& request,
+                                                             const CallContext& context,
+                                                             std::shared_ptr<ChunkSink> sink) {
+  if (draining_) return Unavailable("the gateway is shutting down");
+  if (!request.request_id().empty() && !IsRequestId(request.request_id())) {
+    return FieldError("request_id", "expected 1 to 128 letters, digits, '-', '_', '.' and ':'");
+  }
+  const std::string id = !context.request_id.empty()     ? context.request_id
+                         : !request.request_id().empty() ? request.request_id()
+                                                         : MakeRequestId();
+  SY_RETURN_IF_ERROR(model_.CheckName(request.model()));
+  const std::optional<ModelInfo> info = routers_.model();
+  if (!info.has_value()) return Unavailable("no router is ready: {}", routers_.state().missing);
+  SY_ASSIGN_OR_RETURN(RequestPlan plan, PlanRequest(request, model_, *info, DrawSeed()));
+  plan.submit.set_trace_id(id);
+  plan.submit.set_fair_key(context.fair_key);
+  if (context.deadline != absl::InfiniteFuture()) {
+    const int64_t left = absl::ToInt64Microseconds(context.deadline - absl::Now());
+    if (left <= 0) return DeadlineExceeded("the deadline had passed before the request began");
+    plan.submit.set_deadline_left_us(left);
+  }
+  auto generation = std::make_shared<Generation>(model_, routers_, observer_, open_,
+                                                 std::move(plan), *info, id, std::move(sink));
+  SY_RETURN_IF_ERROR(generation->Submit());
+  return generation;
+}
+
+absl::StatusOr<v1::TokenizeResponse> Generator::Tokenize(const v1::TokenizeRequest& request) const {
+  SY_RETURN_IF_ERROR(model_.CheckName(request.model()));
+  const std::optional<ModelInfo> info = routers_.model();
+  v1::TokenizeResponse out;
+  std::string text;
+  if (request.has_chat()) {
+    SY_ASSIGN_OR_RETURN(text, model_.RenderChat(request.chat()));
+  } else if (request.has_prompt()) {
+    text = request.prompt();
+  } else {
+    return FieldError("prompt", "is missing: one of chat and prompt is needed");
+  }
+  const bool special =
+      request.has_add_special_tokens() ? request.add_special_tokens() : !request.has_chat();
+  auto ids = model_.tokenizer().Encode(text, {.add_special_tokens = special});
+  if (!ids.ok()) return FieldError("prompt", "{}", ToStd(ids.status().message()));
+  out.mutable_ids()->Assign(ids->begin(), ids->end());
+  out.set_max_model_len(info.has_value() ? info->max_model_len : 0);
+  return out;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> Generator::Detokenize(
+    const v1::DetokenizeRequest& request) const {
+  SY_RETURN_IF_ERROR(model_.CheckName(request.model()));
+  for (int i = 0; i < request.ids_size(); ++i) {
+    if (request.ids(i) < 0 || request.ids(i) >= model_.vocab_size()) {
+      return FieldError("tokens", "id {} at index {} is not in [0, {}]", request.ids(i), i,
+                        model_.vocab_size() - 1);
+    }
+  }
+  v1::DetokenizeResponse out;
+  out.set_text(
+      model_.tokenizer().Decode({request.ids().data(), static_cast<size_t>(request.ids_size())},
+                                /*skip_special=*/false));
+  return out;
+}
+
+v1::ListModelsResponse Generator::ListModels() const {
+  const std::optional<ModelInfo> info = routers_.model();
+  v1::ListModelsResponse out;
+  v1::Model* model = out.add_models();
+  model->set_id(model_.name());
+  model->set_created(model_.created());
+  model->set_architecture(model_.architecture());
+  model->set_max_model_len(info.has_value() ? info->max_model_len : 0);
+  return out;
+}
+
+void Generator::FinishWithin(absl::Duration timeout) {
+  BeginDrain();
+  if (open_->WaitUntilNone(timeout)) return;
+  for (const auto& generation : open_->All()) {
+    generation->Abort(Unavailable("the gateway is shutting down"));
+  }
+}
+
+}  // namespace switchyard::gateway

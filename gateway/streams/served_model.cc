@@ -1,0 +1,152 @@
+#include "gateway/streams/served_model.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "absl/time/clock.h"
+#include "gateway/streams/field_error.h"
+#include "nlohmann/json.hpp"
+#include "services/base/file.h"
+#include "services/base/status.h"
+#include "services/base/text_fingerprint.h"
+
+namespace switchyard::gateway {
+namespace {
+
+using nlohmann::json;
+
+constexpr uint64_t kConfigBytesMax = 16 << 20;
+
+absl::StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
+  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object()) return InvalidArgument("{}: not a JSON object", file);
+  return value;
+}
+
+// Unset where the key is missing or null; an error names the key.
+template <typename T>
+absl::Status ReadNumber(const json& object, const char* key, std::optional<T>* out) {
+  const auto it = object.find(key);
+  if (it == object.end() || it->is_null()) return absl::OkStatus();
+  if (!it->is_number()) {
+    return InvalidArgument("generation_config.json: {} is {}, expected a number", key, it->dump());
+  }
+  *out = it->get<T>();
+  return absl::OkStatus();
+}
+
+PromptJson ToPromptJson(const v1::Message& message, bool template_knows_developer) {
+  PromptJson out = PromptJson::object();
+  const bool rename = message.role() == "developer" && !template_knows_developer;
+  out["role"] = rename ? "system" : message.role();
+  out["content"] = message.has_content() ? PromptJson(message.content()) : PromptJson(nullptr);
+  if (!message.name().empty()) out["name"] = message.name();
+  if (!message.reasoning_content().empty()) out["reasoning_content"] = message.reasoning_content();
+  if (!message.tool_call_id().empty()) out["tool_call_id"] = message.tool_call_id();
+  if (message.tool_calls_size() > 0) {
+    PromptJson calls = PromptJson::array();
+    for (const v1::ToolCall& call : message.tool_calls()) {
+      PromptJson function = PromptJson::object();
+      function["name"] = call.name();
+      function["arguments"] = call.arguments();
+      PromptJson item = PromptJson::object();
+      item["id"] = call.id();
+      item["type"] = call.type().empty() ? "function" : call.type();
+      item["function"] = std::move(function);
+      calls.push_back(std::move(item));
+    }
+    out["tool_calls"] = std::move(calls);
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view text) {
+  SY_ASSIGN_OR_RETURN(const json object, ParseObject(text, "generation_config.json"));
+  GenerationDefaults out;
+  SY_RETURN_IF_ERROR(ReadNumber(object, "temperature", &out.temperature));
+  SY_RETURN_IF_ERROR(ReadNumber(object, "top_k", &out.top_k));
+  SY_RETURN_IF_ERROR(ReadNumber(object, "top_p", &out.top_p));
+  SY_RETURN_IF_ERROR(ReadNumber(object, "min_p", &out.min_p));
+  SY_RETURN_IF_ERROR(ReadNumber(object, "repetition_penalty", &out.repetition_penalty));
+  SY_RETURN_IF_ERROR(ReadNumber(object, "max_new_tokens", &out.max_new_tokens));
+  const auto sample = object.find("do_sample");
+  if (sample != object.end() && sample->is_boolean() && !sample->get<bool>())
+    out.temperature = 0.0f;
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string& directory,
+                                                               const std::string& name) {
+  std::unique_ptr<ServedModel> model(new ServedModel);
+  std::error_code ignored;
+  const auto path = std::filesystem::weakly_canonical(directory, ignored);
+  model->name_ = !name.empty() ? name : path.filename().string();
+  model->created_ = absl::ToUnixSeconds(absl::Now());
+  SY_ASSIGN_OR_RETURN(model->text_fingerprint_, TextFingerprint(directory));
+
+  SY_ASSIGN_OR_RETURN(const std::string config_text,
+                      ReadFile(directory + "/config.json", kConfigBytesMax));
+  SY_ASSIGN_OR_RETURN(const json config, ParseObject(config_text, directory + "/config.json"));
+  if (config.contains("architectures") && config["architectures"].is_array() &&
+      !config["architectures"].empty() && config["architectures"][0].is_string()) {
+    model->architecture_ = config["architectures"][0].get<std::string>();
+  }
+  if (!config.contains("vocab_size") || !config["vocab_size"].is_number_integer()) {
+    return InvalidArgument("{}/config.json: vocab_size is missing", directory);
+  }
+  model->vocab_size_ = config["vocab_size"].get<int>();
+
+  const std::string generation = directory + "/generation_config.json";
+  if (FileExists(generation)) {
+    SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(generation, kConfigBytesMax));
+    SY_ASSIGN_OR_RETURN(model->defaults_, ParseGenerationConfig(text));
+  }
+  SY_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::Load(directory));
+  const Tokenizer& tokenizer = *model->tokenizer_;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    model->longest_token_bytes_ =
+        std::max(model->longest_token_bytes_, tokenizer.TokenBytes(id).size());
+  }
+  model->reasoning_ = FindReasoningTokens(tokenizer);
+  if (const std::string* text = tokenizer.chat_template(); text != nullptr) {
+    ChatTemplateOptions options;
+    options.special_tokens = tokenizer.special_tokens();
+    SY_ASSIGN_OR_RETURN(model->chat_template_, ChatTemplate::Compile(*text, std::move(options)));
+    model->template_knows_developer_ = text->find("developer") != std::string::npos;
+  }
+  return model;
+}
+
+absl::Status ServedModel::CheckName(std::string_view name) const {
+  if (name.empty() || name == name_) return absl::OkStatus();
+  absl::Status status =
+      NotFound("model: \"{}\" is not served here; the model is \"{}\"", name, name_);
+  status.SetPayload(ToAbsl(kParamPayload), absl::Cord("model"));
+  return status;
+}
+
+absl::StatusOr<std::string> ServedModel::RenderChat(const v1::ChatPrompt& chat) const {
+  if (!chat_template_) {
+    return FieldError("messages", "the model has no chat template; use a plain prompt");
+  }
+  if (chat.messages().empty()) return FieldError("messages", "is empty");
+  PromptJson messages = PromptJson::array();
+  for (const v1::Message& message : chat.messages()) {
+    messages.push_back(ToPromptJson(message, template_knows_developer_));
+  }
+  PromptJson extra = nullptr;
+  if (!chat.chat_template_kwargs().empty()) {
+    extra = PromptJson::parse(chat.chat_template_kwargs(), nullptr, /*allow_exceptions=*/false);
+    if (!extra.is_object()) return FieldError("chat_template_kwargs", "not a JSON object");
+  }
+  const bool open = !chat.has_add_generation_prompt() || chat.add_generation_prompt();
+  auto text = chat_template_->Render(messages, nullptr, open, extra);
+  if (!text.ok()) {
+    return FieldError("messages", "the model's chat template: {}", ToStd(text.status().message()));
+  }
+  return text;
+}
+
+}  // namespace switchyard::gateway
