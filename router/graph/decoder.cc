@@ -1,0 +1,207 @@
+#include "router/graph/decoder.h"
+
+#include <algorithm>
+
+#include "services/base/check.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+namespace {
+
+int CountMoeLayers(const ModelSpec& spec) {
+  return static_cast<int>(
+      std::count_if(spec.layers.begin(), spec.layers.end(), [](const auto& l) { return l.moe; }));
+}
+
+}  // namespace
+
+absl::Status DecoderOptions::Validate() const {
+  if (dtype != DType::kF32 && dtype != DType::kBF16) {
+    return InvalidArgument("dtype is {}; supported: float32, bfloat16", Name(dtype));
+  }
+  if (micro_batches != 1 && micro_batches != 2) {
+    return InvalidArgument("micro_batches is {}; supported: 1, 2", micro_batches);
+  }
+  if (max_positions < 0) {
+    return InvalidArgument("max_positions is {}; it must not be negative", max_positions);
+  }
+  return absl::OkStatus();
+}
+
+Decoder::Decoder(const DecoderOptions& options, const ModelSpec& spec, const RouterWeights& weights,
+                 const kernels::Compute& compute, KvStorage& kv, Dispatcher& dispatcher)
+    : spec_(spec),
+      weights_(weights),
+      dispatcher_(dispatcher),
+      micro_batches_(options.micro_batches),
+      moe_layers_(CountMoeLayers(spec)),
+      rope_(spec.attention.rope,
+            options.max_positions > 0 ? options.max_positions : spec.max_position),
+      context_{.spec = spec, .compute = compute, .rope = rope_, .kv = kv, .dtype = options.dtype},
+      attention_(MakeAttention(context_)),
+      moe_(context_, dispatcher),
+      dense_(context_),
+      head_(context_) {
+  SY_CHECK(options.Validate().ok());
+  SY_CHECK(kv.dtype() == options.dtype);
+}
+
+void Decoder::Start(const StepBatch& batch) {
+  SY_CHECK(batch.rows() > 0 && (batch_ == nullptr));
+  batch_ = &batch;
+  const size_t rows = batch.tokens.size();
+  SY_CHECK(batch.positions.size() == rows && batch.block_tables.size() == rows);
+  rope_.Reserve(*std::max_element(batch.positions.begin(), batch.positions.end()) + 1);
+
+  result_.logits = Floats(logits_, static_cast<int64_t>(batch.logit_rows.size()) * spec_.vocab);
+  result_.lost.assign(rows, 0);
+  const size_t traced = batch.trace_rows.size() * static_cast<size_t>(moe_layers_) *
+                        static_cast<size_t>(spec_.gate.top_k);
+  result_.routed_experts.resize(traced);
+  result_.routed_weights.resize(traced);
+
+  const int64_t cut = CutRow();
+  BeginPart(0, cut, parts_[0]);
+  BeginPart(cut, batch.rows(), parts_[1]);
+}
+
+int64_t Decoder::CutRow() const {
+  const int64_t rows = batch_->rows();
+  if (micro_batches_ == 1) return rows;
+  const auto starts_sequence = [this](int64_t row) {
+    const size_t r = static_cast<size_t>(row);
+    return batch_->block_tables[r] != batch_->block_tables[r - 1] ||
+           batch_->positions[r] != batch_->positions[r - 1] + 1;
+  };
+  for (int64_t away = 0; away < rows; ++away) {
+    for (const int64_t row : {rows / 2 - away, rows / 2 + away}) {
+      if (row > 0 && row < rows && starts_sequence(row)) return row;
+    }
+  }
+  return rows;
+}
+
+void Decoder::BeginPart(int64_t begin, int64_t end, MicroBatch& part) {
+  const auto range = [&](const std::vector<int32_t>& rows, size_t& from, size_t& to) {
+    const auto first = std::lower_bound(rows.begin(), rows.end(), begin);
+    from = static_cast<size_t>(first - rows.begin());
+    to = static_cast<size_t>(std::lower_bound(first, rows.end(), end) - rows.begin());
+  };
+  part.begin = begin;
+  part.rows = end - begin;
+  part.layer = part.moe_layer = 0;
+  range(batch_->logit_rows, part.logits_begin, part.logits_end);
+  range(batch_->trace_rows, part.trace_begin, part.trace_end);
+  part.stage = part.rows == 0 ? Stage::kDone : Stage::kAttention;
+  if (part.rows > 0) Embed(part);
+}
+
+void Decoder::Embed(MicroBatch& part) {
+  const int64_t hidden = spec_.hidden;
+  const WeightView& table = weights_.embedding;
+  const int64_t row_bytes = table.stride * static_cast<int64_t>(SizeOf(table.dtype));
+  float* residual = Floats(part.residual, part.rows * hidden);
+  const int32_t* tokens = batch_->tokens.data() + part.begin;
+  ForRows(context_.compute, part.rows, hidden, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      SY_CHECK(tokens[r] >= 0 && tokens[r] < spec_.vocab);
+      kernels::ConvertToFloat(table.data + tokens[r] * row_bytes, table.dtype, hidden,
+                              residual + r * hidden);
+    }
+  });
+}
+
+ModelRunner::Progress Decoder::Advance() {
+  SY_CHECK(batch_ != nullptr);
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (MicroBatch& part : parts_) moved |= Step(part);
+  }
+  for (const MicroBatch& part : parts_) {
+    if (part.stage != Stage::kDone) return Progress::kWaiting;
+  }
+  batch_ = nullptr;
+  return Progress::kDone;
+}
+
+bool Decoder::Step(MicroBatch& part) {
+  switch (part.stage) {
+    case Stage::kAttention:
+      RunAttention(part);
+      return true;
+    case Stage::kShared:
+      moe_.RunShared(LayerOf(part), part.rows, part.moe);
+      part.stage = Stage::kExperts;
+      return true;
+    case Stage::kExperts:
+      if (!dispatcher_.Finished(part.moe.ticket)) return false;
+      moe_.Finish(LayerOf(part), part.rows, part.moe, part.residual.as<float>());
+      ++part.moe_layer;
+      NextLayer(part);
+      return true;
+    case Stage::kHead:
+      head_.Run(weights_, part.residual.as<float>(),
+                std::span(batch_->logit_rows)
+                    .subspan(part.logits_begin, part.logits_end - part.logits_begin),
+                static_cast<int32_t>(part.begin),
+                logits_.as<float>() + static_cast<int64_t>(part.logits_begin) * spec_.vocab);
+      part.stage = Stage::kDone;
+      return true;
+    case Stage::kDone:
+      return false;
+  }
+  return false;
+}
+
+void Decoder::RunAttention(MicroBatch& part) {
+  const RowSpan rows = {part.rows, batch_->positions.data() + part.begin,
+                        batch_->block_tables.data() + part.begin};
+  float* residual = part.residual.as<float>();
+  attention_->Run(part.layer, LayerOf(part), rows, residual);
+  if (!spec_.layers[static_cast<size_t>(part.layer)].moe) {
+    RunDense(part);
+    NextLayer(part);
+    return;
+  }
+  moe_.Start(part.layer, LayerOf(part), part.rows, residual,
+             {.lost = result_.lost.data() + part.begin,
+              .priority = batch_->priority,
+              .deadline = batch_->deadline},
+             part.moe);
+  Trace(part);
+  part.stage = Stage::kShared;
+}
+
+void Decoder::RunDense(MicroBatch& part) {
+  const int64_t hidden = spec_.hidden;
+  float* residual = part.residual.as<float>();
+  const kernels::MutableRows x = dense_in_.Reserve(context_.dtype, part.rows, hidden);
+  context_.compute.RmsNorm(residual, hidden, part.rows, hidden, LayerOf(part).post_attention_norm,
+                           spec_.norm_eps, x);
+  float* out = Floats(dense_out_, part.rows * hidden);
+  dense_.Run(LayerOf(part).mlp, AsRows(x), part.rows, out);
+  AddRows(context_.compute, residual, out, part.rows, hidden);
+}
+
+void Decoder::Trace(const MicroBatch& part) {
+  const int64_t top_k = spec_.gate.top_k;
+  for (size_t i = part.trace_begin; i < part.trace_end; ++i) {
+    const int64_t row = batch_->trace_rows[i] - part.begin;
+    const int64_t to = (static_cast<int64_t>(i) * moe_layers_ + part.moe_layer) * top_k;
+    std::copy_n(part.moe.experts.as<int32_t>() + row * top_k, top_k,
+                result_.routed_experts.data() + to);
+    std::copy_n(part.moe.weights.as<float>() + row * top_k, top_k,
+                result_.routed_weights.data() + to);
+  }
+}
+
+void Decoder::NextLayer(MicroBatch& part) {
+  ++part.layer;
+  part.stage = part.layer == spec_.num_layers() ? Stage::kHead : Stage::kAttention;
+}
+
+const LayerWeights& Decoder::LayerOf(const MicroBatch& part) const {
+  return weights_.layers[static_cast<size_t>(part.layer)];
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,116 @@
+#include "router/graph/gate.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "services/base/check.h"
+#include "services/kernels/kernels.h"
+
+namespace switchyard::router {
+namespace {
+
+// The indices of the k largest of x, best first into out. Equal values keep the lower index first,
+// and a NaN never displaces anything.
+void TopK(const float* x, int64_t n, int64_t k, int32_t* out) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t at = count;
+    while (at > 0 && x[i] > x[out[at - 1]]) --at;
+    if (at == k) continue;
+    if (count < k) ++count;
+    for (int64_t j = count - 1; j > at; --j) out[j] = out[j - 1];
+    out[at] = static_cast<int32_t>(i);
+  }
+}
+
+float ScoreOfGroup(GroupScore kind, const float* x, int64_t n) {
+  float first = x[0], second = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 1; i < n; ++i) {
+    if (x[i] > first) {
+      second = first;
+      first = x[i];
+    } else if (x[i] > second) {
+      second = x[i];
+    }
+  }
+  if (kind == GroupScore::kMax || n == 1) return first;
+  return first + second;
+}
+
+// Overwrites the scores of all groups but the best ones with `masked`. A group is kept if fewer
+// than topk_groups beat it: by score, or by the lower index at the same score.
+void LimitGroups(const GateSpec& gate, int64_t experts, float masked, float* scores,
+                 float* group_scores) {
+  const int64_t per_group = experts / gate.groups;
+  for (int64_t g = 0; g < gate.groups; ++g) {
+    group_scores[g] = ScoreOfGroup(gate.group_score, scores + g * per_group, per_group);
+  }
+  for (int64_t g = 0; g < gate.groups; ++g) {
+    int64_t better = 0;
+    for (int64_t other = 0; other < gate.groups; ++other) {
+      better += group_scores[other] > group_scores[g] ||
+                (group_scores[other] == group_scores[g] && other < g);
+    }
+    if (better >= gate.topk_groups) std::fill_n(scores + g * per_group, per_group, masked);
+  }
+}
+
+bool LimitsGroups(const GateSpec& gate) {
+  return gate.group_score != GroupScore::kNone && gate.topk_groups < gate.groups;
+}
+
+void Score(GateScore kind, std::span<float> logits) {
+  switch (kind) {
+    case GateScore::kSigmoid:
+      for (float& x : logits) x = kernels::Sigmoid(x);
+      return;
+    case GateScore::kSoftmax:
+      kernels::Softmax(logits.data(), static_cast<int64_t>(logits.size()));
+      return;
+    case GateScore::kSoftmaxAfterTopK:
+      return;
+  }
+}
+
+}  // namespace
+
+int64_t GateScratch(const GateSpec& gate, int experts) {
+  return int64_t{experts} + gate.groups;  // scores for selection, scores of groups
+}
+
+void SelectExperts(const GateSpec& gate, std::span<float> logits,
+                   std::span<const float> correction_bias, float* scratch, int32_t* ids,
+                   float* weights) {
+  const int64_t experts = static_cast<int64_t>(logits.size());
+  SY_DCHECK(gate.top_k <= experts);
+  Score(gate.score, logits);
+
+  // What is compared may differ from what is weighted: DeepSeek-V3 compares score + bias, V2 the
+  // score with masked groups at 0.0 (and takes its weight from there).
+  float* selection = scratch;
+  std::copy(logits.begin(), logits.end(), selection);
+  if (!correction_bias.empty()) kernels::Add(selection, correction_bias.data(), experts);
+  if (LimitsGroups(gate)) {
+    const bool sigmoid = gate.score == GateScore::kSigmoid;
+    LimitGroups(gate, experts, sigmoid ? -std::numeric_limits<float>::infinity() : 0.0f, selection,
+                scratch + experts);
+  }
+  TopK(selection, experts, gate.top_k, ids);
+  std::sort(ids, ids + gate.top_k);
+
+  const float* source =
+      correction_bias.empty() && gate.score == GateScore::kSoftmax ? selection : logits.data();
+  for (int i = 0; i < gate.top_k; ++i) weights[i] = source[ids[i]];
+  if (gate.score == GateScore::kSoftmaxAfterTopK) kernels::Softmax(weights, gate.top_k);
+  if (gate.normalise) {
+    float sum = 0;
+    for (int i = 0; i < gate.top_k; ++i) sum += weights[i];
+    sum += gate.normalise_eps;
+    for (int i = 0; i < gate.top_k; ++i) weights[i] /= sum;
+  }
+  if (gate.scale != 1.0f) {
+    for (int i = 0; i < gate.top_k; ++i) weights[i] *= gate.scale;
+  }
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,152 @@
+#include "router/graph/weights.h"
+
+#include <utility>
+
+#include "services/base/check.h"
+#include "services/base/status.h"
+#include "services/kernels/kernels.h"
+#include "services/model/tensor_names.h"
+
+namespace switchyard::router {
+namespace {
+
+using checkpoint::MappedTensor;
+using checkpoint::TensorRange;
+using checkpoint::TensorSource;
+
+// Binds tensors by role. The first error is kept and makes every later bind empty, so that the
+// callers read as a list of what a layer has.
+class Binder {
+ public:
+  explicit Binder(const TensorSource& source) : source_(source) {}
+
+  const absl::Status& status() const { return status_; }
+
+  WeightView Matrix(const TensorRef& ref) {
+    const MappedTensor tensor = Get(ref);
+    if (tensor.data == nullptr) return {};
+    return {.data = tensor.data,
+            .dtype = tensor.dtype,
+            .layout = WeightLayout::kOutIn,
+            .out = tensor.shape[0],
+            .in = tensor.shape[1],
+            .stride = tensor.shape[1]};
+  }
+
+  VectorView Vector(const TensorRef& ref) {
+    const MappedTensor tensor = Get(ref);
+    if (tensor.data == nullptr) return {};
+    return {.data = tensor.data, .dtype = tensor.dtype, .size = tensor.shape[0]};
+  }
+
+ private:
+  MappedTensor Get(const TensorRef& ref) {
+    if (!ref || !status_.ok()) return {};
+    absl::StatusOr<MappedTensor> tensor = source_.Get({.name = ref.name});
+    if (tensor.ok()) {
+      status_ = CheckTensor(ref, tensor->dtype, tensor->shape);
+      if (status_.ok()) return *std::move(tensor);
+    } else {
+      status_ = tensor.status();
+    }
+    return {};
+  }
+
+  const TensorSource& source_;
+  absl::Status status_;
+};
+
+GqaWeights BindGqa(const AttentionTensors& names, Binder& bind) {
+  return {.q = bind.Matrix(names.q),
+          .k = bind.Matrix(names.k),
+          .v = bind.Matrix(names.v),
+          .o = bind.Matrix(names.o),
+          .q_bias = bind.Vector(names.q_bias),
+          .k_bias = bind.Vector(names.k_bias),
+          .v_bias = bind.Vector(names.v_bias),
+          .o_bias = bind.Vector(names.o_bias),
+          .q_norm = bind.Vector(names.q_norm),
+          .k_norm = bind.Vector(names.k_norm),
+          .sinks = bind.Vector(names.sinks)};
+}
+
+// A head's rows of kv_b_proj: nope rows of k first, then v_head_dim rows of v.
+void SplitKvB(const AttentionSpec& spec, const WeightView& kv_b, MlaWeights& mla) {
+  if (!kv_b) return;
+  const int64_t nope = spec.qk_nope_head_dim, v = spec.v_head_dim;
+  const size_t row_bytes = static_cast<size_t>(kv_b.stride) * SizeOf(kv_b.dtype);
+  for (int64_t head = 0; head < spec.heads; ++head) {
+    const std::byte* rows = kv_b.data + static_cast<size_t>(head * (nope + v)) * row_bytes;
+    mla.key_up.push_back({.data = rows,
+                          .dtype = kv_b.dtype,
+                          .layout = WeightLayout::kInOut,
+                          .out = kv_b.in,
+                          .in = nope,
+                          .stride = kv_b.stride});
+    mla.value_up.push_back({.data = rows + static_cast<size_t>(nope) * row_bytes,
+                            .dtype = kv_b.dtype,
+                            .layout = WeightLayout::kOutIn,
+                            .out = v,
+                            .in = kv_b.in,
+                            .stride = kv_b.stride});
+  }
+}
+
+MlaWeights BindMla(const AttentionSpec& spec, const AttentionTensors& names, Binder& bind) {
+  MlaWeights mla{.q = bind.Matrix(names.q),
+                 .q_a = bind.Matrix(names.q_a),
+                 .q_b = bind.Matrix(names.q_b),
+                 .q_a_norm = bind.Vector(names.q_a_norm),
+                 .kv_a = bind.Matrix(names.kv_a),
+                 .kv_a_norm = bind.Vector(names.kv_a_norm),
+                 .o = bind.Matrix(names.o)};
+  SplitKvB(spec, bind.Matrix(names.kv_b), mla);
+  return mla;
+}
+
+GateWeights BindGate(const GateTensors& names, Binder& bind) {
+  GateWeights gate{.weight = bind.Matrix(names.weight), .bias = bind.Vector(names.bias)};
+  if (const VectorView bias = bind.Vector(names.correction_bias)) {
+    gate.correction_bias.resize(static_cast<size_t>(bias.size));
+    kernels::ConvertToFloat(bias.data, bias.dtype, bias.size, gate.correction_bias.data());
+  }
+  return gate;
+}
+
+LayerWeights BindLayer(const ModelSpec& spec, const LayerTensors& names, Binder& bind) {
+  LayerWeights layer{.input_norm = bind.Vector(names.input_norm),
+                     .post_attention_norm = bind.Vector(names.post_attention_norm)};
+  if (spec.attention.kind == AttentionKind::kMla) {
+    layer.mla = BindMla(spec.attention, names.attention, bind);
+  } else {
+    layer.gqa = BindGqa(names.attention, bind);
+  }
+  layer.gate = BindGate(names.gate, bind);
+  layer.mlp = {.gate = bind.Matrix(names.mlp.gate),
+               .up = bind.Matrix(names.mlp.up),
+               .down = bind.Matrix(names.mlp.down)};
+  return layer;
+}
+
+}  // namespace
+
+absl::StatusOr<RouterWeights> RouterWeights::Load(const ModelSpec& spec, TensorSource& source) {
+  const BackboneTensors names = BackboneTensorsOf(spec);
+  std::vector<TensorRange> ranges;
+  for (const TensorRef& ref : AllTensors(names)) ranges.push_back({.name = ref.name});
+  SY_RETURN_IF_ERROR(source.Map(ranges));
+
+  Binder bind(source);
+  RouterWeights weights;
+  weights.embedding = bind.Matrix(names.embedding);
+  weights.final_norm = bind.Vector(names.final_norm);
+  weights.lm_head = bind.Matrix(names.lm_head);
+  for (const LayerTensors& layer : names.layers) {
+    weights.layers.push_back(BindLayer(spec, layer, bind));
+  }
+  SY_RETURN_IF_ERROR(bind.status());
+  SY_CHECK(weights.embedding && weights.lm_head);
+  return weights;
+}
+
+}  // namespace switchyard::router
