@@ -1,0 +1,93 @@
+#include "tests/support/decoder_harness.h"
+
+#include <algorithm>
+#include <cstring>
+#include <iostream>
+#include <utility>
+
+#include "services/base/check.h"
+#include "services/model/spec_from_hf.h"
+
+namespace switchyard::test {
+namespace {
+
+template <typename T>
+T OrDie(absl::StatusOr<T> value, const std::string& what) {
+  if (!value.ok()) {
+    std::cerr << what << ": " << value.status() << "\n";
+    std::abort();
+  }
+  return *std::move(value);
+}
+
+router::KvStorage PoisonedKv(const ModelSpec& spec, const HarnessOptions& options) {
+  router::KvStorage kv =
+      OrDie(router::KvStorage::Create(spec, options.dtype, options.kv_blocks), "KV storage");
+  const size_t layer_bytes = static_cast<size_t>(kv.blocks() * kv.block_stride_bytes());
+  for (int layer = 0; layer < spec.num_layers(); ++layer) {
+    std::memset(kv.layer(layer), 0xff, layer_bytes);
+  }
+  return kv;
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(const std::string& directory)
+    : spec(OrDie(LoadSpec(directory), directory)),
+      source(OrDie(checkpoint::OpenSafetensors(directory), directory)),
+      weights(OrDie(router::RouterWeights::Load(spec, *source), directory)),
+      experts(OrDie(DirectExperts::Load(spec, *source), directory)) {}
+
+DecoderHarness::DecoderHarness(const LoadedModel& model, const HarnessOptions& options)
+    : DecoderHarness(model, model.weights, options) {}
+
+DecoderHarness::DecoderHarness(const LoadedModel& model, const router::RouterWeights& weights,
+                               const HarnessOptions& options)
+    : model_(model),
+      pool_(options.threads),
+      compute_(options.isa, pool_),
+      kv_(PoisonedKv(model.spec, options)),
+      dispatcher_(model.spec, model.experts, compute_, options.dtype, options.polls_until_done),
+      decoder_({.dtype = options.dtype, .micro_batches = options.micro_batches}, model.spec,
+               weights, compute_, kv_, dispatcher_) {}
+
+const router::StepResult& DecoderHarness::Step(std::span<const Chunk> chunks) {
+  batch_.Clear();
+  for (const Chunk& chunk : chunks) Add(chunk);
+  waits_ = 0;
+  decoder_.Start(batch_);
+  while (decoder_.Advance() == router::ModelRunner::Progress::kWaiting) {
+    ++waits_;
+    decoder_.Wait(absl::InfiniteFuture());
+  }
+  return decoder_.result();
+}
+
+void DecoderHarness::Add(const Chunk& chunk) {
+  Sequence& sequence = *chunk.sequence;
+  const int64_t end = sequence.length + static_cast<int64_t>(chunk.tokens.size());
+  // A table never moves while the sequence lives: the batch points into it.
+  sequence.blocks.reserve(static_cast<size_t>(model_.spec.max_position / router::kBlockTokens) + 1);
+  while (static_cast<int64_t>(sequence.blocks.size()) * router::kBlockTokens < end) {
+    SY_CHECK(blocks_taken_ < kv_.blocks());
+    // An odd factor walks all blocks of a power of two, out of order.
+    sequence.blocks.push_back(static_cast<int32_t>((blocks_taken_++ * 37) % kv_.blocks()));
+  }
+  for (size_t i = 0; i < chunk.tokens.size(); ++i) {
+    const int32_t row = static_cast<int32_t>(batch_.rows());
+    const bool last = i + 1 == chunk.tokens.size();
+    batch_.tokens.push_back(chunk.tokens[i]);
+    batch_.positions.push_back(sequence.length++);
+    batch_.block_tables.push_back(sequence.blocks.data());
+    if (chunk.wanted == Chunk::Logits::kAll || (chunk.wanted == Chunk::Logits::kLast && last)) {
+      batch_.logit_rows.push_back(row);
+    }
+    if (chunk.trace) batch_.trace_rows.push_back(row);
+  }
+}
+
+int32_t ArgMax(std::span<const float> x) {
+  return static_cast<int32_t>(std::ranges::max_element(x) - x.begin());
+}
+
+}  // namespace switchyard::test
