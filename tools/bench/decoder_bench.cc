@@ -1,0 +1,83 @@
+// decoder_bench MODEL_DIR [THREADS]: tokens a second of the forward pass alone, with experts
+// computed in place: no engine, no sampling, no wire. Each figure is the best of several rounds.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "tests/support/decoder_harness.h"
+
+namespace switchyard::test {
+namespace {
+
+using Chunk = DecoderHarness::Chunk;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kRounds = 5;
+constexpr int kPrompt = 64;
+
+std::vector<int32_t> Prompt(int vocab, int length) {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < length; ++i) tokens.push_back((i * 7919 + 3) % vocab);
+  return tokens;
+}
+
+double SecondsOf(auto&& body) {
+  const Clock::time_point start = Clock::now();
+  body();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// `streams` sequences of kPrompt tokens, then `steps` steps of one token each.
+double DecodeRate(const LoadedModel& model, const HarnessOptions& options, int streams, int steps) {
+  DecoderHarness harness(model, options);
+  std::vector<DecoderHarness::Sequence> sequences(static_cast<size_t>(streams));
+  const std::vector<int32_t> prompt = Prompt(model.spec.vocab, kPrompt);
+  std::vector<Chunk> chunks;
+  for (auto& sequence : sequences) chunks.push_back({.sequence = &sequence, .tokens = prompt});
+  harness.Step(chunks);
+  for (Chunk& chunk : chunks) chunk.tokens = chunk.tokens.first(1);
+  double best = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    const double seconds = SecondsOf([&] {
+      for (int step = 0; step < steps; ++step) harness.Step(chunks);
+    });
+    best = std::max(best, streams * steps / seconds);
+  }
+  return best;
+}
+
+double PrefillRate(const LoadedModel& model, const HarnessOptions& options, int length) {
+  DecoderHarness harness(model, options);
+  const std::vector<int32_t> prompt = Prompt(model.spec.vocab, length);
+  double best = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    DecoderHarness::Sequence sequence;
+    const double seconds =
+        SecondsOf([&] { harness.Step(Chunk{.sequence = &sequence, .tokens = prompt}); });
+    best = std::max(best, length / seconds);
+  }
+  return best;
+}
+
+int Run(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: decoder_bench MODEL_DIR [THREADS]\n");
+    return 2;
+  }
+  const LoadedModel model(argv[1]);
+  const HarnessOptions options = {.dtype = DType::kBF16,
+                                  .threads = argc > 2 ? std::max(1, std::atoi(argv[2])) : 2};
+  std::printf("%s, %d threads, bfloat16\n", std::string(kernels::Name(options.isa)).c_str(),
+              options.threads);
+  std::printf("decode, 1 stream    %9.0f tokens/s\n", DecodeRate(model, options, 1, 100));
+  std::printf("decode, 32 streams  %9.0f tokens/s\n", DecodeRate(model, options, 32, 30));
+  std::printf("prefill of 512      %9.0f tokens/s\n", PrefillRate(model, options, 512));
+  return 0;
+}
+
+}  // namespace
+}  // namespace switchyard::test
+
+int main(int argc, char** argv) { return switchyard::test::Run(argc, argv); }
