@@ -22,6 +22,7 @@ namespace {
 
 constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
 constexpr absl::Duration kTick = absl::Milliseconds(50);
+constexpr absl::Duration kEndPatience = absl::Seconds(1);
 // Room for an answer's header beside its rows.
 constexpr size_t kHeaderRoom = 4096;
 
@@ -65,7 +66,7 @@ struct GrpcServer::Impl {
   void AcceptNext();
   void Loop();
   void Tick();
-  void Step(Ladder* ladder, absl::Time busy_until);
+  void KeepAlive();
   void Sweep();
 
   CallHandler& handler;
@@ -80,6 +81,7 @@ struct GrpcServer::Impl {
   std::vector<std::shared_ptr<Peer>> peers;  // the last one waits for a stream
   uint64_t routers = 0;
   bool stopping = false;
+  absl::Time next_keep_alive = absl::InfinitePast();
 
   std::atomic<bool> draining = false, stop_ticking = false, crowded = false;
   std::atomic<int64_t> open_parts = 0;
@@ -108,7 +110,10 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
 
   void OnFrame(Frame frame) override;
   void OnEnd(absl::Status why) override;
-  void OnQuiet() override { gone_ = !stream_.outstanding() && !finishing_; }
+  void OnQuiet() override {
+    if (!stream_.writing() && !end_status_.ok()) return Finish(std::exchange(end_status_, {}));
+    gone_ = !stream_.outstanding() && !finishing_;
+  }
 
   void OnAnswer(Answer answer) override;
   void OnComputing(uint64_t call_id, uint32_t attempt) override {
@@ -122,6 +127,10 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
     if (greeted_) stream_.Send({.body = pb::Drain()});
   }
   void SendProgress();
+  // A peer that does not read the end of its stream is cut off.
+  void CutOff(absl::Time now) {
+    if (!end_status_.ok() && now >= end_by_) context_.TryCancel();
+  }
   bool written() const { return stream_.ended() || stream_.nothing_to_write(); }
 
  private:
@@ -154,6 +163,8 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   Then<&Peer::OnArrived> arrived_{*this};
   Then<&Peer::OnFinished> finished_{*this};
   std::string id_ = "a router";
+  absl::Status end_status_;
+  absl::Time end_by_;
   bool hello_seen_ = false, greeted_ = false, finishing_ = false, gone_ = false;
   uint64_t queued_bytes_ = 0;  // of answers, an upper bound
   absl::flat_hash_map<std::pair<uint64_t, uint32_t>, OpenCall> open_;
@@ -233,11 +244,9 @@ void GrpcServer::Impl::Peer::OnEnd(absl::Status why) {
     log::Warning("ended the stream of {}: {}", id_, ToStd(why.message()));
   }
   Leave();
-  if (stream_.writing()) {
-    context_.TryCancel();  // a status behind a write would wait for a peer that may not read
-  } else {
-    Finish(why);
-  }
+  if (!stream_.writing()) return Finish(why);
+  end_status_ = std::move(why);  // said once the write before it is through, if the peer reads it
+  end_by_ = absl::Now() + kEndPatience;
 }
 
 void GrpcServer::Impl::Peer::Leave() {
@@ -307,6 +316,17 @@ void GrpcServer::Impl::Sweep() {
   std::erase_if(peers, [](const std::shared_ptr<Peer>& peer) { return peer->gone(); });
 }
 
+// With the mutex held, by whichever thread comes by.
+void GrpcServer::Impl::KeepAlive() {
+  const absl::Time now = absl::Now();
+  if (now < next_keep_alive) return;
+  next_keep_alive = now + kTick;
+  for (const auto& peer : peers) {
+    peer->SendProgress();
+    peer->CutOff(now);
+  }
+}
+
 // The thread that computes. Polls while there is work and a little longer, then sleeps in gRPC.
 void GrpcServer::Impl::Loop() {
   Ladder ladder(options.busy_poll, crowded.load());
@@ -315,6 +335,7 @@ void GrpcServer::Impl::Loop() {
     {
       absl::MutexLock lock(&loop->mutex());
       worked = loop->Poll();
+      KeepAlive();
       Sweep();
       if (stopping && peers.empty()) return;
     }
@@ -340,7 +361,7 @@ void GrpcServer::Impl::Tick() {
     crowded.store(MachineIsCrowded(), std::memory_order_relaxed);
     if (!loop->mutex().TryLock()) continue;  // the other thread is at it
     loop->Poll();
-    for (const auto& peer : peers) peer->SendProgress();
+    KeepAlive();
     loop->mutex().Unlock();
   }
 }

@@ -1,0 +1,501 @@
+// The gRPC ends of the wire against peers that behave badly.
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <deque>
+
+#include "services/base/status.h"
+#include "services/expertwire/codec.h"
+#include "services/expertwire/grpc_server.h"
+#include "services/expertwire/link_set.h"
+#include "switchyard/internal/v1/expert.grpc.pb.h"
+
+namespace switchyard::expertwire {
+namespace {
+
+using ::testing::HasSubstr;
+
+const NumericsClass kNumerics{"abc", DType::kBF16, "bf16-fma"};
+constexpr uint32_t kHidden = 512;
+
+// Answers each part with its own rows, times `copies`; can hold answers back.
+class EchoWorker : public CallHandler {
+ public:
+  explicit EchoWorker(CreditGrant grant = {}) : grant_(grant) {}
+
+  pb::Hello hello() const override { return MakeHello("echo", kNumerics, grant_, false); }
+  bool draining() const override { return false; }
+  pb::DescribeResponse Describe() const override {
+    pb::DescribeResponse out;
+    *out.mutable_hello() = hello();
+    return out;
+  }
+  void Accept(Call part, std::shared_ptr<AnswerSink> sink) override {
+    absl::MutexLock lock(&mutex_);
+    waiting_.push_back({std::move(part), std::move(sink)});
+    most_ = std::max(most_, waiting_.size());
+  }
+  Dropped Cancel(const AnswerSink* sink, uint64_t id, uint32_t attempt) override {
+    absl::MutexLock lock(&mutex_);
+    Dropped dropped;
+    std::erase_if(waiting_, [&](const Waiting& w) {
+      if (w.sink.get() != sink || w.call.call_id != id || w.call.attempt != attempt) return false;
+      ++dropped.parts;
+      dropped.wire_bytes += w.call.wire_bytes;
+      return true;
+    });
+    cancelled += static_cast<int>(dropped.parts);
+    return dropped;
+  }
+  void Forget(const AnswerSink* sink) override {
+    absl::MutexLock lock(&mutex_);
+    std::erase_if(waiting_, [&](const Waiting& w) { return w.sink.get() == sink; });
+  }
+  bool Compute() override {
+    if (held.load()) return false;
+    std::deque<Waiting> now;
+    {
+      absl::MutexLock lock(&mutex_);
+      now.swap(waiting_);
+    }
+    for (Waiting& w : now) {
+      Answer answer;
+      answer.call_id = w.call.call_id;
+      answer.attempt = w.call.attempt + attempt_offset.load();
+      answer.part = w.call.part;
+      answer.hidden = w.call.hidden;
+      answer.status.assign(w.call.segments.size(), w.call.bad.empty() ? pb::OK : pb::BAD);
+      answer.error = w.call.bad;
+      answer.call_wire_bytes = w.call.wire_bytes;
+      if (w.call.bad.empty()) answer.sums = w.call.rows;
+      answer.payload = w.call.payload;
+      w.sink->OnAnswer(std::move(answer));
+      answered.fetch_add(1);
+    }
+    return !now.empty();
+  }
+
+  size_t most_waiting() {
+    absl::MutexLock lock(&mutex_);
+    return most_;
+  }
+  size_t waiting() {
+    absl::MutexLock lock(&mutex_);
+    return waiting_.size();
+  }
+
+  std::atomic<bool> held = false;
+  std::atomic<uint32_t> attempt_offset = 0;
+  std::atomic<int> answered = 0, cancelled = 0;
+
+ private:
+  struct Waiting {
+    Call call;
+    std::shared_ptr<AnswerSink> sink;
+  };
+  const CreditGrant grant_;
+  absl::Mutex mutex_;
+  std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);
+  size_t most_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+class Server {
+ public:
+  explicit Server(EchoWorker& worker, CreditGrant grant = {}, int window = 0)
+      : wire_(worker, {.grant = grant}) {
+    grpc::ServerBuilder builder;
+    if (window > 0) {
+      builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, window);
+      builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    }
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    wire_.Register(builder);
+    server_ = builder.BuildAndStart();
+    wire_.Start();
+    address = "127.0.0.1:" + std::to_string(port);
+  }
+  ~Server() {
+    server_->Shutdown(std::chrono::system_clock::now());
+    wire_.Stop();
+  }
+  GrpcServer& wire() { return wire_; }
+  std::string address;
+
+ private:
+  GrpcServer wire_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+Call MakeCall(uint64_t id, uint32_t rows = 1) {
+  static RowBufferPool pool;
+  Call call;
+  call.call_id = id;
+  call.rows = rows;
+  call.hidden = kHidden;
+  call.payload = pool.Take(size_t{rows} * kHidden * 2);
+  std::memset(call.payload.mutable_data(), static_cast<int>(id), call.payload.bytes());
+  call.answer_bytes = call.payload.bytes();
+  call.segments = {{0, 0, pb::GROUP_SUMS, 0, rows}};
+  for (uint32_t r = 0; r < rows; ++r) call.row_index.push_back(r);
+  call.weights.assign(rows, 1.0f);
+  return call;
+}
+
+LinkSetOptions RouterOptions(CreditGrant grant = {}) {
+  return {.hello = MakeHello("router", kNumerics, grant, false)};
+}
+
+// Polls until `done`; the bound is only for a test that hangs.
+template <typename Condition>
+bool Until(LinkSet& links, std::vector<LinkSet::Event>* events, Condition done) {
+  const absl::Time bound = absl::Now() + absl::Seconds(20);
+  while (!done()) {
+    if (absl::Now() > bound) return false;
+    links.Poll(events);
+    if (!done()) links.Wait(absl::Now() + absl::Milliseconds(5));
+  }
+  return true;
+}
+
+bool Up(const LinkSet& links) { return links.links()[0]->state() == LinkState::kUp; }
+
+// A router's end in the hands of the test: raw frames, read only when asked for.
+class RawRouter {
+ public:
+  explicit RawRouter(const std::string& address, int window = 0) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    if (window > 0) {
+      arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, window);
+      arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    }
+    stub_ = std::make_unique<grpc::GenericStub>(
+        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+    rpc_ = stub_->PrepareCall(&context_, "/switchyard.internal.v1.ExpertWorker/Dispatch", &queue_);
+    rpc_->StartCall(this);
+    Next();
+  }
+  ~RawRouter() {
+    context_.TryCancel();
+    if (!finished_) Finish();
+    queue_.Shutdown();
+  }
+  bool Write(const std::string& bytes) {
+    const grpc::Slice slice(bytes);
+    rpc_->Write(grpc::ByteBuffer(&slice, 1), this);
+    return Next();
+  }
+  bool Write(const Frame& frame) {
+    std::string bytes = EncodePrefix(frame, absl::Now());
+    const RowBuffer payload = PayloadOf(frame);
+    bytes.append(reinterpret_cast<const char*>(payload.data()), payload.bytes());
+    return Write(bytes);
+  }
+  absl::StatusOr<Frame> Read() {
+    grpc::ByteBuffer buffer;
+    rpc_->Read(&buffer, this);
+    if (!Next()) return Unavailable("the stream ended");
+    std::vector<grpc::Slice> slices;
+    EXPECT_TRUE(buffer.Dump(&slices).ok());
+    RowBuffer bytes = pool_.Take(buffer.Length());
+    std::byte* at = bytes.mutable_data();
+    for (const grpc::Slice& slice : slices) {
+      std::memcpy(at, slice.begin(), slice.size());
+      at += slice.size();
+    }
+    return DecodeFrame(bytes, absl::Now(), {});
+  }
+  grpc::Status Finish() {
+    grpc::Status status;
+    rpc_->Finish(&status, this);
+    Next();
+    finished_ = true;
+    return status;
+  }
+
+ private:
+  bool Next() {
+    void* tag = nullptr;
+    bool ok = false;
+    const auto bound = std::chrono::system_clock::now() + std::chrono::seconds(20);
+    EXPECT_EQ(queue_.AsyncNext(&tag, &ok, bound), grpc::CompletionQueue::GOT_EVENT);
+    return ok;
+  }
+
+  RowBufferPool pool_;
+  grpc::CompletionQueue queue_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::GenericStub> stub_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> rpc_;
+  bool finished_ = false;
+};
+
+// The next answer, past progress and credit frames.
+absl::StatusOr<Answer> ReadAnswer(RawRouter& router) {
+  while (true) {
+    absl::StatusOr<Frame> frame = router.Read();
+    if (!frame.ok()) return frame.status();
+    if (auto* answer = std::get_if<Answer>(&frame->body)) return std::move(*answer);
+  }
+}
+
+TEST(GrpcLink, CallsAndAnswersMeet) {
+  EchoWorker worker;
+  Server server(worker);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, 4)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 3; }));
+  for (const auto& event : events) {
+    const Answer& answer = std::get<Answer>(event.event);
+    EXPECT_EQ(answer.payload.bytes(), 4u * kHidden * 2);
+    EXPECT_EQ(static_cast<uint64_t>(answer.payload.data()[0]), answer.call_id);
+  }
+  EXPECT_TRUE(server.wire().Idle());
+}
+
+TEST(GrpcLink, AnswersOfAnotherAttemptAreDroppedAndCounted) {
+  EchoWorker worker;
+  worker.attempt_offset = 1;
+  Server server(worker);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return links.links()[0]->stats().stale_answers == 1; }));
+  worker.attempt_offset = 0;
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(2)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return !events.empty(); }));
+  EXPECT_EQ(std::get<Answer>(events[0].event).call_id, 2u);
+}
+
+TEST(GrpcLink, ACancelledCallIsDroppedAtTheWorkerAndGivesItsCreditsBack) {
+  const CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
+  EchoWorker worker(tiny);
+  worker.held = true;
+  Server server(worker, tiny);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  for (uint64_t id = 1; id <= 10; ++id) {
+    ASSERT_TRUE(links.links()[0]->Send(MakeCall(id)).ok());
+    ASSERT_TRUE(Until(links, &events, [&] { return worker.waiting() == 1; })) << id;
+    links.links()[0]->Cancel(id, 0);
+    ASSERT_TRUE(Until(links, &events, [&] { return worker.waiting() == 0; })) << id;
+  }
+  EXPECT_EQ(worker.cancelled.load(), 10);
+  EXPECT_TRUE(events.empty());
+  worker.held = false;
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(11)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 1; }));
+}
+
+TEST(GrpcLink, ASilentWorkerIsSuspectAndThenGivenUp) {
+  // A server that answers hello and then nothing, not even progress: a raw generic service.
+  EchoWorker worker;
+  worker.held = true;
+  Server server(worker);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address,
+                 .suspect_after = absl::ZeroDuration(),
+                 .stalled_after = absl::Nanoseconds(1)});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return !events.empty(); }));
+  EXPECT_THAT(std::get<LinkDown>(events[0].event).why, HasSubstr("silent"));
+  EXPECT_GE(links.links()[0]->stats().suspicions, 1u);
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));  // and tried again
+}
+
+TEST(GrpcLink, ProgressKeepsAWorkerThatComputesLongFromSuspicion) {
+  EchoWorker worker;
+  worker.held = true;
+  Server server(worker);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address,
+                 .suspect_after = absl::Seconds(10),
+                 .stalled_after = absl::Milliseconds(1500)});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
+  const absl::Time later = absl::Now() + absl::Seconds(3);
+  ASSERT_TRUE(Until(links, &events, [&] { return absl::Now() > later; }));
+  EXPECT_TRUE(events.empty());  // twice the stall time without an answer, and still up
+  worker.held = false;
+  ASSERT_TRUE(Until(links, &events, [&] { return !events.empty(); }));
+  EXPECT_TRUE(std::holds_alternative<Answer>(events[0].event));
+}
+
+TEST(GrpcServer, UndecodableFramesEndTheStreamAndNobodyElses) {
+  EchoWorker worker;
+  Server server(worker);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  const pb::Hello hello = MakeHello("raw", kNumerics, {}, false);
+  for (const std::string& bytes :
+       {std::string("garbage"), std::string(), EncodePrefix({.body = MakeCall(1)}, absl::Now())}) {
+    RawRouter raw(server.address);
+    ASSERT_TRUE(raw.Write(Frame{.body = hello}));
+    ASSERT_TRUE(raw.Read().ok());
+    ASSERT_TRUE(raw.Write(bytes));
+    EXPECT_FALSE(ReadAnswer(raw).ok());
+    EXPECT_EQ(raw.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  EXPECT_EQ(server.wire().stats().streams_broken, 3u);
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 1; }));
+  EXPECT_TRUE(std::holds_alternative<Answer>(events[0].event));
+}
+
+TEST(GrpcServer, ACallBeforeHelloOrASecondHelloEndsTheStream) {
+  EchoWorker worker;
+  Server server(worker);
+  RawRouter early(server.address);
+  ASSERT_TRUE(early.Write(Frame{.body = pb::Drain()}));
+  EXPECT_EQ(early.Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  RawRouter twice(server.address);
+  const pb::Hello hello = MakeHello("raw", kNumerics, {}, false);
+  ASSERT_TRUE(twice.Write(Frame{.body = hello}));
+  ASSERT_TRUE(twice.Read().ok());
+  ASSERT_TRUE(twice.Write(Frame{.body = hello}));
+  EXPECT_EQ(twice.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST(GrpcServer, OverdrawnCreditsEndTheStream) {
+  const CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
+  EchoWorker worker(tiny);
+  worker.held = true;
+  Server server(worker, tiny);
+  RawRouter raw(server.address);
+  ASSERT_TRUE(raw.Write(Frame{.body = MakeHello("raw", kNumerics, {}, false)}));
+  ASSERT_TRUE(raw.Read().ok());
+  for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(raw.Write(Frame{.body = MakeCall(id)}));
+  EXPECT_FALSE(ReadAnswer(raw).ok());
+  EXPECT_EQ(raw.Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST(GrpcServer, AMalformedCallIsAnsweredBadAndTheStreamGoesOn) {
+  EchoWorker worker;
+  Server server(worker);
+  RawRouter raw(server.address);
+  ASSERT_TRUE(raw.Write(Frame{.body = MakeHello("raw", kNumerics, {}, false)}));
+  ASSERT_TRUE(raw.Read().ok());
+  Call bad = MakeCall(1);
+  bad.row_index[0] = 9;
+  ASSERT_TRUE(raw.Write(Frame{.body = bad}));
+  auto answer = ReadAnswer(raw);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_THAT(answer->status, ::testing::ElementsAre(pb::BAD));
+  EXPECT_THAT(answer->error, HasSubstr("row 9 of 1"));
+  ASSERT_TRUE(raw.Write(Frame{.body = MakeCall(2)}));
+  answer = ReadAnswer(raw);
+  ASSERT_TRUE(answer.ok());
+  EXPECT_THAT(answer->status, ::testing::ElementsAre(pb::OK));
+}
+
+// The router stops reading with tiny buffers both ways: its answers pile up to its credits and no
+// further, others are served, and it goes on where it left off once it reads again.
+TEST(GrpcServer, ARouterThatStopsReadingHurtsOnlyItself) {
+  const CreditGrant grant{.bytes = 2 << 20, .frames = 8};
+  EchoWorker worker(grant);
+  Server server(worker, grant, 64 << 10);
+  RawRouter lazy(server.address, 64 << 10);
+  ASSERT_TRUE(lazy.Write(Frame{.body = MakeHello("lazy", kNumerics, {8 << 20, 64}, false)}));
+  ASSERT_TRUE(lazy.Read().ok());
+  for (uint64_t id = 1; id <= 8; ++id) {
+    ASSERT_TRUE(lazy.Write(Frame{.body = MakeCall(id, 200)}));  // 200 KiB each way
+  }
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  for (uint64_t id = 1; id <= 20; ++id) {
+    ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, 100)).ok());
+    ASSERT_TRUE(Until(links, &events, [&] { return events.size() == id; })) << id;
+  }
+  for (uint64_t id = 1; id <= 8; ++id) {
+    const auto answer = ReadAnswer(lazy);
+    ASSERT_TRUE(answer.ok()) << id;
+    EXPECT_EQ(answer->call_id, id);
+    EXPECT_EQ(answer->sums, 200u);
+  }
+}
+
+// Both ends want to write much more than the buffers and credits between them hold.
+TEST(GrpcLink, TinyBuffersBothWaysDoNotDeadlock) {
+  const CreditGrant grant{.bytes = 1 << 20, .frames = 4};
+  EchoWorker worker(grant);
+  Server server(worker, grant, 64 << 10);
+  LinkSet links(RouterOptions(grant));
+  links.AddGrpc({.target = server.address, .socket_buffer_bytes = 64 << 10});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  for (uint64_t id = 1; id <= 60; ++id) ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, 250)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 60; })) << events.size();
+  EXPECT_LE(worker.most_waiting(), 4u);
+  EXPECT_EQ(server.wire().stats().streams_broken, 0u);
+}
+
+TEST(GrpcLink, APartThatCanNeverFitIsRefusedAtOnce) {
+  const CreditGrant grant{.bytes = 64 << 10, .frames = 4};
+  EchoWorker worker(grant);
+  Server server(worker, grant);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  EXPECT_TRUE(absl::IsResourceExhausted(links.links()[0]->Send(MakeCall(1, 100))));
+}
+
+TEST(GrpcLink, AnAddressWithoutAWorkerIsTriedAgainUntilThereIsOne) {
+  LinkSet links(RouterOptions());
+  const std::string socket = "unix:/tmp/sy-wire-late-" + std::to_string(::getpid());
+  links.AddGrpc({.target = socket});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] {
+    return std::string(links.links()[0]->why().message()).find("not connected yet") ==
+           std::string::npos;
+  }));
+  EXPECT_THAT(std::string(links.links()[0]->why().message()), HasSubstr(socket));
+  EXPECT_TRUE(absl::IsUnavailable(links.links()[0]->Send(MakeCall(1))));
+  EchoWorker worker;
+  GrpcServer wire(worker, {});
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(socket, grpc::InsecureServerCredentials());
+  wire.Register(builder);
+  auto server = builder.BuildAndStart();
+  wire.Start();
+  EXPECT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  server->Shutdown(std::chrono::system_clock::now());
+  wire.Stop();
+}
+
+TEST(GrpcServer, DescribeSaysWhoItIs) {
+  EchoWorker worker;
+  Server server(worker);
+  auto stub = pb::ExpertWorker::NewStub(
+      grpc::CreateChannel(server.address, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  pb::DescribeResponse response;
+  ASSERT_TRUE(stub->Describe(&context, {}, &response).ok());
+  EXPECT_EQ(response.hello().peer_id(), "echo");
+  EXPECT_EQ(response.hello().arithmetic(), "bf16-fma");
+}
+
+}  // namespace
+}  // namespace switchyard::expertwire
