@@ -108,9 +108,8 @@ class CommandLine {
   std::string Footer() const {
     std::string out =
         "\nEvery flag may also be given as SWITCHYARD_<FLAG> in the environment or as a key of\n"
-        "--config (--max-queue 8, SWITCHYARD_MAX_QUEUE=8, {\"max_queue\": 8}); a flag wins over "
-        "the\n"
-        "environment, and that over the file.";
+        "--config (--log-level debug, SWITCHYARD_LOG_LEVEL=debug, {\"log_level\": \"debug\"});\n"
+        "a flag wins over the environment, and that over the file.";
     if (!program_.examples.empty()) out += "\n\nExamples:";
     for (const std::string& example : program_.examples) out += "\n  " + example;
     return out;

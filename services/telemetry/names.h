@@ -54,9 +54,8 @@ inline constexpr MetricDef kGatewayConnections{"switchyard_gateway_connections",
                                                "Open HTTP connections"};
 inline constexpr MetricDef kGatewayHttpBytes{"switchyard_gateway_http_bytes_total", kCounter,
                                              "Bytes of HTTP connections, by direction"};
-inline constexpr MetricDef kGatewayCutOff{
-    "switchyard_gateway_clients_cut_off_total", kCounter,
-    "HTTP clients that were too slow or sent too much"};
+inline constexpr MetricDef kGatewayCutOff{"switchyard_gateway_clients_cut_off_total", kCounter,
+                                          "HTTP clients that were too slow or sent too much"};
 inline constexpr MetricDef kGatewayPromptTokens{"switchyard_gateway_prompt_tokens_total", kCounter,
                                                 "Tokens of prompts that were sent to routers"};
 inline constexpr MetricDef kGatewayOutputTokens{"switchyard_gateway_output_tokens_total", kCounter,

@@ -1,0 +1,36 @@
+#include "router/router.h"
+#include "services/base/check.h"
+#include "services/config/units.h"
+
+namespace switchyard::router {
+
+void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
+  if (knobs.has_kv_memory()) {
+    const auto bytes = config::ParseBytes(knobs.kv_memory());
+    SY_CHECK(bytes.ok());
+    options->kv_bytes = *bytes;
+  }
+  options->max_model_len = knobs.max_model_len();
+  options->max_batch_tokens = knobs.max_batch_tokens();
+  options->max_running = knobs.max_running();
+  options->max_queue = knobs.max_queue();
+  options->expert_metrics = knobs.expert_metrics() == "all"       ? ExpertMetrics::kAll
+                            : knobs.expert_metrics() == "summary" ? ExpertMetrics::kSummary
+                                                                  : ExpertMetrics::kOff;
+}
+
+void ApplyKnobs(const config::v1::WeightKnobs& knobs, RouterOptions* options) {
+  options->dtype = knobs.dtype() == "float32" ? DType::kF32 : DType::kBF16;
+  options->weight_check = !knobs.no_weight_check();
+}
+
+void ApplyKnobs(const config::v1::ComputeKnobs& knobs, RouterOptions* options) {
+  options->threads = knobs.threads();
+  options->isa = knobs.isa();
+}
+
+security::TlsFiles TlsFilesOf(const config::v1::TlsKnobs& knobs) {
+  return {.cert = knobs.tls_cert(), .key = knobs.tls_key(), .ca = knobs.tls_ca()};
+}
+
+}  // namespace switchyard::router

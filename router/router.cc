@@ -1,0 +1,347 @@
+#include "router/router.h"
+
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/synchronization/notification.h"
+#include "router/graph/decoder.h"
+#include "router/graph/weights.h"
+#include "router/kv/kv_storage.h"
+#include "router/kv_plan.h"
+#include "services/base/check.h"
+#include "services/base/logging.h"
+#include "services/base/memory.h"
+#include "services/base/status.h"
+#include "services/base/text_fingerprint.h"
+#include "services/checkpoint/content_digest.h"
+#include "services/checkpoint/progress.h"
+#include "services/checkpoint/weight_check.h"
+#include "services/config/units.h"
+#include "services/expertwire/link_set.h"
+#include "services/model/fingerprint.h"
+#include "services/model/memory_plan.h"
+#include "services/model/spec_from_hf.h"
+#include "services/model/tensor_names.h"
+#include "services/rpc/server.h"
+
+namespace switchyard::router {
+namespace {
+
+namespace pb = internal::v1;
+
+// How soon a change of the links is seen.
+constexpr absl::Duration kWatchEvery = absl::Milliseconds(25);
+
+WeightBytes BackboneBytesOf(const OpenedModel& model) {
+  return BackboneBytes(model.spec, [&](std::string_view name) {
+    const checkpoint::TensorInfo* tensor = model.source->Find(name);
+    return tensor == nullptr ? model.spec.weight_dtype : tensor->dtype;
+  });
+}
+
+absl::Status CheckBackbone(const OpenedModel& model) {
+  std::vector<checkpoint::TensorRange> ranges;
+  for (const TensorRef& tensor : AllTensors(BackboneTensorsOf(model.spec))) {
+    ranges.push_back({.name = tensor.name});
+  }
+  checkpoint::ConsoleProgress progress("Reading the router's weights");
+  return checkpoint::CheckWeights(*model.source, ranges, std::ref(progress));
+}
+
+absl::StatusOr<KvPlan> PlanMemory(const RouterOptions& options, const OpenedModel& model,
+                                  uint64_t other_weight_bytes) {
+  const uint64_t weights = BackboneBytesOf(model).total() + other_weight_bytes;
+  const uint64_t available = AvailableMemoryBytes();
+  SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, options.dtype,
+                                                {.kv_bytes = options.kv_bytes,
+                                                 .max_model_len = options.max_model_len,
+                                                 .weight_bytes = weights,
+                                                 .available_bytes = available}));
+  log::Info(
+      "{} of weights, {} of KV cache ({}): {} tokens, up to {} a sequence; {} of memory available",
+      config::FormatBytes(static_cast<int64_t>(weights)), config::FormatBytes(plan.bytes),
+      options.kv_bytes > 0 ? "--kv-memory" : "half of what is free; --kv-memory changes it",
+      plan.blocks * kBlockTokens, plan.max_model_len,
+      config::FormatBytes(static_cast<int64_t>(available)));
+  return plan;
+}
+
+void DescribeTo(const ModelSpec& spec, const expertwire::LinkSet& links,
+                const LinkDispatcher& dispatcher, pb::DescribeExpertsResponse* out) {
+  const std::vector<LinkReport> reports = dispatcher.Links();
+  // Of each (layer, expert) the workers that hold it.
+  const auto experts = static_cast<size_t>(spec.experts.count);
+  std::vector<std::vector<int>> holders(spec.layers.size() * experts);
+  for (size_t i = 0; i < reports.size(); ++i) {
+    const LinkReport& report = reports[i];
+    pb::WorkerView* view = out->add_workers();
+    view->set_address(report.name);
+    view->set_state(report.why.empty() ? std::string(Name(report.state))
+                                       : fmt::format("{}: {}", Name(report.state), report.why));
+    view->set_frames_out(report.wire.frames_sent);
+    view->set_rows_out(report.rows);
+    const auto peer = links.links()[i]->peer();
+    if (peer == nullptr) continue;
+    view->set_numerics_id(peer->numerics_id());
+    uint64_t held = 0;
+    for (const pb::HeldExperts& layer : peer->held()) {
+      if (layer.layer() < 0 || layer.layer() >= spec.num_layers()) continue;
+      for (int r = 0; r < std::min(layer.first_size(), layer.last_size()); ++r) {
+        const size_t last = std::min<size_t>(layer.last(r), experts - 1);
+        for (size_t e = layer.first(r); e <= last; ++e, ++held) {
+          holders[layer.layer() * experts + e].push_back(static_cast<int>(i));
+        }
+      }
+    }
+    view->set_experts(held);
+  }
+  const std::vector<uint64_t> rows = dispatcher.ExpertRows();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!spec.layers[i / experts].moe) continue;
+    pb::ExpertLoad* load = out->add_experts();
+    load->set_layer(static_cast<int32_t>(i / experts));
+    load->set_expert(static_cast<int32_t>(i % experts));
+    load->set_rows(rows[i]);
+    for (int link : holders[i]) load->add_workers(reports[static_cast<size_t>(link)].name);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<OpenedModel> OpenModel(const std::string& model_dir) {
+  OpenedModel model;
+  SY_ASSIGN_OR_RETURN(model.spec, LoadSpec(model_dir));
+  SY_ASSIGN_OR_RETURN(model.source, checkpoint::OpenSafetensors(model_dir));
+  SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*model.source));
+  model.fingerprint = ModelFingerprint(model.spec, digest);
+  return model;
+}
+
+// Members stand in order of dependence: each may use those above it, and is destroyed before them.
+class Router::Impl {
+ public:
+  Impl(RouterOptions options, const RouterShared& shared, ReadyCallback on_ready)
+      : options_(std::move(options)), shared_(shared), on_ready_(std::move(on_ready)) {}
+  ~Impl() { Stop(absl::ZeroDuration()); }
+
+  absl::Status Load();
+  absl::Status Connect();
+  absl::Status Serve();
+
+  void BeginDrain();
+  bool WaitDrained(absl::Duration timeout) {
+    return drained_.WaitForNotificationWithTimeout(timeout);
+  }
+  void Stop(absl::Duration grace);
+
+  rpc::Server& server() { return *server_; }
+  int max_model_len() const { return plan_.max_model_len; }
+  EngineSnapshot Snapshot() const { return engine_->Snapshot(); }
+
+ private:
+  void Watch();
+  void Look();
+
+  const RouterOptions options_;
+  const RouterShared shared_;
+  const ReadyCallback on_ready_;
+  absl::Notification drained_;
+  telemetry::Metrics own_metrics_;
+  OpenedModel model_;
+  std::unique_ptr<kernels::ThreadPool> own_pool_;
+  std::unique_ptr<kernels::Compute> compute_;
+  RouterWeights weights_;
+  KvPlan plan_;
+  std::unique_ptr<KvStorage> kv_;
+  expertwire::NumericsClass numerics_;
+  std::unique_ptr<expertwire::LinkSet> links_;
+  std::unique_ptr<LinkDispatcher> dispatcher_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<RouterMetrics> metrics_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<RouterService> service_;
+  std::unique_ptr<rpc::Server> server_;
+  telemetry::Metrics::Registration registration_;
+
+  absl::Mutex mutex_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  // What the watcher has last told.
+  std::vector<uint64_t> generations_;
+  bool told_ = false, ready_ = false;
+  std::string missing_;
+  std::thread watcher_;
+};
+
+absl::Status Router::Impl::Load() {
+  if (shared_.model != nullptr) {
+    model_ = *shared_.model;
+  } else {
+    SY_ASSIGN_OR_RETURN(model_, OpenModel(options_.model_dir));
+  }
+  SY_ASSIGN_OR_RETURN(plan_, PlanMemory(options_, model_, shared_.other_weight_bytes));
+  SY_ASSIGN_OR_RETURN(weights_, RouterWeights::Load(model_.spec, *model_.source));
+  if (options_.weight_check) SY_RETURN_IF_ERROR(CheckBackbone(model_));
+  SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options_.isa));
+  kernels::ThreadPool* pool = shared_.pool;
+  if (pool == nullptr) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    const int threads = options_.threads > 0 ? options_.threads : std::max(1, cores);
+    own_pool_ = std::make_unique<kernels::ThreadPool>(threads);
+    pool = own_pool_.get();
+  }
+  compute_ = std::make_unique<kernels::Compute>(isa, *pool);
+  log::Info("{}: {} layers, {} experts a MoE layer; {} on {}, {} threads", model_.spec.architecture,
+            model_.spec.num_layers(), model_.spec.experts.count, Name(options_.dtype),
+            kernels::Name(isa), pool->threads());
+  SY_ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(model_.spec, options_.dtype, plan_.blocks));
+  kv_ = std::make_unique<KvStorage>(std::move(kv));
+  numerics_ = {.model_fingerprint = model_.fingerprint,
+               .activations = options_.dtype,
+               .arithmetic = std::string(kernels::ArithmeticClass(options_.dtype, isa))};
+  return absl::OkStatus();
+}
+
+absl::Status Router::Impl::Connect() {
+  links_ = std::make_unique<expertwire::LinkSet>(
+      expertwire::LinkSetOptions{.hello = expertwire::MakeHello(options_.router_id, numerics_, {},
+                                                                options_.allow_mixed_numerics)});
+  for (const RouterShared::LocalWorker& worker : shared_.workers) {
+    links_->AddLocal(worker.name, *worker.handler);
+  }
+  for (const std::string& address : options_.workers) {
+    const bool local_socket = address.rfind("unix:", 0) == 0;
+    expertwire::GrpcLinkOptions link{.target = address};
+    SY_ASSIGN_OR_RETURN(link.credentials, security::ClientCredentials(
+                                              local_socket ? security::TlsFiles{} : options_.tls));
+    links_->AddGrpc(link);
+  }
+  dispatcher_ =
+      std::make_unique<LinkDispatcher>(model_.spec, options_.dtype, *links_, compute_->pool());
+  const DecoderOptions decoder{.dtype = options_.dtype, .max_positions = plan_.max_model_len};
+  SY_RETURN_IF_ERROR(decoder.Validate());
+  decoder_ =
+      std::make_unique<Decoder>(decoder, model_.spec, weights_, *compute_, *kv_, *dispatcher_);
+  return absl::OkStatus();
+}
+
+absl::Status Router::Impl::Serve() {
+  telemetry::Metrics& metrics = shared_.metrics != nullptr ? *shared_.metrics : own_metrics_;
+  metrics_ = std::make_unique<RouterMetrics>(metrics, options_.expert_metrics);
+  const EngineOptions engine{.max_model_len = plan_.max_model_len,
+                             .kv_blocks = plan_.blocks,
+                             .max_batch_tokens = options_.max_batch_tokens,
+                             .max_running = options_.max_running,
+                             .max_queue = options_.max_queue};
+  SY_RETURN_IF_ERROR(engine.Validate());
+  engine_ = std::make_unique<Engine>(engine, *decoder_, metrics_.get());
+  RouterServiceOptions service;
+  pb::RouterHello& hello = service.hello;
+  hello.set_router_id(options_.router_id);
+  SY_ASSIGN_OR_RETURN(*hello.mutable_text_fingerprint(), TextFingerprint(options_.model_dir));
+  hello.set_model_fingerprint(model_.fingerprint);
+  hello.set_numerics_id(expertwire::NumericsId(numerics_));
+  hello.set_max_model_len(plan_.max_model_len);
+  hello.set_vocab(model_.spec.vocab);
+  hello.set_top_k(model_.spec.gate.top_k);
+  for (int layer = 0; layer < model_.spec.num_layers(); ++layer) {
+    if (model_.spec.layers[layer].moe) hello.add_moe_layers(layer);
+  }
+  service_ = std::make_unique<RouterService>(
+      service, *engine_,
+      RouterService::Hooks{.describe =
+                               [this](pb::DescribeExpertsResponse* out) {
+                                 DescribeTo(model_.spec, *links_, *dispatcher_, out);
+                               },
+                           .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
+                           .on_slow = [this] { metrics_->OnSlow(); }});
+  SY_ASSIGN_OR_RETURN(server_, rpc::Server::Start({.listen = options_.listen,
+                                                   .tls = options_.tls,
+                                                   .metrics = &metrics,
+                                                   .service = "router"},
+                                                  [this](grpc::ServerBuilder& builder) {
+                                                    builder.RegisterService(service_.get());
+                                                  }));
+  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_);
+  Look();  // embedded is ready at once
+  watcher_ = std::thread([this] { Watch(); });
+  return absl::OkStatus();
+}
+
+void Router::Impl::Watch() {
+  absl::MutexLock lock(&mutex_);
+  const auto over = [this]()
+                        ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || draining_; };
+  while (!mutex_.AwaitWithTimeout(absl::Condition(&over), kWatchEvery)) Look();
+}
+
+// Tells gateways, health and the log what a change at the links means.
+void Router::Impl::Look() {
+  std::vector<uint64_t> generations;
+  for (const auto& link : links_->links()) generations.push_back(link->generation());
+  if (told_ && generations == generations_) return;
+  generations_ = std::move(generations);
+  std::string missing = dispatcher_->Missing();
+  if (told_ && missing == missing_) return;
+  missing_ = std::move(missing);
+  const bool changed = !told_ || ready_ != missing_.empty();
+  ready_ = missing_.empty();
+  told_ = true;
+  service_->SetState(ready_, missing_, false);
+  if (!changed) return;
+  server_->SetReady(ready_);
+  metrics_->SetReady(ready_);
+  log::Info("{}", ready_ ? "ready" : "not ready: " + missing_);
+  if (on_ready_) on_ready_(ready_, missing_);
+}
+
+void Router::Impl::BeginDrain() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (std::exchange(draining_, true)) return;
+  }
+  watcher_.join();
+  server_->SetReady(false);
+  metrics_->SetReady(false);
+  service_->SetState(false, "draining", true);
+  engine_->BeginDrain([this] { drained_.Notify(); });
+}
+
+void Router::Impl::Stop(absl::Duration grace) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (std::exchange(stopping_, true)) return;
+  }
+  if (watcher_.joinable()) watcher_.join();
+  if (server_ == nullptr) return;
+  server_->SetReady(false);
+  service_->EndStreams();
+  server_->Shutdown(grace);
+  registration_ = {};
+}
+
+absl::StatusOr<std::unique_ptr<Router>> Router::Create(const RouterOptions& options,
+                                                       const RouterShared& shared,
+                                                       ReadyCallback on_ready) {
+  auto impl = std::make_unique<Impl>(options, shared, std::move(on_ready));
+  SY_RETURN_IF_ERROR(impl->Load());
+  SY_RETURN_IF_ERROR(impl->Connect());
+  SY_RETURN_IF_ERROR(impl->Serve());
+  return std::unique_ptr<Router>(new Router(std::move(impl)));
+}
+
+Router::Router(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Router::~Router() = default;
+
+const std::string& Router::address() const { return impl_->server().address(); }
+grpc::Server& Router::server() { return impl_->server().grpc(); }
+int Router::max_model_len() const { return impl_->max_model_len(); }
+EngineSnapshot Router::Snapshot() const { return impl_->Snapshot(); }
+void Router::BeginDrain() { impl_->BeginDrain(); }
+bool Router::WaitDrained(absl::Duration timeout) { return impl_->WaitDrained(timeout); }
+void Router::Stop(absl::Duration grace) { impl_->Stop(grace); }
+
+}  // namespace switchyard::router

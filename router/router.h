@@ -1,0 +1,107 @@
+// A router, assembled: checkpoint, weights, KV, links to the experts, dispatcher, decoder, engine
+// and the gRPC service. The same object behind switchyard-router and inside the embedded server.
+//
+// Thread-safe.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "router/loop/engine.h"
+#include "router/service/router_metrics.h"
+#include "services/checkpoint/tensor_source.h"
+#include "services/expertwire/expert_link.h"
+#include "services/kernels/thread_pool.h"
+#include "services/model/spec.h"
+#include "services/security/tls.h"
+#include "services/telemetry/metrics.h"
+#include "services/tensor/dtype.h"
+#include "switchyard/config/v1/common.pb.h"
+
+namespace grpc {
+class Server;
+}
+
+namespace switchyard::router {
+
+struct RouterOptions {
+  std::string router_id = "router";  // names this side in refusals and logs
+  std::string model_dir;
+  DType dtype = DType::kBF16;  // of activations, wire and KV: kBF16 or kF32
+  bool weight_check = true;    // looks for NaN and infinity in its weights; reads them all
+  std::string isa = "auto";
+  int threads = 0;        // of its own pool; 0: one a core; not used with a shared pool
+  int64_t kv_bytes = 0;   // 0: half of what is free after loading
+  int max_model_len = 0;  // 0: what model and KV allow
+  int max_batch_tokens = 2048;
+  int max_running = 256;
+  int max_queue = 1024;
+  ExpertMetrics expert_metrics = ExpertMetrics::kAll;
+  bool allow_mixed_numerics = false;
+  std::vector<std::string> workers;  // HOST:PORT or unix:PATH
+  std::string listen;                // empty: in-process only
+  security::TlsFiles tls;            // of the listener, and shown to the workers
+};
+
+// A checkpoint that was opened and identified.
+struct OpenedModel {
+  ModelSpec spec;
+  std::string fingerprint;
+  std::shared_ptr<checkpoint::TensorSource> source;
+};
+absl::StatusOr<OpenedModel> OpenModel(const std::string& model_dir);
+
+// What the embedded server shares with its router; the pointers outlive it.
+struct RouterShared {
+  const OpenedModel* model = nullptr;  // null: opened here
+  kernels::ThreadPool* pool = nullptr;
+  struct LocalWorker {
+    std::string name;
+    expertwire::CallHandler* handler = nullptr;
+  };
+  std::vector<LocalWorker> workers;
+  uint64_t other_weight_bytes = 0;        // of these workers
+  telemetry::Metrics* metrics = nullptr;  // null: its own
+};
+
+class Router {
+ public:
+  // Called when it becomes ready or ceases to be, with what is missing; on a thread of the
+  // router's.
+  using ReadyCallback = std::function<void(bool ready, const std::string& missing)>;
+
+  // Loads the model, starts the engine and the listener, and goes on connecting to its workers.
+  static absl::StatusOr<std::unique_ptr<Router>> Create(const RouterOptions& options,
+                                                        const RouterShared& shared,
+                                                        ReadyCallback on_ready = nullptr);
+  ~Router();  // Stop(0)
+
+  const std::string& address() const;  // of the listener; "" in-process
+  grpc::Server& server();              // for in-process channels
+  int max_model_len() const;
+  EngineSnapshot Snapshot() const;
+
+  // Not ready from now on; requests that run go on.
+  void BeginDrain();
+  // Whether all of them have ended; waits up to `timeout`.
+  bool WaitDrained(absl::Duration timeout);
+  // Ends streams, server and engine; waits up to `grace` for what is still being written.
+  void Stop(absl::Duration grace);
+
+ private:
+  class Impl;
+  explicit Router(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Knobs of the config protos into options. The values were checked when they were loaded.
+void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options);
+void ApplyKnobs(const config::v1::WeightKnobs& knobs, RouterOptions* options);
+void ApplyKnobs(const config::v1::ComputeKnobs& knobs, RouterOptions* options);
+security::TlsFiles TlsFilesOf(const config::v1::TlsKnobs& knobs);
+
+}  // namespace switchyard::router

@@ -1,0 +1,103 @@
+#include "router/run.h"
+
+#include <unistd.h>
+
+#include <iostream>
+
+#include "absl/time/clock.h"
+#include "router/router.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/config/load.h"
+#include "services/config/units.h"
+#include "services/rpc/server.h"
+#include "services/rpc/shutdown_signal.h"
+#include "services/telemetry/exposer.h"
+#include "switchyard/config/v1/router.pb.h"
+
+namespace switchyard::router {
+namespace {
+
+const config::Program kProgram = {
+    .name = "switchyard-router",
+    .description =
+        "Attention, KV cache, gate and scheduling of a mixture-of-experts model; the "
+        "experts are expert workers, clients come through gateways.",
+    .examples = {"switchyard-router --model models/tiny-r1 --workers "
+                 "127.0.0.1:8200,127.0.0.1:8201 --listen 127.0.0.1:8100",
+                 "switchyard-router --config router.json --kv-memory 4GiB --metrics 127.0.0.1:9100",
+                 "SWITCHYARD_WORKERS=unix:/run/worker.sock switchyard-router --model DIR"}};
+
+RouterOptions OptionsFrom(const config::v1::RouterConfig& config) {
+  RouterOptions options;
+  char host[256] = "router";
+  ::gethostname(host, sizeof host - 1);
+  options.router_id = fmt::format("{}:{}", host, ::getpid());
+  options.model_dir = config.model().model();
+  options.workers.assign(config.workers().begin(), config.workers().end());
+  options.listen = config.listen();
+  options.tls = TlsFilesOf(config.tls());
+  options.allow_mixed_numerics = config.allow_mixed_numerics();
+  ApplyKnobs(config.weights(), &options);
+  ApplyKnobs(config.engine(), &options);
+  ApplyKnobs(config.compute(), &options);
+  return options;
+}
+
+// A second signal ends the wait.
+void Drain(Router& router, absl::Duration timeout, rpc::ShutdownSignal& signal) {
+  log::Info("draining, for up to {}", absl::FormatDuration(timeout));
+  router.BeginDrain();
+  const absl::Time end = absl::Now() + timeout;
+  while (!router.WaitDrained(absl::Milliseconds(20)) && absl::Now() < end) {
+    if (signal.WaitFor(absl::ZeroDuration())) break;
+  }
+  const int left = router.Snapshot().running + router.Snapshot().waiting;
+  if (left > 0) log::Warning("{} requests did not finish in time", left);
+  router.Stop(absl::Seconds(1));
+}
+
+absl::Status RunRouter(const config::v1::RouterConfig& config) {
+  rpc::ShutdownSignal signal;
+  rpc::RouteGrpcLogs();
+  auto metrics = std::make_shared<telemetry::Metrics>();
+  metrics->AddProcess("router", config::Version());
+  SY_ASSIGN_OR_RETURN(const auto router,
+                      Router::Create(OptionsFrom(config), {.metrics = metrics.get()},
+                                     [first = true](bool ready, const std::string&) mutable {
+                                       if (ready && std::exchange(first, false)) {
+                                         std::cout << "ready" << std::endl;
+                                       }
+                                     }));
+  std::cout << "listening on " << router->address() << std::endl;
+  std::unique_ptr<telemetry::Exposer> exposer;
+  if (config.has_metrics()) {
+    SY_ASSIGN_OR_RETURN(exposer, telemetry::Exposer::Start(config.metrics(), metrics));
+    std::cout << "metrics: " << exposer->url() << std::endl;
+  }
+  signal.Wait();
+  SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
+                      config::ParseDuration(config.drain().drain_timeout()));
+  Drain(*router, timeout, signal);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int Run(int argc, char** argv) {
+  config::v1::RouterConfig config;
+  auto outcome =
+      config::Load(kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
+  absl::Status status = outcome.status();
+  if (status.ok() && *outcome == config::Outcome::kExit) return 0;
+  if (status.ok()) {
+    status =
+        log::Configure(config.log().log_level(), config.log().log_format() == "json", "router");
+  }
+  if (status.ok()) status = RunRouter(config);
+  if (status.ok()) return 0;
+  std::cerr << kProgram.name << ": " << status.message() << std::endl;
+  return 1;
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,155 @@
+#include "router/service/router_metrics.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "services/telemetry/names.h"
+
+namespace switchyard::router {
+namespace {
+
+namespace t = telemetry;
+
+constexpr char kService[] = "router";
+constexpr const char* kFinishNames[] = {"none", "stop", "length", "cancelled", "error"};
+
+void CollectEngine(const EngineSnapshot& engine, t::Samples& samples) {
+  samples.Gauge(t::kRouterRunning, engine.running);
+  samples.Gauge(t::kRouterWaiting, engine.waiting);
+  samples.Gauge(t::kRouterKvUsed, static_cast<double>(engine.kv_blocks_used));
+  samples.Gauge(t::kRouterKvBlocks, static_cast<double>(engine.kv_blocks));
+  samples.Counter(t::kRouterSteps, static_cast<double>(engine.steps));
+}
+
+void CollectLink(const LinkReport& link, t::Samples& samples) {
+  const t::Labels worker = {{"worker", link.name}};
+  const auto both = [&](const t::MetricDef& def, uint64_t out, uint64_t in) {
+    samples.Counter(def, static_cast<double>(out), {{"worker", link.name}, {"direction", "out"}});
+    samples.Counter(def, static_cast<double>(in), {{"worker", link.name}, {"direction", "in"}});
+  };
+  samples.Gauge(t::kRouterWorkerUp, link.state == expertwire::LinkState::kUp ? 1 : 0, worker);
+  both(t::kRouterDispatchFrames, link.wire.frames_sent, link.wire.frames_received);
+  both(t::kRouterDispatchBytes, link.wire.bytes_sent, link.wire.bytes_received);
+  samples.Counter(t::kRouterDispatchRows, static_cast<double>(link.rows), worker);
+  samples.Counter(t::kRouterLostParts, static_cast<double>(link.lost_parts), worker);
+  samples.Counter(t::kRouterWorkerConnects, static_cast<double>(link.wire.connects), worker);
+  samples.PowersOfTwo(t::kRouterDispatchSeconds, link.latency_us.counts, link.latency_us.sum, 1e-6,
+                      worker);
+}
+
+}  // namespace
+
+std::vector<ExpertSeries> ChooseExpertSeries(const ModelSpec& spec,
+                                             std::span<const uint64_t> rows) {
+  std::vector<ExpertSeries> out;
+  const int experts = spec.experts.count;
+  int moe_layers = 0;
+  for (const LayerSpec& layer : spec.layers) moe_layers += layer.moe;
+  const bool all = int64_t{moe_layers} * experts <= kExpertSeriesMax;
+  const int keep = all ? experts : std::min(experts, kHottestExperts);
+  std::vector<int> order(static_cast<size_t>(experts));
+  for (int layer = 0; layer < spec.num_layers(); ++layer) {
+    if (!spec.layers[static_cast<size_t>(layer)].moe) continue;
+    const auto of = rows.subspan(static_cast<size_t>(layer) * experts, experts);
+    std::iota(order.begin(), order.end(), 0);
+    if (!all) {
+      std::partial_sort(order.begin(), order.begin() + keep, order.end(),
+                        [&](int a, int b) { return of[a] != of[b] ? of[a] > of[b] : a < b; });
+    }
+    for (int i = 0; i < keep; ++i) {
+      out.push_back({.layer = layer, .expert = order[i], .rows = of[order[i]]});
+    }
+  }
+  return out;
+}
+
+double Imbalance(std::span<const uint64_t> rows) {
+  const uint64_t sum = std::accumulate(rows.begin(), rows.end(), uint64_t{0});
+  if (sum == 0) return 0;
+  const uint64_t most = *std::max_element(rows.begin(), rows.end());
+  return static_cast<double>(most) * static_cast<double>(rows.size()) / static_cast<double>(sum);
+}
+
+RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
+    : metrics_(metrics),
+      experts_(experts),
+      ready_(metrics.Gauge(t::kReady, kService)),
+      step_seconds_(metrics.Histogram(t::kRouterStepSeconds, kService)),
+      step_rows_(metrics.Histogram(t::kRouterStepRows, kService)),
+      step_sequences_(metrics.Histogram(t::kRouterStepSequences, kService)),
+      prefill_rows_(metrics.Counter(t::kRouterPrefillRows, kService)),
+      queue_(metrics.Histogram(t::kRouterQueueSeconds, kService)),
+      first_token_(metrics.Histogram(t::kRouterFirstTokenSeconds, kService)),
+      inter_token_(metrics.Histogram(t::kRouterInterTokenSeconds, kService)),
+      preemptions_(metrics.Counter(t::kRouterPreemptions, kService)),
+      slow_(metrics.Counter(t::kRouterSlowStreams, kService)),
+      prompt_tokens_(metrics.Counter(t::kRouterPromptTokens, kService)),
+      output_tokens_(metrics.Counter(t::kRouterOutputTokens, kService)) {
+  for (const char* name : kFinishNames) {
+    finished_.push_back(name == kFinishNames[0]
+                            ? nullptr
+                            : &metrics.Counter(t::kRouterRequests, kService, {{"finish", name}}));
+  }
+}
+
+t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engine& engine,
+                                              const RouterService& service,
+                                              const LinkDispatcher& dispatcher) {
+  return metrics_.AddCollector(
+      kService, [this, &spec, &engine, &service, &dispatcher](t::Samples& samples) {
+        CollectEngine(engine.Snapshot(), samples);
+        samples.Gauge(t::kRouterStreams, service.streams());
+        samples.Counter(t::kRouterLostRows, static_cast<double>(dispatcher.lost_rows()));
+        for (const LinkReport& link : dispatcher.Links()) CollectLink(link, samples);
+        if (experts_ != ExpertMetrics::kOff) CollectExperts(spec, dispatcher.ExpertRows(), samples);
+      });
+}
+
+void RouterMetrics::CollectExperts(const ModelSpec& spec, const std::vector<uint64_t>& rows,
+                                   t::Samples& samples) const {
+  const auto experts = static_cast<size_t>(spec.experts.count);
+  for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
+    if (!spec.layers[layer].moe) continue;
+    samples.Gauge(t::kRouterExpertImbalance,
+                  Imbalance(std::span(rows).subspan(layer * experts, experts)),
+                  {{"layer", std::to_string(layer)}});
+  }
+  if (experts_ != ExpertMetrics::kAll) return;
+  for (const ExpertSeries& s : ChooseExpertSeries(spec, rows)) {
+    samples.Counter(t::kRouterExpertRows, static_cast<double>(s.rows),
+                    {{"layer", std::to_string(s.layer)}, {"expert", std::to_string(s.expert)}});
+  }
+}
+
+void RouterMetrics::OnRefused(const absl::Status& why) {
+  metrics_.Counter(t::kRouterRefused, kService, {{"code", absl::StatusCodeToString(why.code())}})
+      .Increment();
+}
+
+void RouterMetrics::OnStep(int64_t rows, int64_t prefill_rows, int sequences, absl::Duration took) {
+  step_seconds_.Observe(absl::ToDoubleSeconds(took));
+  step_rows_.Observe(static_cast<double>(rows));
+  step_sequences_.Observe(sequences);
+  prefill_rows_.Increment(static_cast<double>(prefill_rows));
+}
+
+void RouterMetrics::OnQueued(absl::Duration waited) {
+  queue_.Observe(absl::ToDoubleSeconds(waited));
+}
+
+void RouterMetrics::OnFirstToken(absl::Duration since_submit) {
+  first_token_.Observe(absl::ToDoubleSeconds(since_submit));
+}
+
+void RouterMetrics::OnToken(absl::Duration since_last) {
+  inter_token_.Observe(absl::ToDoubleSeconds(since_last));
+}
+
+void RouterMetrics::OnFinished(Finish finish, int prompt_tokens, int output_tokens) {
+  if (auto* counter = finished_[static_cast<size_t>(finish)]) counter->Increment();
+  prompt_tokens_.Increment(prompt_tokens);
+  output_tokens_.Increment(output_tokens);
+}
+
+}  // namespace switchyard::router

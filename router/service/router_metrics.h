@@ -1,0 +1,69 @@
+// What a router reports: the engine's events as they come, everything else at each scrape from
+// where it is counted.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "router/dispatch/link_dispatcher.h"
+#include "router/loop/engine.h"
+#include "router/service/router_service.h"
+#include "services/model/spec.h"
+#include "services/telemetry/metrics.h"
+
+namespace switchyard::router {
+
+enum class ExpertMetrics { kAll, kSummary, kOff };
+
+// One series of switchyard_router_expert_rows_total.
+struct ExpertSeries {
+  int layer = 0;
+  int expert = 0;
+  uint64_t rows = 0;
+};
+inline constexpr int kExpertSeriesMax = 4096;
+inline constexpr int kHottestExperts = 16;
+// Every expert of every MoE layer, or, where those are more than kExpertSeriesMax, the
+// kHottestExperts of each layer (the lower id of equals). rows: [layers, experts].
+std::vector<ExpertSeries> ChooseExpertSeries(const ModelSpec& spec, std::span<const uint64_t> rows);
+
+// Rows of the busiest expert over the mean; 0 before the first row.
+double Imbalance(std::span<const uint64_t> rows);
+
+class RouterMetrics : public EngineObserver {
+ public:
+  // `metrics` outlives it.
+  RouterMetrics(telemetry::Metrics& metrics, ExpertMetrics experts);
+
+  // Reads these at each scrape; they outlive the registration.
+  [[nodiscard]] telemetry::Metrics::Registration Watch(const ModelSpec& spec, const Engine& engine,
+                                                       const RouterService& service,
+                                                       const LinkDispatcher& dispatcher);
+  void SetReady(bool ready) { ready_.Set(ready ? 1 : 0); }
+  void OnRefused(const absl::Status& why);
+  void OnSlow() { slow_.Increment(); }
+
+  void OnStep(int64_t rows, int64_t prefill_rows, int sequences, absl::Duration took) override;
+  void OnQueued(absl::Duration waited) override;
+  void OnFirstToken(absl::Duration since_submit) override;
+  void OnToken(absl::Duration since_last) override;
+  void OnPreempted() override { preemptions_.Increment(); }
+  void OnFinished(Finish finish, int prompt_tokens, int output_tokens) override;
+
+ private:
+  void CollectExperts(const ModelSpec& spec, const std::vector<uint64_t>& rows,
+                      telemetry::Samples& samples) const;
+
+  telemetry::Metrics& metrics_;
+  const ExpertMetrics experts_;
+  prometheus::Gauge& ready_;
+  prometheus::Histogram &step_seconds_, &step_rows_, &step_sequences_;
+  prometheus::Counter& prefill_rows_;
+  prometheus::Histogram &queue_, &first_token_, &inter_token_;
+  prometheus::Counter &preemptions_, &slow_;
+  prometheus::Counter &prompt_tokens_, &output_tokens_;
+  std::vector<prometheus::Counter*> finished_;  // by Finish
+};
+
+}  // namespace switchyard::router

@@ -1,0 +1,73 @@
+#include "router/service/router_metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace switchyard::router {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelSpec Spec(int layers, int experts) {
+  ModelSpec spec;
+  spec.experts.count = experts;
+  spec.layers.assign(static_cast<size_t>(layers), LayerSpec{.moe = true});
+  spec.layers[0].moe = false;
+  return spec;
+}
+
+TEST(ExpertSeries, AllOfASmallModelsMoeLayers) {
+  const ModelSpec spec = Spec(3, 4);
+  const std::vector<uint64_t> rows = {0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8};
+  const auto series = ChooseExpertSeries(spec, rows);
+  ASSERT_EQ(series.size(), 8u);
+  EXPECT_TRUE(series[0].layer == 1 && series[0].expert == 0 && series[0].rows == 1);
+  EXPECT_TRUE(series[7].layer == 2 && series[7].expert == 3 && series[7].rows == 8);
+}
+
+TEST(ExpertSeries, TheHottestOfALargeOnesLayers) {
+  const ModelSpec spec = Spec(18, 256);  // 17 × 256 > 4096
+  std::vector<uint64_t> rows(18 * 256, 1);
+  rows[256 + 200] = 9;
+  rows[256 + 100] = 9;
+  const auto series = ChooseExpertSeries(spec, rows);
+  ASSERT_EQ(series.size(), 17u * kHottestExperts);
+  EXPECT_TRUE(series[0].expert == 100 && series[1].expert == 200);
+  EXPECT_EQ(series[2].expert, 0);  // lower ids first among equals
+}
+
+TEST(Imbalance, IsTheBusiestOverTheMean) {
+  EXPECT_EQ(Imbalance(std::vector<uint64_t>{0, 0}), 0);
+  EXPECT_EQ(Imbalance(std::vector<uint64_t>{5, 5, 5, 5}), 1);
+  EXPECT_EQ(Imbalance(std::vector<uint64_t>{0, 0, 0, 8}), 4);
+}
+
+TEST(RouterMetrics, CountsWhatTheEngineSays) {
+  telemetry::Metrics metrics;
+  RouterMetrics router(metrics, ExpertMetrics::kAll);
+  router.OnStep(10, 4, 3, absl::Milliseconds(3));
+  router.OnQueued(absl::Milliseconds(4));
+  router.OnFirstToken(absl::Seconds(1));
+  router.OnToken(absl::Microseconds(80));
+  router.OnPreempted();
+  router.OnFinished(Finish::kStop, 7, 9);
+  router.OnRefused(absl::ResourceExhaustedError("full"));
+  const std::string text = metrics.Render();
+  for (const char* line :
+       {"switchyard_router_step_rows_sum{service=\"router\"} 10",
+        "switchyard_router_prefill_rows_total{service=\"router\"} 4",
+        "switchyard_router_step_seconds_bucket{service=\"router\",le=\"0.005\"} 1",
+        "switchyard_router_step_seconds_bucket{service=\"router\",le=\"0.002\"} 0",
+        "switchyard_router_time_to_first_token_seconds_count{service=\"router\"} 1",
+        "switchyard_router_preemptions_total{service=\"router\"} 1",
+        "switchyard_router_requests_total{finish=\"stop\",service=\"router\"} 1",
+        "switchyard_router_prompt_tokens_total{service=\"router\"} 7",
+        "switchyard_router_output_tokens_total{service=\"router\"} 9",
+        "switchyard_router_refused_requests_total{code=\"RESOURCE_EXHAUSTED\",service=\"router\"} "
+        "1"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::router
