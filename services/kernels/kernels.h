@@ -13,7 +13,8 @@
 //               of k in 16 lanes, the odd member first, subnormals as zero, K padded to a multiple
 //               of 32), then folds alike.
 //
-// Weights and vectors may be float32, bf16 or float16; they are upcast to float32 exactly.
+// Weights and vectors may be float32, bf16 or float16; they are upcast to float32 exactly. Operands
+// are aligned to their element size and nothing beyond their last element is read.
 // exp and what is built on it (softmax, SiLU, sigmoid) are our own polynomials, the same on every
 // target. All of it is reference.cc, written as plain loops; the tests hold each target against it.
 //
