@@ -118,20 +118,26 @@ void OpenAiAnswer::Fail(const absl::Status& status, int retry_after_ms) {
   {
     absl::MutexLock lock(&mutex_);
     if (over_) return;
+    End(HttpStatusOf(status.code()));
     if (!started_) {
-      exchange_->Respond(ErrorResponse(status, format_.request_id, retry_after_ms));
+      RespondError(status, retry_after_ms);
     } else {
       out_ += "data: " + ErrorJson(status, format_.request_id) + "\n\ndata: [DONE]\n\n";
       Send();
       exchange_->End();
     }
-    End(HttpStatusOf(status.code()));
   }
 }
 
+void OpenAiAnswer::RespondError(const absl::Status& status, int retry_after_ms) {
+  HttpResponse response = ErrorResponse(status, format_.request_id, retry_after_ms);
+  response.headers.emplace_back("x-request-id", format_.request_id);
+  exchange_->Respond(std::move(response));
+}
+
+// Before the last bytes go out: who has read them finds the request counted.
 void OpenAiAnswer::End(int http_status) {
   over_ = true;
-  choices_.clear();
   if (on_end_) on_end_(http_status);
   on_end_ = nullptr;
 }
@@ -161,11 +167,10 @@ bool OpenAiAnswer::OnChunk(int prompt, const v1::GenerateResponse& chunk) {
     AddChoice(choice, &choices_[prompt * format_.choices_per_prompt + choice.index()]);
   }
   if (held_bytes_ <= kWholeBytesMax) return true;
-  exchange_->Respond(
-      ErrorResponse(ResourceExhausted("the answer is larger than {} MiB; ask for it as a stream",
-                                      kWholeBytesMax >> 20),
-                    format_.request_id));
   End(429);
+  RespondError(ResourceExhausted("the answer is larger than {} MiB; ask for it as a stream",
+                                 kWholeBytesMax >> 20),
+               0);
   return false;
 }
 
@@ -178,12 +183,12 @@ void OpenAiAnswer::OnEnd(int, const absl::Status& status, int retry_after_ms) {
   }
   absl::MutexLock lock(&mutex_);
   if (over_ || ++ended_ < format_.prompts) return;
+  End(200);
   if (format_.stream) {
     EndStream();
   } else {
     RespondWhole();
   }
-  End(200);
 }
 
 // ------------------------------------------------------------------- writing

@@ -68,6 +68,8 @@ class OpenAiAnswer : public std::enable_shared_from_this<OpenAiAnswer> {
   void End(int http_status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool WriteChunk(int prompt, const v1::GenerateResponse& chunk)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RespondError(const absl::Status& status, int retry_after_ms)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RespondWhole() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Send() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
