@@ -39,9 +39,9 @@ class ChatTemplate {
 
   // messages: an array of objects as in OpenAI's chat API. tools: an array, or null for none.
   // extra: an object of further variables (enable_thinking, reasoning_effort, …), or null; it wins
-  // over everything else. INVALID_ARGUMENT with the template's own words where it calls
-  // raise_exception, and with the line where a value does not fit; RESOURCE_EXHAUSTED beyond the
-  // bounds.
+  // over special tokens and add_generation_prompt. INVALID_ARGUMENT with the template's own words
+  // where it calls raise_exception, and with the line where a value does not fit;
+  // RESOURCE_EXHAUSTED beyond the bounds.
   absl::StatusOr<std::string> Render(const PromptJson& messages, const PromptJson& tools,
                                      bool add_generation_prompt, const PromptJson& extra) const;
 
