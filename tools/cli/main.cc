@@ -1,0 +1,108 @@
+// The `switchyard` command: serve, chat, bench, inspect, version.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+
+#include "services/base/status.h"
+#include "tools/cli/bench.h"
+#include "tools/cli/chat.h"
+#include "tools/cli/inspect.h"
+#include "tools/cli/serve.h"
+#include "tools/cli/version.h"
+
+namespace switchyard::cli {
+namespace {
+
+void AddServer(CLI::App& app, HttpOptions& http, std::string& model) {
+  http.url = "http://127.0.0.1:8000";
+  app.add_option("--url", http.url, "Base URL of the server")->capture_default_str();
+  app.add_option("--api-key", http.api_key, "Sent as a bearer token")->envname("OPENAI_API_KEY");
+  app.add_option("--ca", http.ca_file, "Certificates (PEM) that the server must be signed by")
+      ->check(CLI::ExistingFile);
+  app.add_option("--model", model, "Model to ask; default: the first that the server lists");
+}
+
+void AddChat(CLI::App& app, ChatOptions& options) {
+  AddServer(app, options.http, options.model);
+  app.add_option("--system", options.system, "System message");
+  app.add_option("--once", options.once, "Ask this, print the answer and end");
+  app.add_option("--temperature", options.temperature, "0 is greedy; default: the model's")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--max-tokens", options.max_tokens, "Most tokens of an answer")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("!--no-reasoning", options.show_reasoning, "Hide the reasoning");
+  app.footer("Examples:\n  switchyard chat\n  switchyard chat --once 'What is 37 + 48 - 5?'\n"
+             "  switchyard chat --url https://moe.example.com --ca ca.pem --system 'Be brief.'");
+}
+
+void AddBench(CLI::App& app, BenchOptions& options) {
+  AddServer(app, options.load.http, options.load.model);
+  app.add_option("--requests", options.load.requests, "Requests in all")->capture_default_str();
+  app.add_option("--concurrency", options.load.concurrency,
+                 "Streams kept open; with --rate: the most open at once")
+      ->capture_default_str();
+  app.add_option("--rate", options.load.rate, "Requests a second, Poisson arrivals; 0: closed loop")
+      ->capture_default_str();
+  app.add_option("--prompt-tokens", options.prompt_tokens, "Length of made-up prompts")
+      ->capture_default_str();
+  app.add_option("--prompts", options.prompts_file, "File of prompts, one a line")
+      ->check(CLI::ExistingFile);
+  app.add_option("--max-tokens", options.load.max_tokens, "Tokens of each answer")
+      ->capture_default_str();
+  app.add_flag("!--stop-at-eos", options.load.ignore_eos, "Let answers end by themselves");
+  app.add_option("--warmup", options.warmup, "Requests before the clock starts")->capture_default_str();
+  app.add_option("--seed", options.load.seed, "Of prompts and arrivals")->capture_default_str();
+  app.add_option("--json", options.json_file, "Write the report as JSON; - is standard output");
+  app.footer("Examples:\n  switchyard bench --concurrency 32 --requests 128 --max-tokens 128\n"
+             "  switchyard bench --rate 20 --concurrency 256 --requests 500 --json report.json");
+}
+
+int Report(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::cerr << "switchyard: " << ToStd(status.message()) << "\n";
+  return 1;
+}
+
+int RunInspect(const std::string& directory, bool json) {
+  const auto report = Inspect(directory);
+  if (!report.ok()) return Report(report.status());
+  std::cout << (json ? report->dump(2) + "\n" : InspectText(*report));
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  // serve's flags come from its config proto, like those of the services it holds.
+  if (argc > 1 && std::string_view(argv[1]) == "serve") return RunServe(argc - 1, argv + 1);
+
+  CLI::App app("Serves mixture-of-experts models; see `switchyard COMMAND --help`.", "switchyard");
+  app.require_subcommand(1);
+  app.footer("Examples:\n  switchyard serve models/tiny-r1\n  switchyard chat\n"
+             "  switchyard inspect models/tiny-r1\n  switchyard bench --concurrency 32");
+  app.add_subcommand("serve", "Serve a model: gateway, router and expert workers in one process");
+  ChatOptions chat;
+  CLI::App* chat_app = app.add_subcommand("chat", "Talk to a server in the terminal");
+  AddChat(*chat_app, chat);
+  BenchOptions bench;
+  CLI::App* bench_app = app.add_subcommand("bench", "Measure load and latency of a server");
+  AddBench(*bench_app, bench);
+  std::string directory;
+  bool json = false;
+  CLI::App* inspect_app = app.add_subcommand("inspect", "Say what a checkpoint is and what it costs");
+  inspect_app->add_option("model", directory, "Directory of the model")->required();
+  inspect_app->add_flag("--json", json, "As JSON");
+  inspect_app->footer("Example:\n  switchyard inspect models/tiny-r1");
+  CLI::App* version_app = app.add_subcommand("version", "Print version, compiler and CPU");
+  app.set_version_flag("--version", VersionText());
+  CLI11_PARSE(app, argc, argv);
+
+  if (*chat_app) return Report(RunChat(chat));
+  if (*bench_app) return Report(RunBench(bench));
+  if (*inspect_app) return RunInspect(directory, json);
+  if (*version_app) std::cout << VersionText();
+  return 0;
+}
+
+}  // namespace
+}  // namespace switchyard::cli
+
+int main(int argc, char** argv) { return switchyard::cli::Main(argc, argv); }
