@@ -1,0 +1,157 @@
+#include "sdk/embedded/local_cluster.h"
+
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <grpcpp/support/channel_arguments.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "services/base/status.h"
+#include "services/checkpoint/progress.h"
+#include "services/checkpoint/weight_check.h"
+#include "services/rpc/channel.h"
+#include "services/rpc/server.h"
+
+namespace switchyard::embedded {
+namespace {
+
+constexpr char kInProcess[] = "in-process";
+
+}  // namespace
+
+// Members stand in order of dependence: each may use those above it and is destroyed before them.
+class LocalCluster::Impl {
+ public:
+  explicit Impl(LocalClusterOptions options) : options_(std::move(options)) {}
+
+  absl::Status Start() {
+    metrics_ = std::make_shared<telemetry::Metrics>();
+    SY_ASSIGN_OR_RETURN(model_, router::OpenModel(options_.model_dir));
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    pool_ = std::make_unique<kernels::ThreadPool>(options_.threads > 0 ? options_.threads
+                                                                       : std::max(1, cores));
+    workers_.resize(options_.parts.size());
+    for (size_t i = 0; i < workers_.size(); ++i) SY_RETURN_IF_ERROR(StartWorker(i));
+    SY_RETURN_IF_ERROR(StartRouter());
+    return StartGateway();
+  }
+
+  absl::Status StartWorker(size_t i) {
+    Part& part = workers_[i];
+    worker::WorkerOptions options;
+    options.worker_id = fmt::format("expert-worker-{}", i);
+    options.experts = options_.parts[i];
+    options.dtype = options_.router.dtype;
+    options.isa = options_.router.isa;
+    options.allow_mixed_numerics = options_.router.allow_mixed_numerics;
+    SY_ASSIGN_OR_RETURN(part.worker,
+                        worker::Worker::Create(model_.spec, model_.fingerprint, model_.source,
+                                               options, options_.sockets ? nullptr : pool_.get()));
+    if (!options_.sockets) return absl::OkStatus();
+    // The first time a port is chosen; a worker that comes back takes the same.
+    const std::string listen = part.address.empty() ? "127.0.0.1:0" : part.address;
+    grpc::ServerBuilder builder;
+    SY_ASSIGN_OR_RETURN(const auto listener, rpc::Listener::Add({.listen = listen, .tls = {}}, builder));
+    SY_RETURN_IF_ERROR(part.worker->Serve(builder));
+    SY_ASSIGN_OR_RETURN(part.address, listener->Bound(part.worker->server()));
+    rpc::SetHealth(*part.worker->server(), true);
+    return absl::OkStatus();
+  }
+
+  absl::Status StartRouter() {
+    router::RouterOptions options = options_.router;
+    options.model_dir = options_.model_dir;
+    options.threads = options_.threads;
+    options.workers.clear();
+    options.listen = options_.sockets ? "127.0.0.1:0" : "";
+    router::RouterShared shared;
+    shared.model = &model_;
+    shared.metrics = metrics_.get();
+    for (size_t i = 0; i < workers_.size(); ++i) {
+      shared.other_weight_bytes += workers_[i].worker->mapped_bytes();
+      if (options_.sockets) {
+        options.workers.push_back(workers_[i].address);
+      } else {
+        shared.workers.push_back({fmt::format("local-{}", i), workers_[i].worker.get()});
+      }
+    }
+    if (!options_.sockets) shared.pool = pool_.get();
+    SY_ASSIGN_OR_RETURN(router_, router::Router::Create(options, shared));
+    return absl::OkStatus();
+  }
+
+  absl::Status StartGateway() {
+    gateway::GatewayOptions options = options_.gateway;
+    options.model_dir = options_.model_dir;
+    options.routers = {options_.sockets ? router_->address() : kInProcess};
+    const auto channels = [this](const std::string& address) -> std::shared_ptr<grpc::Channel> {
+      if (address != kInProcess) return rpc::MakeChannel(address, {});
+      grpc::ChannelArguments arguments;
+      arguments.SetMaxReceiveMessageSize(-1);
+      return router_->server().InProcessChannel(arguments);
+    };
+    SY_ASSIGN_OR_RETURN(gateway_, gateway::Gateway::Create(options, channels, metrics_));
+    return absl::OkStatus();
+  }
+
+  void StopWorker(size_t i) {
+    if (workers_[i].worker != nullptr) workers_[i].worker->Stop();
+    workers_[i].worker.reset();
+  }
+
+  absl::Status WaitReady(absl::Duration timeout) {
+    const absl::Time end = absl::Now() + timeout;
+    while (true) {
+      const std::string missing = gateway_->Missing();
+      if (missing.empty()) return absl::OkStatus();
+      if (absl::Now() >= end) return DeadlineExceeded("not ready: {}", missing);
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  }
+
+  void Drain(absl::Duration timeout) {
+    const absl::Time end = absl::Now() + timeout;
+    gateway_->Drain(timeout);
+    router_->BeginDrain();
+    router_->WaitDrained(std::max(absl::ZeroDuration(), end - absl::Now()));
+    router_->Stop(absl::Seconds(1));
+    for (Part& part : workers_) {
+      if (part.worker != nullptr) part.worker->Stop();
+    }
+  }
+
+  struct Part {
+    std::unique_ptr<worker::Worker> worker;
+    std::string address;  // with sockets
+  };
+
+  const LocalClusterOptions options_;
+  std::shared_ptr<telemetry::Metrics> metrics_;
+  router::OpenedModel model_;
+  std::unique_ptr<kernels::ThreadPool> pool_;
+  std::vector<Part> workers_;
+  std::unique_ptr<router::Router> router_;
+  std::unique_ptr<gateway::Gateway> gateway_;
+};
+
+LocalCluster::LocalCluster(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LocalCluster::~LocalCluster() = default;
+
+absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Create(
+    const LocalClusterOptions& options) {
+  auto impl = std::make_unique<Impl>(options);
+  SY_RETURN_IF_ERROR(impl->Start());
+  return std::unique_ptr<LocalCluster>(new LocalCluster(std::move(impl)));
+}
+
+gateway::Gateway& LocalCluster::gateway() { return *impl_->gateway_; }
+router::Router& LocalCluster::router() { return *impl_->router_; }
+worker::Worker& LocalCluster::worker(int i) { return *impl_->workers_[i].worker; }
+absl::Status LocalCluster::WaitReady(absl::Duration timeout) { return impl_->WaitReady(timeout); }
+void LocalCluster::StopWorker(int i) { impl_->StopWorker(i); }
+absl::Status LocalCluster::StartWorker(int i) { return impl_->StartWorker(i); }
+void LocalCluster::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
+
+}  // namespace switchyard::embedded

@@ -1,0 +1,74 @@
+#include "tools/cli/serve.h"
+
+#include <unistd.h>
+
+#include <iostream>
+
+#include "sdk/embedded/local_cluster.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+#include "services/config/load.h"
+#include "services/config/units.h"
+#include "services/rpc/server.h"
+#include "services/rpc/shutdown_signal.h"
+#include "switchyard/config/v1/serve.pb.h"
+
+namespace switchyard::cli {
+namespace {
+
+const config::Program kProgram = {
+    .name = "switchyard serve",
+    .description = "Serve a model in one process: gateway, router and expert workers.",
+    .examples = {"switchyard serve models/tiny-r1",
+                 "switchyard serve DIR --http 127.0.0.1:9000 --dtype float32 --kv-memory 4GiB",
+                 "SWITCHYARD_API_KEY_FILE=keys switchyard serve DIR --http 0.0.0.0:443 "
+                 "--tls-cert cert.pem --tls-key key.pem"},
+    .positional = "model"};
+
+embedded::LocalClusterOptions OptionsFrom(const config::v1::ServeConfig& config) {
+  embedded::LocalClusterOptions options;
+  options.model_dir = config.model().model();
+  options.threads = config.compute().threads();
+  options.router.router_id = fmt::format("embedded:{}", ::getpid());
+  router::ApplyKnobs(config.weights(), &options.router);
+  router::ApplyKnobs(config.engine(), &options.router);
+  router::ApplyKnobs(config.compute(), &options.router);
+  gateway::ApplyKnobs(config.front(), &options.gateway);
+  options.gateway.tls = security::TlsFilesOf(config.tls());
+  return options;
+}
+
+absl::Status Serve(const config::v1::ServeConfig& config) {
+  rpc::ShutdownSignal signal;
+  rpc::RouteGrpcLogs();
+  SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
+                      config::ParseDuration(config.drain().drain_timeout()));
+  SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(OptionsFrom(config)));
+  std::cout << "http: " << cluster->gateway().http_url() << "\n"
+            << "grpc: " << cluster->gateway().grpc_address() << std::endl;
+  SY_RETURN_IF_ERROR(cluster->WaitReady(absl::Seconds(30)));
+  std::cout << "ready" << std::endl;
+  signal.Wait();
+  log::Info("draining, for up to {}", absl::FormatDuration(timeout));
+  cluster->Drain(timeout);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int RunServe(int argc, char** argv) {
+  config::v1::ServeConfig config;
+  const auto outcome =
+      config::Load(kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
+  absl::Status status = outcome.status();
+  if (status.ok() && *outcome == config::Outcome::kExit) return 0;
+  if (status.ok()) {
+    status = log::Configure(config.log().log_level(), config.log().log_format() == "json", "switchyard");
+  }
+  if (status.ok()) status = Serve(config);
+  if (status.ok()) return 0;
+  std::cerr << kProgram.name << ": " << ToStd(status.message()) << "\n";
+  return 1;
+}
+
+}  // namespace switchyard::cli
