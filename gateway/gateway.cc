@@ -8,6 +8,15 @@
 
 namespace switchyard::gateway {
 
+void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs& tls,
+                GatewayOptions* options) {
+  options->served_model_name = front.served_model_name();
+  options->http.address = front.http();
+  options->grpc_address = front.grpc();
+  options->api_key_file = front.api_key_file();
+  options->tls = {.cert = tls.tls_cert(), .key = tls.tls_key(), .ca = tls.tls_ca()};
+}
+
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
     const GatewayOptions& options, const RouterClient::ChannelFactory& channels,
     std::shared_ptr<telemetry::Metrics> metrics) {
@@ -43,6 +52,7 @@ absl::Status Gateway::StartRouters(const GatewayOptions& options,
 }
 
 absl::Status Gateway::StartListeners(const GatewayOptions& options) {
+  tls_ = !options.tls.empty();
   const security::KeySet* keys = keys_.has_value() ? &*keys_ : nullptr;
   if (!options.grpc_address.empty()) {
     inference_ = std::make_unique<InferenceService>(*generator_, *metrics_,
@@ -96,6 +106,10 @@ void Gateway::StartCollector() {
 Gateway::~Gateway() { Stop(); }
 
 std::string Gateway::http_address() const { return http_ ? http_->address() : std::string(); }
+
+std::string Gateway::http_url() const {
+  return http_ ? (tls_ ? "https://" : "http://") + http_->address() : std::string();
+}
 
 std::string Gateway::grpc_address() const {
   absl::MutexLock lock(&mutex_);

@@ -23,6 +23,7 @@
 #include "services/security/keys.h"
 #include "services/security/tls.h"
 #include "services/telemetry/metrics.h"
+#include "switchyard/config/v1/common.pb.h"
 
 namespace switchyard::gateway {
 
@@ -36,6 +37,10 @@ struct GatewayOptions {
   std::string api_key_file;          // empty: no key is asked for
 };
 
+// Knobs of the config protos into options.
+void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs& tls,
+                GatewayOptions* options);
+
 class Gateway {
  public:
   // Loads, connects and listens. Errors name the file or the address.
@@ -48,6 +53,7 @@ class Gateway {
 
   // With the chosen ports; empty where there is no such listener.
   std::string http_address() const;
+  std::string http_url() const;  // "http://127.0.0.1:8000"
   std::string grpc_address() const;
   const ServedModel& model() const { return *model_; }
 
@@ -67,6 +73,7 @@ class Gateway {
   void StartCollector();
   void UpdateHealth();
 
+  bool tls_ = false;
   // In the order of construction: what comes later uses what stands before.
   std::unique_ptr<ServedModel> model_;
   std::optional<security::KeySet> keys_;

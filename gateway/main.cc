@@ -4,6 +4,7 @@
 #include <iostream>
 #include <map>
 
+#include "gateway/announce.h"
 #include "gateway/gateway.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
@@ -28,13 +29,8 @@ const config::Program kProgram = {
 GatewayOptions OptionsFrom(const config::v1::GatewayConfig& config) {
   GatewayOptions options;
   options.model_dir = config.model().model();
-  options.served_model_name = config.front().served_model_name();
   options.routers.assign(config.routers().begin(), config.routers().end());
-  options.http.address = config.front().http();
-  options.grpc_address = config.front().grpc();
-  options.tls = {
-      .cert = config.tls().tls_cert(), .key = config.tls().tls_key(), .ca = config.tls().tls_ca()};
-  options.api_key_file = config.front().api_key_file();
+  ApplyKnobs(config.front(), config.tls(), &options);
   return options;
 }
 
@@ -66,9 +62,7 @@ absl::Status Run(const config::v1::GatewayConfig& config) {
       Gateway::Create(
           OptionsFrom(config), [&](const std::string& address) { return channels.at(address); },
           metrics));
-  log::Info("model {}: HTTP on {}, gRPC on {}", gateway->model().name(), gateway->http_address(),
-            gateway->grpc_address());
-  signal.Wait();
+  AnnounceAndWait(*gateway, signal);
   gateway->Drain(drain);
   return absl::OkStatus();
 }

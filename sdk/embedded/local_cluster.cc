@@ -8,9 +8,11 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "expert-worker/held_weights.h"
+#include "expert-worker/worker_metrics.h"
 #include "services/base/status.h"
 #include "services/checkpoint/progress.h"
-#include "services/checkpoint/weight_check.h"
+#include "services/config/load.h"
 #include "services/rpc/channel.h"
 #include "services/rpc/server.h"
 
@@ -28,6 +30,9 @@ class LocalCluster::Impl {
 
   absl::Status Start() {
     metrics_ = std::make_shared<telemetry::Metrics>();
+    for (const char* service : {"gateway", "router", "expert-worker"}) {
+      metrics_->AddProcess(service, config::Version());
+    }
     SY_ASSIGN_OR_RETURN(model_, router::OpenModel(options_.model_dir));
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
     pool_ = std::make_unique<kernels::ThreadPool>(options_.threads > 0 ? options_.threads
@@ -49,14 +54,22 @@ class LocalCluster::Impl {
     SY_ASSIGN_OR_RETURN(part.worker,
                         worker::Worker::Create(model_.spec, model_.fingerprint, model_.source,
                                                options, options_.sockets ? nullptr : pool_.get()));
+    if (options_.router.weight_check) {
+      checkpoint::ConsoleProgress progress("Reading the experts' weights");
+      SY_RETURN_IF_ERROR(worker::CheckHeldWeights(model_.spec, *model_.source, part.worker->hello(),
+                                                  std::ref(progress)));
+    }
+    part.watch = worker::Watch(*metrics_, *part.worker);
     if (!options_.sockets) return absl::OkStatus();
     // The first time a port is chosen; a worker that comes back takes the same.
     const std::string listen = part.address.empty() ? "127.0.0.1:0" : part.address;
-    grpc::ServerBuilder builder;
-    SY_ASSIGN_OR_RETURN(const auto listener, rpc::Listener::Add({.listen = listen, .tls = {}}, builder));
-    SY_RETURN_IF_ERROR(part.worker->Serve(builder));
-    SY_ASSIGN_OR_RETURN(part.address, listener->Bound(part.worker->server()));
-    rpc::SetHealth(*part.worker->server(), true);
+    SY_ASSIGN_OR_RETURN(part.server, rpc::Server::Start({.listen = listen, .tls = {}},
+                                                        [&part](grpc::ServerBuilder& builder) {
+                                                          part.worker->Register(builder);
+                                                        }));
+    part.worker->Start();
+    part.address = part.server->address();
+    part.server->SetReady(true);
     return absl::OkStatus();
   }
 
@@ -87,18 +100,22 @@ class LocalCluster::Impl {
     options.model_dir = options_.model_dir;
     options.routers = {options_.sockets ? router_->address() : kInProcess};
     const auto channels = [this](const std::string& address) -> std::shared_ptr<grpc::Channel> {
-      if (address != kInProcess) return rpc::MakeChannel(address, {});
-      grpc::ChannelArguments arguments;
-      arguments.SetMaxReceiveMessageSize(-1);
-      return router_->server().InProcessChannel(arguments);
+      if (address == kInProcess) {
+        return router_->server().InProcessChannel(rpc::DefaultChannelArguments());
+      }
+      return *rpc::Connect(address, {});  // fails only on bad TLS files
     };
     SY_ASSIGN_OR_RETURN(gateway_, gateway::Gateway::Create(options, channels, metrics_));
     return absl::OkStatus();
   }
 
   void StopWorker(size_t i) {
-    if (workers_[i].worker != nullptr) workers_[i].worker->Stop();
-    workers_[i].worker.reset();
+    Part& part = workers_[i];
+    if (part.server != nullptr) part.server->Shutdown(absl::ZeroDuration());
+    if (part.worker != nullptr) part.worker->Stop();
+    part.watch = {};
+    part.server.reset();
+    part.worker.reset();
   }
 
   absl::Status WaitReady(absl::Duration timeout) {
@@ -117,14 +134,14 @@ class LocalCluster::Impl {
     router_->BeginDrain();
     router_->WaitDrained(std::max(absl::ZeroDuration(), end - absl::Now()));
     router_->Stop(absl::Seconds(1));
-    for (Part& part : workers_) {
-      if (part.worker != nullptr) part.worker->Stop();
-    }
+    for (size_t i = 0; i < workers_.size(); ++i) StopWorker(i);
   }
 
   struct Part {
-    std::unique_ptr<worker::Worker> worker;
     std::string address;  // with sockets
+    std::unique_ptr<worker::Worker> worker;
+    telemetry::Metrics::Registration watch;
+    std::unique_ptr<rpc::Server> server;
   };
 
   const LocalClusterOptions options_;

@@ -4,6 +4,7 @@
 
 #include <iostream>
 
+#include "gateway/announce.h"
 #include "sdk/embedded/local_cluster.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
@@ -33,8 +34,7 @@ embedded::LocalClusterOptions OptionsFrom(const config::v1::ServeConfig& config)
   router::ApplyKnobs(config.weights(), &options.router);
   router::ApplyKnobs(config.engine(), &options.router);
   router::ApplyKnobs(config.compute(), &options.router);
-  gateway::ApplyKnobs(config.front(), &options.gateway);
-  options.gateway.tls = security::TlsFilesOf(config.tls());
+  gateway::ApplyKnobs(config.front(), config.tls(), &options.gateway);
   return options;
 }
 
@@ -44,11 +44,7 @@ absl::Status Serve(const config::v1::ServeConfig& config) {
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));
   SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(OptionsFrom(config)));
-  std::cout << "http: " << cluster->gateway().http_url() << "\n"
-            << "grpc: " << cluster->gateway().grpc_address() << std::endl;
-  SY_RETURN_IF_ERROR(cluster->WaitReady(absl::Seconds(30)));
-  std::cout << "ready" << std::endl;
-  signal.Wait();
+  gateway::AnnounceAndWait(cluster->gateway(), signal);
   log::Info("draining, for up to {}", absl::FormatDuration(timeout));
   cluster->Drain(timeout);
   return absl::OkStatus();
