@@ -61,7 +61,7 @@ class Load {
       }
       int running = 0;
       curl_multi_perform(multi_, &running);
-      Reap();
+      if (Reap()) continue;  // the next may start at once
       if (Now() >= next_report) {
         progress({done_, static_cast<int>(open_.size()), output_tokens_, Now()});
         next_report = Now() + 0.5;
@@ -164,8 +164,10 @@ class Load {
     output_tokens_ += tokens;
   }
 
-  void Reap() {
+  // Whether any stream ended.
+  bool Reap() {
     int left = 0;
+    const int before = done_;
     while (const CURLMsg* message = curl_multi_info_read(multi_, &left)) {
       if (message->msg != CURLMSG_DONE) continue;
       Stream* stream = nullptr;
@@ -186,6 +188,7 @@ class Load {
       Close(*stream);
       std::erase_if(open_, [stream](const auto& held) { return held.get() == stream; });
     }
+    return done_ != before;
   }
 
   void Close(Stream& stream) {
