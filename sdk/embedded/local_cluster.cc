@@ -51,9 +51,9 @@ class LocalCluster::Impl {
     options.dtype = options_.router.dtype;
     options.isa = options_.router.isa;
     options.allow_mixed_numerics = options_.router.allow_mixed_numerics;
-    SY_ASSIGN_OR_RETURN(part.worker,
-                        worker::Worker::Create(model_.spec, model_.fingerprint, model_.source,
-                                               options, options_.sockets ? nullptr : pool_.get()));
+    SY_ASSIGN_OR_RETURN(
+        part.worker, worker::Worker::Create(model_.spec, model_.fingerprint, model_.source, options,
+                                            options_.sockets ? nullptr : pool_.get()));
     if (options_.router.weight_check) {
       checkpoint::ConsoleProgress progress("Reading the experts' weights");
       SY_RETURN_IF_ERROR(worker::CheckHeldWeights(model_.spec, *model_.source, part.worker->hello(),

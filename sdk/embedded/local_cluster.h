@@ -1,7 +1,8 @@
 // Gateway, router and expert workers in one process: the same objects as the mains assemble. Router
-// and workers meet through local links (rows by reference, one compute pool, no thread hop), gateway
-// and router over gRPC's in-process channel. With `sockets`, the fabric of the cluster tests: each
-// service listens on a port of its own and computes on its own pool, as separate processes would.
+// and workers meet through local links (rows by reference, one compute pool, no thread hop),
+// gateway and router over gRPC's in-process channel. With `sockets`, the fabric of the cluster
+// tests: each service listens on a port of its own and computes on its own pool, as separate
+// processes would.
 //
 // Thread-safe but for Create and the destructor.
 #pragma once

@@ -56,7 +56,7 @@ def test_router_and_worker_have_health_and_reflection(cluster):
         assert service in grpcurl(address, "list")
         assert json.loads(grpcurl("-d", "{}", address, "grpc.health.v1.Health/Check")) == {"status": "SERVING"}
     described = json.loads(grpcurl("-d", "{}", cluster.workers[0].fact("listening"), "switchyard.internal.v1.ExpertWorker/Describe"))
-    assert described["hello"]["numericsId"]
+    assert described["hello"]["numerics_id"]
 
 
 def test_same_answer_over_grpc_and_http(embedded, stubs):
@@ -106,7 +106,7 @@ def test_errors_name_the_field(embedded, stubs):
         inference = rpc.InferenceStub(channel)
         for bad, name in ((pb.GenerateRequest(prompt="x", sampling=pb.Sampling(top_p=3)), "top_p"),
                           (pb.GenerateRequest(prompt_ids=pb.TokenIds(ids=[70000])), "70000"),
-                          (pb.GenerateRequest(), "input")):
+                          (pb.GenerateRequest(), "prompt_ids")):
             with pytest.raises(grpc.RpcError) as error:
                 list(inference.Generate(bad))
             assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -150,7 +150,7 @@ def test_metrics_pass_promtool_and_a_real_prometheus_scrapes_them(embedded, clus
                 try:
                     found = requests.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": 'up{job="switchyard"}'}, timeout=5)
                     return any(r["value"][1] == "1" for r in found.json()["data"]["result"])
-                except requests.ConnectionError:
+                except (requests.ConnectionError, ValueError):  # not up yet, or still loading
                     return False
             processes.wait_for(scraped)
         finally:

@@ -106,11 +106,12 @@ def test_routed_experts(client):
     routed = answer.choices[0].routed_experts
     assert len(routed) == 3 + 2 - 1  # every position that was computed
     assert [r["position"] for r in routed] == [0, 1, 2, 3]
+    assert answer.moe_layers == [1, 2, 3, 4]
     for r in routed:
-        assert len(r["layers"]) == 4
-        for layer in r["layers"]:
-            assert len(layer["experts"]) == 4 and layer["experts"] == sorted(set(layer["experts"]))
-            assert abs(sum(layer["weights"]) - 2.5) < 1e-3
+        assert len(r["experts"]) == len(r["weights"]) == 4
+        for experts, weights in zip(r["experts"], r["weights"]):
+            assert len(experts) == 4 and experts == sorted(set(experts))
+            assert abs(sum(weights) - 2.5) < 1e-3
 
 
 @pytest.mark.parametrize("field, body", [

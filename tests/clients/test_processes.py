@@ -37,9 +37,9 @@ def test_started_in_any_order_and_readiness_says_what_is_missing(tmp_path):
         assert requests.get(url + "/ready", timeout=5).status_code == 503
         with processes.router(sockets, listen=link) as route:
             route.fact("listening")
-            processes.wait_for(lambda: "layer 1: experts 0" in requests.get(url + "/ready", timeout=5).text)
+            processes.wait_for(lambda: "experts 0–127 have no live worker" in requests.get(url + "/ready", timeout=5).text)
             with processes.worker("0/2", listen=sockets[0]):
-                processes.wait_for(lambda: "64" in requests.get(url + "/ready", timeout=5).text)
+                processes.wait_for(lambda: "experts 64–127 have no live worker" in requests.get(url + "/ready", timeout=5).text)
                 with processes.worker("1/2", listen=sockets[1]):
                     processes.wait_ready(url)
                     assert len(complete(url, prompt=[5, 6], max_tokens=3)[0]) == 3

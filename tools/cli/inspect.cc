@@ -19,10 +19,14 @@ using Json = nlohmann::ordered_json;
 
 std::string_view RopeScalingName(RopeScaling scaling) {
   switch (scaling) {
-    case RopeScaling::kNone: return "none";
-    case RopeScaling::kLinear: return "linear";
-    case RopeScaling::kYarn: return "yarn";
-    case RopeScaling::kLlama3: return "llama3";
+    case RopeScaling::kNone:
+      return "none";
+    case RopeScaling::kLinear:
+      return "linear";
+    case RopeScaling::kYarn:
+      return "yarn";
+    case RopeScaling::kLlama3:
+      return "llama3";
   }
   return "none";
 }
@@ -152,12 +156,13 @@ std::string InspectText(const Json& r) {
   line("model", r["directory"].get<std::string>());
   line("architecture", r["architecture"].get<std::string>());
   line("fingerprint", r["fingerprint"].get<std::string>());
-  line("parameters", fmt::format("{} total, {} active a token",
-                                 Count(r["parameters"]["total"].get<uint64_t>()),
-                                 Count(r["parameters"]["active"].get<uint64_t>())));
-  line("shape", fmt::format("{} layers, hidden {}, vocabulary {}, {} positions{}", r["layers"].dump(),
-                            r["hidden"].dump(), r["vocabulary"].dump(), r["max_positions"].dump(),
-                            r["tied_embeddings"].get<bool>() ? ", tied embeddings" : ""));
+  line("parameters",
+       fmt::format("{} total, {} active a token", Count(r["parameters"]["total"].get<uint64_t>()),
+                   Count(r["parameters"]["active"].get<uint64_t>())));
+  line("shape",
+       fmt::format("{} layers, hidden {}, vocabulary {}, {} positions{}", r["layers"].dump(),
+                   r["hidden"].dump(), r["vocabulary"].dump(), r["max_positions"].dump(),
+                   r["tied_embeddings"].get<bool>() ? ", tied embeddings" : ""));
   if (r["skipped_layers"].get<int>() > 0) {
     line("", fmt::format("{} more layers for multi-token prediction are skipped",
                          r["skipped_layers"].dump()));
@@ -165,20 +170,22 @@ std::string InspectText(const Json& r) {
   std::string attention;
   for (const auto& [name, value] : r["attention"].items()) {
     attention += (attention.empty() ? "" : ", ") +
-                 (name == "kind" ? value.get<std::string>()
-                                 : name + " " + (value.is_string() ? value.get<std::string>() : value.dump()));
+                 (name == "kind"
+                      ? value.get<std::string>()
+                      : name + " " + (value.is_string() ? value.get<std::string>() : value.dump()));
   }
   line("attention", attention);
   const Json& experts = r["experts"];
-  line("experts", fmt::format("{} of width {} in {} layers, top {}{}{}", experts["count"].dump(),
-                              experts["width"].dump(), experts["layers"].dump(), experts["top_k"].dump(),
-                              experts["groups"].get<int>() > 1
-                                  ? fmt::format(" from {} of {} groups", experts["groups_chosen"].dump(),
-                                                experts["groups"].dump())
-                                  : "",
-                              experts["shared_width"].get<int>() > 0
-                                  ? fmt::format(", shared width {}", experts["shared_width"].dump())
-                                  : ""));
+  line("experts",
+       fmt::format("{} of width {} in {} layers, top {}{}{}", experts["count"].dump(),
+                   experts["width"].dump(), experts["layers"].dump(), experts["top_k"].dump(),
+                   experts["groups"].get<int>() > 1
+                       ? fmt::format(" from {} of {} groups", experts["groups_chosen"].dump(),
+                                     experts["groups"].dump())
+                       : "",
+                   experts["shared_width"].get<int>() > 0
+                       ? fmt::format(", shared width {}", experts["shared_width"].dump())
+                       : ""));
   const Json& memory = r["memory"];
   line("router", ByDType(memory["backbone"]));
   line("workers", ByDType(memory["experts"]) + ", one expert in all layers " +
@@ -194,7 +201,8 @@ std::string InspectText(const Json& r) {
                                   tokenizer["bos"].dump(), tokenizer["eos"].dump(),
                                   tokenizer["adds_bos"].get<bool>() ? ", adds bos" : "",
                                   tokenizer["reasoning"].get<bool>() ? ", thinks" : ""));
-    line("templates", tokenizer["chat_templates"].empty() ? "none" : tokenizer["chat_templates"].dump());
+    line("templates",
+         tokenizer["chat_templates"].empty() ? "none" : tokenizer["chat_templates"].dump());
   }
   line("files", fmt::format("{} with {} tensors", r["files"].size(), r["tensors"].dump()));
   return out;

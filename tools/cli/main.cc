@@ -31,8 +31,9 @@ void AddChat(CLI::App& app, ChatOptions& options) {
   app.add_option("--max-tokens", options.max_tokens, "Most tokens of an answer")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("!--no-reasoning", options.show_reasoning, "Hide the reasoning");
-  app.footer("Examples:\n  switchyard chat\n  switchyard chat --once 'What is 37 + 48 - 5?'\n"
-             "  switchyard chat --url https://moe.example.com --ca ca.pem --system 'Be brief.'");
+  app.footer(
+      "Examples:\n  switchyard chat\n  switchyard chat --once 'What is 37 + 48 - 5?'\n"
+      "  switchyard chat --url https://moe.example.com --ca ca.pem --system 'Be brief.'");
 }
 
 void AddBench(CLI::App& app, BenchOptions& options) {
@@ -50,11 +51,13 @@ void AddBench(CLI::App& app, BenchOptions& options) {
   app.add_option("--max-tokens", options.load.max_tokens, "Tokens of each answer")
       ->capture_default_str();
   app.add_flag("!--stop-at-eos", options.load.ignore_eos, "Let answers end by themselves");
-  app.add_option("--warmup", options.warmup, "Requests before the clock starts")->capture_default_str();
+  app.add_option("--warmup", options.warmup, "Requests before the clock starts")
+      ->capture_default_str();
   app.add_option("--seed", options.load.seed, "Of prompts and arrivals")->capture_default_str();
   app.add_option("--json", options.json_file, "Write the report as JSON; - is standard output");
-  app.footer("Examples:\n  switchyard bench --concurrency 32 --requests 128 --max-tokens 128\n"
-             "  switchyard bench --rate 20 --concurrency 256 --requests 500 --json report.json");
+  app.footer(
+      "Examples:\n  switchyard bench --concurrency 32 --requests 128 --max-tokens 128\n"
+      "  switchyard bench --rate 20 --concurrency 256 --requests 500 --json report.json");
 }
 
 int Report(const absl::Status& status) {
@@ -76,8 +79,9 @@ int Main(int argc, char** argv) {
 
   CLI::App app("Serves mixture-of-experts models; see `switchyard COMMAND --help`.", "switchyard");
   app.require_subcommand(1);
-  app.footer("Examples:\n  switchyard serve models/tiny-r1\n  switchyard chat\n"
-             "  switchyard inspect models/tiny-r1\n  switchyard bench --concurrency 32");
+  app.footer(
+      "Examples:\n  switchyard serve models/tiny-r1\n  switchyard chat\n"
+      "  switchyard inspect models/tiny-r1\n  switchyard bench --concurrency 32");
   app.add_subcommand("serve", "Serve a model: gateway, router and expert workers in one process");
   ChatOptions chat;
   CLI::App* chat_app = app.add_subcommand("chat", "Talk to a server in the terminal");
@@ -87,7 +91,8 @@ int Main(int argc, char** argv) {
   AddBench(*bench_app, bench);
   std::string directory;
   bool json = false;
-  CLI::App* inspect_app = app.add_subcommand("inspect", "Say what a checkpoint is and what it costs");
+  CLI::App* inspect_app =
+      app.add_subcommand("inspect", "Say what a checkpoint is and what it costs");
   inspect_app->add_option("model", directory, "Directory of the model")->required();
   inspect_app->add_flag("--json", json, "As JSON");
   inspect_app->footer("Example:\n  switchyard inspect models/tiny-r1");

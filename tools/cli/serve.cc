@@ -59,7 +59,8 @@ int RunServe(int argc, char** argv) {
   absl::Status status = outcome.status();
   if (status.ok() && *outcome == config::Outcome::kExit) return 0;
   if (status.ok()) {
-    status = log::Configure(config.log().log_level(), config.log().log_format() == "json", "switchyard");
+    status =
+        log::Configure(config.log().log_level(), config.log().log_format() == "json", "switchyard");
   }
   if (status.ok()) status = Serve(config);
   if (status.ok()) return 0;

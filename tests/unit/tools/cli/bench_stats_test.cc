@@ -22,9 +22,17 @@ TEST(BenchStatsTest, PercentilesAreNearestRank) {
 
 TEST(BenchStatsTest, FailedRequestsCountButDoNotEnterTheTimes) {
   std::vector<RequestRecord> records(3);
-  records[0] = {.start_s = 1, .first_token_s = 1.5, .end_s = 3, .prompt_tokens = 5, .output_tokens = 10,
+  records[0] = {.start_s = 1,
+                .first_token_s = 1.5,
+                .end_s = 3,
+                .prompt_tokens = 5,
+                .output_tokens = 10,
                 .token_gaps_ms = {1, 2}};
-  records[1] = {.start_s = 2, .first_token_s = 2.25, .end_s = 5, .prompt_tokens = 5, .output_tokens = 30,
+  records[1] = {.start_s = 2,
+                .first_token_s = 2.25,
+                .end_s = 5,
+                .prompt_tokens = 5,
+                .output_tokens = 30,
                 .token_gaps_ms = {3}};
   records[2] = {.start_s = 0, .end_s = 100, .error = "HTTP 429"};
   const BenchReport report = MakeReport(records);

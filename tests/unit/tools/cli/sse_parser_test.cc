@@ -25,7 +25,8 @@ std::vector<std::string> Events(std::string_view text, size_t piece) {
 
 TEST(SseParserTest, FindsEventsHoweverTheBytesAreCut) {
   constexpr std::string_view kText =
-      "data: one\n\n: a comment\nevent: x\ndata:two\r\n\r\ndata: three\ndata: four\n\ndata: unfinished";
+      "data: one\n\n: a comment\nevent: x\ndata:two\r\n\r\ndata: three\ndata: four\n\ndata: "
+      "unfinished";
   for (size_t piece = 1; piece <= kText.size(); ++piece) {
     EXPECT_THAT(Events(kText, piece), ElementsAre("one", "two", "three\nfour")) << piece;
   }
