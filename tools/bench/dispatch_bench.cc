@@ -2,7 +2,6 @@
 // TCP or a Unix socket. Prints percentiles in microseconds, compute included.
 //   dispatch_bench [tokens] [hidden] [layers]     (with "listen" behind them: beside an idle
 //   server)
-#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -39,14 +38,13 @@ std::unique_ptr<worker::Worker> MakeWorker(const ModelSpec& spec, kernels::Threa
 [[noreturn]] void ServeForever(const ModelSpec& spec, const std::string& address, int pipe) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   auto worker = MakeWorker(spec, nullptr);
-  grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
-  worker->Register(builder);
-  auto server = builder.BuildAndStart();
+  auto server = *rpc::Server::Start(
+      {.listen = address}, [&](grpc::ServerBuilder& builder) { worker->Register(builder); });
   worker->Start();
+  const std::string& at = server->address();
+  const int port = address.starts_with("unix:") ? 0 : std::atoi(at.c_str() + at.rfind(':') + 1);
   if (::write(pipe, &port, sizeof port) != sizeof port) std::exit(1);
-  server->Wait();
+  server->grpc().Wait();
   std::exit(0);
 }
 
