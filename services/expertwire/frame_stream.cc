@@ -61,6 +61,7 @@ void FrameStream::End() {
   ended_ = true;
   control_.clear();
   paid_.clear();
+  waiting_bytes_ = 0;
 }
 
 void FrameStream::Break(absl::Status why) {
@@ -77,6 +78,7 @@ void FrameStream::Send(Frame control) {
 
 void FrameStream::SendPaid(Frame frame) {
   if (ended_) return;
+  waiting_bytes_ += PayloadOf(frame).bytes();
   paid_.push_back(std::move(frame));
   Pump();
 }
@@ -171,6 +173,7 @@ void FrameStream::Pump() {
       writing_ = true;
       bytes_written_ += cost;
       const grpc::ByteBuffer buffer = ToByteBuffer(prefix, PayloadOf(frame));
+      waiting_bytes_ -= PayloadOf(frame).bytes();
       paid_.pop_front();
       writer_->Write(buffer, &write_done_);
       return;

@@ -53,13 +53,20 @@ class FrameStream {
   // Drops the paid frames that wait and satisfy `of`; returns how many.
   template <typename Predicate>
   size_t Drop(Predicate of) {
-    return std::erase_if(paid_, of);
+    return std::erase_if(paid_, [&](const Frame& frame) {
+      if (!of(frame)) return false;
+      waiting_bytes_ -= PayloadOf(frame).bytes();
+      return true;
+    });
   }
 
   bool ended() const { return ended_; }
   bool writing() const { return writing_; }
   bool outstanding() const { return reading_ || writing_; }
   bool nothing_to_write() const { return !writing_ && control_.empty() && paid_.empty(); }
+  // Payload bytes of the paid frames that wait to be written.
+  size_t waiting_bytes() const { return waiting_bytes_; }
+  size_t waiting_frames() const { return paid_.size(); }
   bool control_waits() const { return !control_.empty(); }
   uint64_t peer_grant_bytes() const { return peer_grant_bytes_; }
   uint64_t bytes_written() const { return bytes_written_; }
@@ -98,6 +105,7 @@ class FrameStream {
   bool reading_ = false, writing_ = false, ended_ = false;
 
   std::deque<Frame> control_, paid_;
+  size_t waiting_bytes_ = 0;
   // What the peer may still send, and what it has not been told of yet.
   uint64_t theirs_bytes_, owed_bytes_ = 0;
   uint64_t theirs_frames_, owed_frames_ = 0;

@@ -166,7 +166,6 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   absl::Status end_status_;
   absl::Time end_by_;
   bool hello_seen_ = false, greeted_ = false, finishing_ = false, gone_ = false;
-  uint64_t queued_bytes_ = 0;  // of answers, an upper bound
   absl::flat_hash_map<std::pair<uint64_t, uint32_t>, OpenCall> open_;
 };
 
@@ -271,15 +270,13 @@ void GrpcServer::Impl::Peer::OnAnswer(Answer answer) {
   CloseOne(answer.call_id, answer.attempt);
   if (stream_.ended()) return;
   const size_t bytes = answer.payload.bytes() + kHeaderRoom + answer.status.size() * 2;
-  if (stream_.nothing_to_write()) queued_bytes_ = 0;
+  const size_t waiting = stream_.waiting_bytes() + stream_.waiting_frames() * kHeaderRoom;
   if (2 * bytes > stream_.peer_grant_bytes()) {
     StripRows(&answer, pb::BAD,
               fmt::format("an answer of {} bytes is more than half of the {} bytes of credit",
                           bytes, stream_.peer_grant_bytes()));
-  } else if (queued_bytes_ + bytes > stream_.peer_grant_bytes()) {
+  } else if (waiting + bytes > stream_.peer_grant_bytes()) {
     StripRows(&answer, pb::OVERLOADED, "the router does not read its answers");
-  } else {
-    queued_bytes_ += bytes;
   }
   stream_.SendPaid({.body = std::move(answer)});
 }
