@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks that keep the tree in shape, as one test: python3 tools/tidy.py [--fix]
 
-Include arrows, format, lengths of files and functions, sources that no target builds, metrics without a line in the
-docs, machine paths, unfinished marks. --fix formats what clang-format would change.
+Include arrows, format, lengths of files and functions, sources that no target builds, metrics and knobs without a line
+in the docs, relative links to nowhere, machine paths, unfinished marks. --fix formats what clang-format would change.
 """
 import argparse
 import pathlib
@@ -117,6 +117,31 @@ def check_metrics():
             problem("docs/reference/metrics.md", 0, f"says nothing of {name}")
 
 
+def check_knobs():
+    sys.path.insert(0, str(ROOT / "tools/docs"))
+    import config_reference
+    if (ROOT / config_reference.PAGE).read_text() != config_reference.page_as_it_should_be():
+        problem(config_reference.PAGE, 0, "differs from the config protos: python3 tools/docs/config_reference.py")
+
+
+def headings(path):
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+def check_links(path, text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / path).parent / name if name else ROOT / path
+        if not target.exists():
+            problem(path, 0, f"links to {link}, which is not there")
+        elif anchor and target.suffix == ".md" and anchor not in headings(target):
+            problem(path, 0, f"links to {link}: {target.name} has no such heading")
+
+
 def check_format(sources, fix):
     tool = "clang-format-14"
     if fix:
@@ -143,6 +168,9 @@ def main():
         problem(".", 0, f"tracked files are {size / 1e6:.1f} MB (limit 50)")
     check_built(sources)
     check_metrics()
+    check_knobs()
+    for path in tracked(".md"):
+        check_links(path, (ROOT / path).read_text())
     check_format(sources, args.fix)
     print("\n".join(problems) if problems else f"tidy: {len(sources)} sources, no problem")
     sys.exit(bool(problems))
