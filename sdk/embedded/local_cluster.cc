@@ -27,6 +27,11 @@ constexpr char kInProcess[] = "in-process";
 class LocalCluster::Impl {
  public:
   explicit Impl(LocalClusterOptions options) : options_(std::move(options)) {}
+  ~Impl() {
+    gateway_.reset();
+    router_.reset();
+    for (size_t i = 0; i < workers_.size(); ++i) StopWorker(i);
+  }
 
   absl::Status Start() {
     metrics_ = std::make_shared<telemetry::Metrics>();
@@ -109,6 +114,7 @@ class LocalCluster::Impl {
     return absl::OkStatus();
   }
 
+  // A server outlives its worker's queue: what the queue still holds refers to the server.
   void StopWorker(size_t i) {
     Part& part = workers_[i];
     if (part.server != nullptr) part.server->Shutdown(absl::ZeroDuration());
