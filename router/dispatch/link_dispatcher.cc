@@ -37,9 +37,10 @@ struct LinkDispatcher::Job {
 
   MoeJob moe;
   DispatchPlan plan;
-  std::vector<PartState> state;  // [parts]
-  std::vector<Answer> answers;   // [parts]
-  std::vector<absl::Time> sent;  // [parts]
+  std::vector<PartState> state;      // [parts]
+  std::vector<Answer> answers;       // [parts]
+  std::vector<absl::Time> sent;      // [parts]
+  std::vector<uint64_t> generation;  // [parts]: of the link when the part was sent
   size_t open = 0;
 };
 
@@ -134,6 +135,7 @@ void LinkDispatcher::Send(MoeTicket ticket, Job& job) {
   job.state.assign(parts.size(), Job::PartState::kOpen);
   job.answers.resize(parts.size());
   job.sent.assign(parts.size(), absl::Now());
+  job.generation.resize(parts.size());
   job.open = parts.size();
   const size_t layer_base = static_cast<size_t>(job.moe.layer) * experts_;
   for (size_t p = 0; p < parts.size(); ++p) {
@@ -159,6 +161,7 @@ void LinkDispatcher::Send(MoeTicket ticket, Job& job) {
     call.segments = part.segments;
     call.row_index = part.row_index;
     call.weights = part.weights;
+    job.generation[p] = link.generation();
     if (absl::Status status = link.Send(std::move(call)); !status.ok()) {
       log::Debug("layer {}: {}", job.moe.layer, ToStd(status.message()));
       Settle(job, p, true);
@@ -203,11 +206,14 @@ void LinkDispatcher::OnAnswer(int link, Answer answer) {
   Settle(*job, p, !usable);
 }
 
-void LinkDispatcher::OnDown(int link) {
+// News of a stream that ended while nothing ran must not hit what was sent over the next one.
+void LinkDispatcher::OnDown(int link, uint64_t generation) {
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->state.size(); ++p) {
       const bool open = job->state[p] == Job::PartState::kOpen;
-      if (open && job->plan.parts[p].link == link) Settle(*job, p, true);
+      if (open && job->plan.parts[p].link == link && job->generation[p] <= generation) {
+        Settle(*job, p, true);
+      }
     }
   }
 }
@@ -219,7 +225,7 @@ void LinkDispatcher::PollLinks() {
     if (auto* answer = std::get_if<Answer>(&event.event)) {
       OnAnswer(event.link, std::move(*answer));
     } else {
-      OnDown(event.link);
+      OnDown(event.link, std::get<expertwire::LinkDown>(event.event).generation);
     }
   }
 }

@@ -62,7 +62,7 @@ class LinkDispatcher : public Dispatcher {
   void Send(MoeTicket ticket, Job& job);
   void Settle(Job& job, size_t part, bool lost);
   void OnAnswer(int link, expertwire::Answer answer);
-  void OnDown(int link);
+  void OnDown(int link, uint64_t generation);
   void Expire(MoeTicket ticket, Job& job);
   expertwire::RowBuffer Gather(const MoeJob& moe, const PlannedPart& part, bool may_borrow);
   void Combine(Job& job);

@@ -140,7 +140,7 @@ class LocalCluster::Impl {
     router_->BeginDrain();
     router_->WaitDrained(std::max(absl::ZeroDuration(), end - absl::Now()));
     router_->Stop(absl::Seconds(1));
-    for (size_t i = 0; i < workers_.size(); ++i) StopWorker(i);
+    for (const Part& part : workers_) part.worker->BeginDrain();
   }
 
   struct Part {

@@ -26,6 +26,7 @@ std::string_view Name(LinkState state);
 // Calls that will not be answered any more, all of them, because the stream ended.
 struct LinkDown {
   std::string why;
+  uint64_t generation = 0;  // of the link while that stream stood: later calls went over another
 };
 
 using LinkEvent = std::variant<Answer, LinkDown>;

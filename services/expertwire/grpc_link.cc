@@ -337,7 +337,7 @@ void GrpcLink::OnLaneEnd(absl::Status why) {
   next_attempt_ = absl::Now() + (refused_ ? options_.backoff_max : backoff_);
   backoff_ = std::min(2 * backoff_, options_.backoff_max);
   if (!open_.empty() || state() == LinkState::kUp || state() == LinkState::kDraining) {
-    inbox_.push_back(LinkDown{std::string(why.message())});
+    inbox_.push_back(LinkDown{std::string(why.message()), generation()});
   }
   open_.clear();
   waiting_.clear();

@@ -73,6 +73,13 @@ def test_drain_finishes_what_runs():
         assert [w.stop() for w in cluster.workers] == [0, 0, 0]
 
 
+def test_serve_ends_with_zero_on_sigterm():
+    with processes.serve() as server:
+        server.fact("ready")
+        assert len(complete(server.fact("http"), prompt=[5, 6], max_tokens=3)[0]) == 3
+        assert server.stop() == 0
+
+
 def test_a_killed_worker_fails_only_its_requests_and_may_come_back(tmp_path):
     sockets = [f"unix:{tmp_path}/w{i}" for i in range(2)]
     with processes.worker("0/2", listen=sockets[0]) as first, processes.worker("1/2", listen=sockets[1]) as second:

@@ -123,6 +123,20 @@ TEST(Sameness, CompanyChunksPreemptionAndPlacementChangeNothing) {
   }
 }
 
+// News of a stream that ended while nothing ran must not hit the first call over the next one.
+TEST(Failure, AWorkerThatRestartsWhileTheRouterIsIdleIsNoticedByNobody) {
+  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"});
+  const Answer before = Generate(*cluster, Probes()[0]);
+  ASSERT_TRUE(before.status.ok()) << before.status;
+  for (int round = 0; round < 3; ++round) {
+    cluster->StopWorker(1);
+    while (cluster->gateway().Missing().empty()) std::this_thread::yield();
+    ASSERT_TRUE(cluster->StartWorker(1).ok());
+    ASSERT_TRUE(cluster->WaitReady(absl::Seconds(60)).ok());
+    EXPECT_EQ(Generate(*cluster, Probes()[0]), before);
+  }
+}
+
 TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
   const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"});
   const Ask ask = Probes()[0];
@@ -148,8 +162,10 @@ TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
   EXPECT_EQ(Generate(*cluster, ask), before);
 }
 
-TEST(Drain, FinishesWhatRunsAndTakesNothingNew) {
-  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0/2", "1/2"});
+class Drain : public testing::TestWithParam<std::vector<std::string>> {};
+
+TEST_P(Drain, FinishesWhatRunsAndTakesNothingNew) {
+  const auto cluster = StartCluster("tiny-r1", DType::kBF16, GetParam());
   Answer running;
   std::thread client([&] { running = Generate(*cluster, {.prompt = {5, 6}, .max_tokens = 300}); });
   while (cluster->router().Snapshot().running == 0) std::this_thread::yield();
@@ -159,6 +175,10 @@ TEST(Drain, FinishesWhatRunsAndTakesNothingNew) {
   EXPECT_EQ(running.ids.size(), 300u);
   EXPECT_FALSE(Generate(*cluster, {.prompt = {5}, .max_tokens = 1}).status.ok());
 }
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Drain,
+                         testing::Values(std::vector<std::string>{},
+                                         std::vector<std::string>{"0/2", "1/2"}));
 
 }  // namespace
 }  // namespace switchyard::test
