@@ -81,7 +81,8 @@ class Process:
 
 
 def serve(*args, model=MODEL, env=None):
-    return Process("switchyard", "serve", model, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--threads", 2, *args, env=env)
+    threads = () if "--threads" in args else ("--threads", 2)
+    return Process("switchyard", "serve", model, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", *threads, *args, env=env)
 
 
 def worker(experts, *args, model=MODEL, listen="127.0.0.1:0"):
