@@ -194,6 +194,10 @@ absl::Status Router::Impl::Load() {
     pool = own_pool_.get();
   }
   compute_ = std::make_unique<kernels::Compute>(isa, *pool);
+  if (model_.spec.skipped_layers > 0) {
+    log::Info("{} layers beyond num_hidden_layers (multi-token prediction) are skipped",
+              model_.spec.skipped_layers);
+  }
   log::Info("{}: {} layers, {} experts a MoE layer; {} on {}, {} threads", model_.spec.architecture,
             model_.spec.num_layers(), model_.spec.experts.count, Name(options_.dtype),
             kernels::Name(isa), pool->threads());
