@@ -2,11 +2,17 @@
 
 #include <grpcpp/server_builder.h>
 
+#include <algorithm>
+
+#include "absl/time/clock.h"
 #include "gateway/streams/request_id.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
 namespace switchyard::gateway {
+
+// A drain whose time is over still gives what it ended this long to tell its clients.
+constexpr absl::Duration kLastAnswersMin = absl::Milliseconds(200);
 
 void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs& tls,
                 GatewayOptions* options) {
@@ -133,7 +139,19 @@ void Gateway::Drain(absl::Duration timeout) {
   UpdateHealth();
   if (http_) http_->BeginDrain();
   log::Info("draining: {} requests are open", generator_->open());
+  const absl::Time deadline = absl::Now() + timeout;
   generator_->FinishWithin(timeout);
+  // Answers that are complete still have to reach clients that read slowly.
+  const auto left = [deadline] { return std::max(deadline - absl::Now(), kLastAnswersMin); };
+  if (http_ && !http_->WaitUntilAnswered(left())) {
+    log::Warning("draining: not every HTTP answer was taken in time");
+  }
+  rpc::Server* grpc = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    grpc = grpc_.get();
+  }
+  if (grpc != nullptr) grpc->Shutdown(left());
   Stop();
 }
 

@@ -60,7 +60,8 @@ class Gateway {
   // Why requests are not taken, one line; empty if they are.
   std::string Missing() const;
 
-  // Not ready from now on; waits up to `timeout` for what runs, ends the rest, then stops.
+  // Not ready from now on; waits up to `timeout` for what runs and until its answers are written,
+  // ends the rest, then stops.
   // Thread-safe against everything but itself.
   void Drain(absl::Duration timeout);
   void Stop();

@@ -28,6 +28,7 @@ using SteadyClock = std::chrono::steady_clock;
 using ErrorCode = boost::system::error_code;
 
 constexpr size_t kReadBytes = 16 << 10;
+constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
 // After an answer that closes the connection the client gets this long (and may send this much)
 // before the socket is closed: closing with unread input would reset it and lose the answer.
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
@@ -62,6 +63,30 @@ void AppendHead(std::string& out, const HttpResponse& response, Framing framing,
   out += "\r\n";
 }
 
+// A body's share of what the bodies of all connections may hold, given back with it.
+class BodyHold {
+ public:
+  explicit BodyHold(std::shared_ptr<HttpServerShared> shared) : shared_(std::move(shared)) {}
+  ~BodyHold() { shared_->body_bytes -= held_; }
+  BodyHold(const BodyHold&) = delete;
+  BodyHold& operator=(const BodyHold&) = delete;
+
+  bool GrowTo(size_t bytes) {
+    if (bytes <= held_) return true;
+    const size_t more = bytes - held_;
+    if (shared_->body_bytes.fetch_add(more) + more > shared_->options.max_body_bytes_in_all) {
+      shared_->body_bytes -= more;
+      return false;
+    }
+    held_ = bytes;
+    return true;
+  }
+
+ private:
+  const std::shared_ptr<HttpServerShared> shared_;
+  size_t held_ = 0;
+};
+
 class Connection;
 
 // Bytes go from any thread into `pending_`; the connection takes them on its io thread.
@@ -89,7 +114,8 @@ class Exchange final : public HttpExchange {
   bool TakePending(std::string& out);
   // The connection is closed: nothing is sent any more. Returns the callback to call, if any.
   std::function<void()> MarkGone();
-  bool ended() const;
+  bool begun() const;  // a first byte of the answer is there
+  bool http10() const { return http10_; }
   bool keep_alive() const { return keep_alive_; }
 
  private:
@@ -108,6 +134,7 @@ class Exchange final : public HttpExchange {
   State state_ ABSL_GUARDED_BY(mutex_) = State::kOpen;
   bool io_active_ ABSL_GUARDED_BY(mutex_) = false;
   bool cut_off_ ABSL_GUARDED_BY(mutex_) = false;
+  size_t largest_write_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string pending_ ABSL_GUARDED_BY(mutex_);
   std::function<void()> on_gone_ ABSL_GUARDED_BY(mutex_);
 };
@@ -116,7 +143,10 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
  public:
   Connection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpServerShared> shared, int fd,
              int family);
-  ~Connection() override { --shared_->stats.open_connections; }
+  ~Connection() override {
+    SetBusy(false);
+    --shared_->stats.open_connections;
+  }
 
   void Start();
   void CloseIfIdle() override;
@@ -133,9 +163,12 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void OnDeadline();
   void MaybeRead();
   void OnRead(const ErrorCode& ec, size_t n);
+  void OnClientDone();
+  void SetBusy(bool busy);
+  bool HoldBody();
   void Process();
   void Dispatch();
-  void Refuse(int status, std::string_view message);
+  void Refuse(int status, const std::string& message);
   void StartWrite();
   void OnWritten(const ErrorCode& ec, size_t n);
   void FinishExchange();
@@ -155,6 +188,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   std::unique_ptr<char[]> read_buffer_{new char[kReadBytes]};
   std::string in_;  // received, not yet parsed
   std::unique_ptr<HttpParser> parser_;
+  std::shared_ptr<BodyHold> hold_;  // of the body that `parser_` has; null: nothing yet
   bool continue_sent_ = false;
   bool reading_ = false;
   bool writing_ = false;
@@ -162,6 +196,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   bool closing_ = false;      // the answer in `out_` is the last
   bool last_of_exchange_ = false;
   bool closed_ = false;
+  bool busy_ = false;  // counted in shared_->busy
   size_t lingered_ = 0;
   std::string out_;  // in flight
   std::shared_ptr<Exchange> current_;
@@ -226,7 +261,9 @@ bool Exchange::Write(std::string_view data) {
   {
     absl::MutexLock lock(&mutex_);
     if (state_ != State::kStreaming || cut_off_) return false;
-    if (pending_.size() + data.size() > max_buffered_) {
+    // One event may be larger than the bound: a client that reads must not be cut off for it.
+    largest_write_ = std::max(largest_write_, data.size());
+    if (!pending_.empty() && pending_.size() + data.size() > max_buffered_ + largest_write_) {
       cut_off_ = true;
       cut = connection_;
     } else {
@@ -289,9 +326,9 @@ std::function<void()> Exchange::MarkGone() {
   return callback;
 }
 
-bool Exchange::ended() const {
+bool Exchange::begun() const {
   absl::MutexLock lock(&mutex_);
-  return state_ == State::kEnded;
+  return state_ != State::kOpen;
 }
 
 // ---------------------------------------------------------------- connection
@@ -375,10 +412,9 @@ void Connection::OnRead(const ErrorCode& ec, size_t n) {
   if (closed_) return;
   if (ec) {
     client_done_ = true;
-    // An answer that is complete is still written to a client that only closed its sending side.
-    const bool finishing = (current_ && current_->ended()) || (closing_ && writing_);
-    if (!finishing) Close();
-    return;
+    if (closing_ && writing_) return;  // the answer still goes out
+    if (ec != asio::error::eof || !current_) return Close();
+    return OnClientDone();
   }
   shared_->stats.bytes_in += n;
   if (phase_ == Phase::kLinger || closing_) {
@@ -390,6 +426,40 @@ void Connection::OnRead(const ErrorCode& ec, size_t n) {
   Process();
 }
 
+// The client sends nothing more: it has closed its sending side and waits for the answer, or is
+// gone altogether. TCP says which only to who writes, the peer of a dead socket answering with a
+// reset. So an answer that has not begun is asked after with an interim "100 Continue", which
+// HTTP/1.1 clients skip; a stream's own writes ask for it. The reset (or a local socket's end) ends
+// the wait for an error here. HTTP/1.0 has no interim answers: such a client is taken as gone.
+void Connection::OnClientDone() {
+  if (!current_->begun()) {
+    if (current_->http10()) return Close();
+    if (!writing_) {
+      out_ = kContinue;
+      StartWrite();
+    }
+  }
+  if (closed_) return;
+  socket().async_wait(Socket::wait_error, [self = shared_from_this()](const ErrorCode& ec) {
+    if (!ec && !self->closed_) self->Close();
+  });
+}
+
+void Connection::SetBusy(bool busy) {
+  if (busy_ == busy) return;
+  busy_ = busy;
+  absl::MutexLock lock(&shared_->mutex);
+  shared_->busy += busy ? 1 : -1;
+}
+
+// Takes what the body has grown by from the budget of all connections.
+bool Connection::HoldBody() {
+  const size_t bytes = parser_->body_bytes();
+  if (bytes == 0) return true;
+  if (!hold_) hold_ = std::make_shared<BodyHold>(shared_);
+  return hold_->GrowTo(bytes);
+}
+
 void Connection::Process() {
   const HttpServerOptions& o = shared_->options;
   while (!closed_ && !closing_ && !current_ && !in_.empty()) {
@@ -399,6 +469,11 @@ void Connection::Process() {
     if (parser_->state() == HttpParser::State::kFailed) {
       return Refuse(parser_->error_status(), parser_->error());
     }
+    if (!HoldBody()) {
+      return Refuse(503,
+                    "the bodies of all requests together are more than this server holds; "
+                    "try again later");
+    }
     if (parser_->state() == HttpParser::State::kDone) {
       Dispatch();
       continue;
@@ -407,7 +482,7 @@ void Connection::Process() {
       Enter(Phase::kBody, o.body_timeout);
       if (parser_->ExpectsContinue() && !continue_sent_ && !writing_) {
         continue_sent_ = true;
-        out_ = "HTTP/1.1 100 Continue\r\n\r\n";
+        out_ = kContinue;
         StartWrite();
       }
     }
@@ -423,6 +498,9 @@ void Connection::Dispatch() {
   const bool keep_alive = parser_->KeepAlive() && !shared_->draining;
   const bool http10 = parser_->IsHttp10();
   HttpRequest request = parser_->Take();
+  request.body_hold = std::move(hold_);
+  hold_ = nullptr;
+  SetBusy(true);
   parser_ = std::make_unique<HttpParser>(shared_->options.limits);
   continue_sent_ = false;
   Enter(Phase::kAnswering, shared_->options.exchange_timeout);
@@ -435,13 +513,13 @@ void Connection::Dispatch() {
   shared_->handler->Handle(std::move(request), current_);
 }
 
-void Connection::Refuse(int status, std::string_view message) {
+void Connection::Refuse(int status, const std::string& message) {
   if (closing_ || writing_) return Close();
   closing_ = true;
+  SetBusy(true);
+  hold_ = nullptr;
   ++shared_->stats.clients_cut_off;
-  HttpResponse response;
-  response.status = status;
-  response.body = shared_->handler->ErrorBody(status, message);
+  const HttpResponse response = shared_->handler->Refusal(status, message);
   out_.clear();
   AppendHead(out_, response, Framing::kLength, false);
   out_ += response.body;
@@ -485,8 +563,11 @@ void Connection::OnWritten(const ErrorCode& ec, size_t n) {
 }
 
 void Connection::FinishExchange() {
-  const bool keep_alive = current_->keep_alive() && !shared_->draining && !client_done_;
+  // A client that has closed its sending side still gets what it asked for before.
+  const bool keep_alive =
+      current_->keep_alive() && !shared_->draining && !(client_done_ && in_.empty());
   current_.reset();
+  SetBusy(false);
   last_of_exchange_ = false;
   if (out_.capacity() > (64 << 10)) std::string().swap(out_);
   if (!keep_alive) {
@@ -495,9 +576,11 @@ void Connection::FinishExchange() {
   }
   Enter(Phase::kIdle, shared_->options.idle_timeout);
   Process();
+  if (client_done_ && !current_ && !closing_) Close();
 }
 
 void Connection::Linger() {
+  SetBusy(false);
   if (client_done_) return Close();
   Enter(Phase::kLinger, kLingerTime);
   ErrorCode ignored;
@@ -519,6 +602,8 @@ void Connection::CloseIfIdle() {
 void Connection::Close() {
   if (closed_) return;
   closed_ = true;
+  SetBusy(false);
+  hold_ = nullptr;
   const auto self = shared_from_this();
   loop_->connections.erase(this);
   ErrorCode ignored;

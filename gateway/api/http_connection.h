@@ -6,6 +6,8 @@
 #include <memory>
 #include <unordered_set>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "gateway/api/http_server.h"
 
 namespace boost::asio {
@@ -39,6 +41,9 @@ struct HttpServerShared {
   HttpHandler* handler = nullptr;
   HttpServerStats stats;
   std::atomic<bool> draining{false};
+  std::atomic<size_t> body_bytes{0};  // of all requests, received and not yet parsed
+  absl::Mutex mutex;
+  int busy ABSL_GUARDED_BY(mutex) = 0;             // connections with an answer that is not out
   std::shared_ptr<boost::asio::ssl::context> tls;  // null: plain
 };
 

@@ -49,6 +49,8 @@ size_t HttpParser::Feed(std::string_view data) {
   return used;
 }
 
+size_t HttpParser::body_bytes() const { return impl_->parser.get().body().size(); }
+
 bool HttpParser::ExpectsContinue() const {
   return state_ == State::kBody &&
          boost::beast::iequals(impl_->parser.get()[http::field::expect], "100-continue");

@@ -30,6 +30,7 @@ class HttpParser {
   // With kFailed: 400, 413, 431 or 505-like 400, and what is wrong.
   int error_status() const { return error_status_; }
   const std::string& error() const { return error_; }
+  size_t body_bytes() const;  // received so far
   // After the header: the client waits for "100 Continue" before it sends the body.
   bool ExpectsContinue() const;
 

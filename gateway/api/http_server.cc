@@ -152,11 +152,27 @@ absl::StatusOr<std::shared_ptr<asio::ssl::context>> MakeTls(const HttpServerOpti
   context->use_certificate_chain_file(options.tls_cert, ec);
   if (ec) return InvalidArgument("--tls-cert {}: {}", options.tls_cert, ec.message());
   context->use_private_key_file(options.tls_key, asio::ssl::context::pem, ec);
-  if (ec) return InvalidArgument("--tls-key {}: {}", options.tls_key, ec.message());
+  if (ec) {
+    return InvalidArgument("--tls-key {} (of --tls-cert {}): {}", options.tls_key, options.tls_cert,
+                           ec.message());
+  }
+  // A key of another kind than the certificate's is taken without a word above.
+  if (::SSL_CTX_check_private_key(context->native_handle()) != 1) {
+    ::ERR_clear_error();
+    return InvalidArgument("--tls-key {} is not the key of --tls-cert {}", options.tls_key,
+                           options.tls_cert);
+  }
   if (!options.tls_ca.empty()) {
     context->load_verify_file(options.tls_ca, ec);
     if (ec) return InvalidArgument("--tls-ca {}: {}", options.tls_ca, ec.message());
     context->set_verify_mode(asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert, ec);
+    if (ec) return InvalidArgument("--tls-ca {}: {}", options.tls_ca, ec.message());
+    // Without it a client that resumes its session is refused.
+    static constexpr unsigned char kSessions[] = "switchyard-http";
+    if (::SSL_CTX_set_session_id_context(context->native_handle(), kSessions,
+                                         sizeof kSessions - 1) != 1) {
+      return InvalidArgument("--tls-ca {}: no session context can be set", options.tls_ca);
+    }
   }
   return context;
 }
@@ -233,11 +249,15 @@ struct HttpServer::Impl {
   // Best effort: one write that fits any socket buffer, then close. Nothing to say under TLS.
   void RefuseConnection(int fd) {
     if (!shared->tls) {
-      const std::string body = shared->handler->ErrorBody(503, "too many open connections");
-      const std::string text = fmt::format(
+      const HttpResponse response = shared->handler->Refusal(503, "too many open connections");
+      std::string text = fmt::format(
           "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: "
-          "{}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{}",
-          body.size(), body);
+          "{}\r\nconnection: close\r\n",
+          response.body.size());
+      for (const auto& [name, value] : response.headers) {
+        text += fmt::format("{}: {}\r\n", name, value);
+      }
+      text += "\r\n" + response.body;
       [[maybe_unused]] const ssize_t sent = ::send(fd, text.data(), text.size(), MSG_NOSIGNAL);
       ::shutdown(fd, SHUT_WR);
     }
@@ -305,6 +325,14 @@ const HttpServerStats& HttpServer::stats() const { return impl_->shared->stats; 
 void HttpServer::BeginDrain() {
   impl_->shared->draining = true;
   impl_->ForEachConnection(&HttpConnection::CloseIfIdle);
+}
+
+bool HttpServer::WaitUntilAnswered(absl::Duration timeout) {
+  HttpServerShared& shared = *impl_->shared;
+  const auto quiet = [&shared]()
+                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(shared.mutex) { return shared.busy == 0; };
+  absl::MutexLock lock(&shared.mutex);
+  return shared.mutex.AwaitWithTimeout(absl::Condition(&quiet), timeout);
 }
 
 void HttpServer::Stop() { impl_->Stop(); }

@@ -2,9 +2,12 @@
 // Asynchronous on a few io threads; no thread a connection, no third-party header here.
 //
 // Everything is bounded: connections, header and body bytes, the time a client may take for a
-// header, a body or for reading what was written, the bytes that wait for a slow client. A client
-// that closes its side of the connection (half-close included) while its answer is under way is
-// taken as gone.
+// header, a body or for reading what was written, the bytes that wait for a slow client.
+//
+// A client that closes only its sending side is answered, whatever it had asked for before. Whether
+// it is gone altogether shows when something is written to it: the next part of a stream, or, where
+// an answer has not begun, an interim "100 Continue" (see OnClientDone). An HTTP/1.0 client, which
+// knows no interim answers, is taken as gone if it half-closes before its answer has begun.
 #pragma once
 
 #include <atomic>
@@ -26,7 +29,9 @@ struct HttpServerOptions {
   int threads = 1;             // io threads
   int max_connections = 4096;  // one more is answered 503 and closed
   HttpLimits limits;
-  size_t max_buffered_bytes = 1 << 20;    // that wait for a client of a stream
+  size_t max_buffered_bytes = 1 << 20;  // that wait for a client of a stream, besides one write
+  // Of all requests that are not yet parsed together; one that would exceed it is answered 503.
+  size_t max_body_bytes_in_all = 512 << 20;
   size_t max_pipelined_bytes = 64 << 10;  // of further requests, read ahead while one is answered
   absl::Duration header_timeout =
       absl::Seconds(20);  // from the first byte (or the connect) to the end
@@ -66,6 +71,8 @@ class HttpServer {
   // Closes idle connections; every answer from here on says "connection: close". New connections
   // are still taken, so that probes and metrics answer to the end.
   void BeginDrain();
+  // False if `timeout` passes before every answer to a request that had come is written.
+  bool WaitUntilAnswered(absl::Duration timeout);
   // Ends every connection (OnGone is called where an answer was under way) and joins the io
   // threads. Idempotent.
   void Stop();

@@ -19,6 +19,8 @@ struct HttpRequest {
   std::string query;    // after '?', as sent
   HttpHeaders headers;  // names in lower case, in order
   std::string body;
+  // The body's share of what the server holds for all; let go when the body is.
+  std::shared_ptr<void> body_hold;
 
   // The first header of that (lower-case) name; empty if there is none.
   std::string_view Header(std::string_view name) const;
@@ -55,8 +57,8 @@ class HttpHandler {
  public:
   virtual ~HttpHandler() = default;
   virtual void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) = 0;
-  // The body of an error that the server finds itself (413, 400, 408, …), as JSON.
-  virtual std::string ErrorBody(int status, std::string_view message) = 0;
+  // The answer to what the server refuses itself (413, 400, 408, …), before there is a request.
+  virtual HttpResponse Refusal(int status, const std::string& message) = 0;
 };
 
 std::string_view HttpReason(int status);

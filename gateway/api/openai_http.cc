@@ -173,8 +173,15 @@ void OpenAiHttp::Handle(HttpRequest request, std::shared_ptr<HttpExchange> excha
   }
 }
 
-std::string OpenAiHttp::ErrorBody(int status, std::string_view message) {
-  return ErrorJson(status, message, "", "", "");
+HttpResponse OpenAiHttp::Refusal(int status, const std::string& message) {
+  const std::string request_id = MakeRequestId();
+  HttpResponse response;
+  response.status = status;
+  response.body = ErrorJson(status, message, "", "", request_id);
+  response.headers.emplace_back("x-request-id", request_id);
+  if (status == 503) response.headers.emplace_back("retry-after", "1");
+  log::Info("request {}: refused {}: {}", request_id, status, message);
+  return response;
 }
 
 void OpenAiHttp::Ended(const Call& call, int status) {
@@ -290,6 +297,7 @@ void OpenAiHttp::Generate(const CallPtr& call, bool chat) {
     if (call->request.Header("x-request-id").empty()) call->request_id = id;
   }
   std::string().swap(call->request.body);  // a long stream need not keep it
+  call->request.body_hold = nullptr;
   auto answer = std::make_shared<OpenAiAnswer>(
       FormatOf(*parsed, call->request_id, generator_.model(), routers_.model()), call->exchange,
       [this, call](int status) { Ended(*call, status); });

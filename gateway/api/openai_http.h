@@ -38,7 +38,7 @@ class OpenAiHttp final : public HttpHandler {
   ~OpenAiHttp() override;
 
   void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) override;
-  std::string ErrorBody(int status, std::string_view message) override;
+  HttpResponse Refusal(int status, const std::string& message) override;
 
  private:
   struct Call {

@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <thread>
 
 #include "nlohmann/json.hpp"
 #include "services/rpc/channel.h"
@@ -422,6 +423,38 @@ TEST_F(GatewayTest, GrpcCancelsAndDeadlinesReachTheRouter) {
   }
   EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_TRUE(router_.WaitForCancels(2));
+}
+
+TEST_F(GatewayTest, RefusalsOfTheServerHaveARequestIdToo) {
+  options_.http.limits.body_bytes = 1000;
+  Start();
+  const std::string answer = Ask("POST", "/v1/completions", std::string(1001, 'x'));
+  EXPECT_EQ(StatusOf(answer), 413);
+  const std::string id = json::parse(BodyOf(answer))["error"]["request_id"];
+  EXPECT_FALSE(id.empty());
+  EXPECT_THAT(answer, HasSubstr("x-request-id: " + id + "\r\n"));
+}
+
+TEST_F(GatewayTest, DrainsOnlyWhenASlowReaderHasItsLargeAnswer) {
+  router_.SetScript([](const Submit&) {
+    auto tokens = TokensOf(std::vector<int32_t>(100, Ids("a")[0]));
+    for (Token& token : tokens) {
+      for (int i = 0; i < 1500; ++i) token.add_top()->set_id(i);
+    }
+    return tokens;
+  });
+  Start();
+  RawClient client(gateway_->http_address());
+  const std::string body = std::string(kChat) + R"(,"logprobs":true,"top_logprobs":1})";
+  client.Send("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: " +
+              std::to_string(body.size()) + "\r\n\r\n" + body);
+  std::string answer = client.ReadUntil("\r\n\r\n");  // the generation has ended
+  std::thread drain([this] { gateway_->Drain(kPatience); });
+  WaitUntil("shutting down");
+  answer += client.ReadAll();
+  drain.join();
+  EXPECT_GT(answer.size(), size_t{6} << 20);
+  EXPECT_TRUE(json::accept(BodyOf(answer)));
 }
 
 TEST_F(GatewayTest, DrainsAndRefusesAnotherModel) {

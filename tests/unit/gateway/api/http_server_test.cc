@@ -5,7 +5,11 @@
 #include <absl/synchronization/notification.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <openssl/ssl.h>
 #include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
 
 #include <thread>
 
@@ -22,7 +26,8 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 // Answers /echo with the method and the body, /stream with three chunks; keeps /hold open until the
-// client leaves; floods on /flood until it is cut off.
+// client leaves; floods on /flood until it is cut off; answers /large with one event and /whole
+// with one body of that many bytes; leaves /later to the test.
 class Handler : public HttpHandler {
  public:
   void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) override {
@@ -44,17 +49,30 @@ class Handler : public HttpHandler {
         const std::string part(32 << 10, 'x');
         while (exchange->Write(part)) ++flooded;
       });
+    } else if (request.path == "/large") {
+      exchange->StartStream({});
+      large_taken = exchange->Write(std::string(std::stoi(request.query), 'x'));
+      exchange->End();
+    } else if (request.path == "/whole") {
+      exchange->Respond({.body = std::string(std::stoi(request.query), 'x')});
+    } else if (request.path == "/later") {
+      later = exchange;
+      held.Notify();
     } else {
       exchange->Respond({.status = 404});
     }
   }
-  std::string ErrorBody(int, std::string_view message) override { return std::string(message); }
+  HttpResponse Refusal(int status, const std::string& message) override {
+    return {.status = status, .headers = {{"x-refused", "yes"}}, .body = message};
+  }
 
   ~Handler() override {
     if (flood.joinable()) flood.join();
   }
 
   absl::Notification gone, held;
+  std::shared_ptr<HttpExchange> later;
+  std::atomic<bool> large_taken{false};
   std::atomic<int> flooded{0};
   std::thread flood;
 };
@@ -176,7 +194,9 @@ TEST_F(HttpServerTest, RefusesLargeHeaders) {
 
 TEST_F(HttpServerTest, RefusesWhatIsNotHttp) {
   Start();
-  EXPECT_EQ(StatusOf(Ask("\x16\x03\x01 hello\r\n\r\n")), 400);
+  const std::string refused = Ask("\x16\x03\x01 hello\r\n\r\n");
+  EXPECT_EQ(StatusOf(refused), 400);
+  EXPECT_THAT(refused, HasSubstr("x-refused: yes\r\n"));
   EXPECT_EQ(StatusOf(Ask("GET /echo HTTP/1.1\r\nbad header line\r\n\r\n")), 400);
   // Two lengths of one body are how requests are smuggled.
   EXPECT_EQ(StatusOf(Ask("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: "
@@ -206,14 +226,106 @@ TEST_F(HttpServerTest, ClosesIdleConnections) {
   EXPECT_TRUE(client.saw_end());
 }
 
-TEST_F(HttpServerTest, TellsOfClientsThatCloseOrHalfClose) {
+TEST_F(HttpServerTest, TellsOfClientsThatClose) {
+  for (const char* address : {"127.0.0.1:0", "unix:/tmp/http_server_test.closes"}) {
+    options_.address = address;
+    Handler handler;
+    auto server = HttpServer::Create(options_, handler);
+    ASSERT_TRUE(server.ok()) << server.status();
+    RawClient client((*server)->address());
+    client.Send("GET /hold HTTP/1.1\r\nhost: x\r\n\r\n");
+    handler.held.WaitForNotification();
+    client.Close();
+    EXPECT_TRUE(handler.gone.WaitForNotificationWithTimeout(absl::Seconds(10))) << address;
+  }
+}
+
+TEST_F(HttpServerTest, AnswersAClientThatHasClosedItsSendingSide) {
   Start();
   RawClient client(server_->address());
-  client.Send("GET /hold HTTP/1.1\r\nhost: x\r\n\r\n");
+  client.Send("GET /later HTTP/1.1\r\nhost: x\r\n\r\nGET /echo?2 HTTP/1.1\r\nhost: x\r\n\r\n");
+  client.HalfClose();
   handler_.held.WaitForNotification();
+  EXPECT_EQ(client.ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  handler_.later->Respond({.body = "late"});
+  const std::string answers = client.ReadAll();
+  EXPECT_EQ(StatusOf(answers), 200);
+  EXPECT_THAT(answers, HasSubstr("late"));
+  EXPECT_THAT(answers, EndsWith("GET 2 "));  // pipelined before the end
+  EXPECT_TRUE(client.saw_end());
+}
+
+TEST_F(HttpServerTest, StreamsToAClientThatHasClosedItsSendingSideUntilItIsGone) {
+  Start();
+  RawClient client(server_->address());
+  client.Send("GET /later HTTP/1.1\r\nhost: x\r\n\r\n");
+  handler_.held.WaitForNotification();
+  handler_.later->OnGone([this] { handler_.gone.Notify(); });
+  handler_.later->StartStream({});
+  client.ReadUntil("\r\n\r\n");
+  client.HalfClose();
+  EXPECT_TRUE(handler_.later->Write("more"));
+  EXPECT_THAT(client.ReadUntil("more"), HasSubstr("more"));
+  client.Close();
+  const absl::Time limit = absl::Now() + absl::Seconds(10);
+  while (handler_.later->Write("nobody") && absl::Now() < limit) {
+  }
+  EXPECT_TRUE(handler_.gone.WaitForNotificationWithTimeout(absl::Seconds(10)));
+}
+
+TEST_F(HttpServerTest, TakesAHalfClosedHttp10ClientAsGone) {
+  Start();
+  RawClient client(server_->address());
+  client.Send("GET /hold HTTP/1.0\r\n\r\n");
   client.HalfClose();
   EXPECT_TRUE(handler_.gone.WaitForNotificationWithTimeout(absl::Seconds(10)));
   EXPECT_EQ(client.ReadAll(), "");
+}
+
+TEST_F(HttpServerTest, SendsAnEventLargerThanWhatMayWait) {
+  options_.max_buffered_bytes = 64 << 10;
+  Start();
+  const std::string answer =
+      Ask("GET /large?1000000 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+  EXPECT_EQ(BodyOf(answer).size(), 1'000'000u);
+  EXPECT_TRUE(handler_.large_taken);
+  EXPECT_EQ(server_->stats().clients_cut_off, 0u);
+}
+
+TEST_F(HttpServerTest, WaitsUntilASlowReaderHasItsAnswer) {
+  Start();
+  EXPECT_TRUE(server_->WaitUntilAnswered(absl::ZeroDuration()));
+  RawClient client(server_->address());
+  client.Send("GET /whole?16000000 HTTP/1.1\r\nhost: x\r\n\r\n");
+  std::string answer = client.ReadUntil("\r\n\r\n");
+  server_->BeginDrain();
+  EXPECT_FALSE(server_->WaitUntilAnswered(absl::Milliseconds(20)));
+  std::thread reader([&] { answer += client.ReadAll(); });
+  EXPECT_TRUE(server_->WaitUntilAnswered(absl::Seconds(10)));
+  server_->Stop();
+  reader.join();
+  EXPECT_EQ(BodyOf(answer).size(), 16'000'000u);
+}
+
+TEST_F(HttpServerTest, BoundsTheBodiesOfAllConnectionsTogether) {
+  options_.max_body_bytes_in_all = 1000;
+  Start();
+  const std::string head =
+      "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: ";
+  RawClient first(server_->address());
+  first.Send(head + "900\r\nexpect: 100-continue\r\n\r\n");
+  first.ReadUntil("100 Continue\r\n\r\n");
+  first.Send(std::string(800, 'x'));
+  // How far the server has read the first body shows only by the second's refusal.
+  const absl::Time limit = absl::Now() + absl::Seconds(10);
+  std::string second;
+  do {
+    second = Ask(head + "300\r\n\r\n" + std::string(300, 'y'));
+  } while (StatusOf(second) == 200 && absl::Now() < limit);
+  EXPECT_EQ(StatusOf(second), 503);
+  first.Send(std::string(100, 'x'));
+  EXPECT_EQ(StatusOf(first.ReadAll()), 200);
+  EXPECT_EQ(StatusOf(Ask(head + "300\r\n\r\n" + std::string(300, 'y'))), 200);  // given back
 }
 
 TEST_F(HttpServerTest, CutsOffAClientThatDoesNotRead) {
@@ -292,6 +404,89 @@ TEST_F(HttpServerTest, NamesWhatIsWrongWithAnAddress) {
   options_.tls_key = "/no/such/key.pem";
   EXPECT_THAT(std::string(HttpServer::Create(options_, handler_).status().message()),
               HasSubstr("--tls-cert /no/such/cert.pem"));
+}
+
+// A certificate with its key, which is also its own CA, and a key of another.
+class HttpServerTlsTest : public HttpServerTest {
+ protected:
+  void SetUp() override {
+    directory_ = ::testing::TempDir() + "/http_server_tls." + std::to_string(::getpid());
+    std::filesystem::create_directories(directory_);
+    for (const char* name : {"own", "other"}) {
+      const std::string to = directory_ + "/" + name;
+      const std::string command =
+          "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "
+          "/CN=localhost -keyout " +
+          to + ".key -out " + to + ".pem 2>/dev/null";
+      ASSERT_EQ(std::system(command.c_str()), 0) << command;
+    }
+    options_.tls_cert = directory_ + "/own.pem";
+    options_.tls_key = directory_ + "/own.key";
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  std::string directory_;
+};
+
+struct Freed {
+  void operator()(SSL_CTX* p) const { ::SSL_CTX_free(p); }
+  void operator()(SSL* p) const { ::SSL_free(p); }
+  void operator()(SSL_SESSION* p) const { ::SSL_SESSION_free(p); }
+};
+
+// One request over TLS; `session` is resumed if there is one, and replaced by the new one.
+std::string AskTls(SSL_CTX* context, const std::string& address,
+                   std::unique_ptr<SSL_SESSION, Freed>* session, bool* resumed) {
+  const std::unique_ptr<BIO, decltype(&::BIO_free_all)> bio(::BIO_new_connect(address.c_str()),
+                                                            &::BIO_free_all);
+  const std::unique_ptr<SSL, Freed> ssl(::SSL_new(context));
+  if (::BIO_do_connect(bio.get()) != 1) return "no connection";
+  ::BIO_up_ref(bio.get());
+  ::SSL_set_bio(ssl.get(), bio.get(), bio.get());
+  if (*session) ::SSL_set_session(ssl.get(), session->get());
+  if (::SSL_connect(ssl.get()) != 1) return "no handshake";
+  *resumed = ::SSL_session_reused(ssl.get()) == 1;
+  const std::string request = "GET /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+  ::SSL_write(ssl.get(), request.data(), static_cast<int>(request.size()));
+  std::string answer;
+  char bytes[4096];
+  // Not to the end: OpenSSL forgets the session of a connection that closes without a word.
+  while (answer.find("GET  ") == std::string::npos) {
+    const int n = ::SSL_read(ssl.get(), bytes, sizeof bytes);
+    if (n <= 0) break;
+    answer.append(bytes, n);
+  }
+  session->reset(::SSL_get1_session(ssl.get()));
+  ::SSL_shutdown(ssl.get());
+  return answer;
+}
+
+TEST_F(HttpServerTlsTest, ResumesSessionsOfVerifiedClients) {
+  options_.tls_ca = options_.tls_cert;
+  Start();
+  for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+    const std::unique_ptr<SSL_CTX, Freed> context(::SSL_CTX_new(::TLS_client_method()));
+    ::SSL_CTX_set_min_proto_version(context.get(), version);
+    ::SSL_CTX_set_max_proto_version(context.get(), version);
+    ASSERT_EQ(::SSL_CTX_use_certificate_chain_file(context.get(), options_.tls_cert.c_str()), 1);
+    ASSERT_EQ(
+        ::SSL_CTX_use_PrivateKey_file(context.get(), options_.tls_key.c_str(), SSL_FILETYPE_PEM),
+        1);
+    std::unique_ptr<SSL_SESSION, Freed> session;
+    bool resumed = true;
+    EXPECT_EQ(StatusOf(AskTls(context.get(), server_->address(), &session, &resumed)), 200);
+    EXPECT_FALSE(resumed);
+    EXPECT_EQ(StatusOf(AskTls(context.get(), server_->address(), &session, &resumed)), 200);
+    EXPECT_TRUE(resumed) << version;
+  }
+}
+
+TEST_F(HttpServerTlsTest, NamesTheFilesOfAKeyThatIsNotTheCertificates) {
+  options_.tls_key = directory_ + "/other.key";
+  const auto server = HttpServer::Create(options_, handler_);
+  ASSERT_FALSE(server.ok());
+  EXPECT_THAT(std::string(server.status().message()),
+              ::testing::AllOf(HasSubstr("other.key"), HasSubstr("own.pem")));
 }
 
 }  // namespace
