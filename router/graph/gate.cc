@@ -13,25 +13,24 @@ namespace {
 // and a NaN never displaces anything.
 void TopK(const float* x, int64_t n, int64_t k, int32_t* out) {
   int64_t count = 0;
+  float least = -std::numeric_limits<float>::infinity();  // what a value must beat once k are held
   for (int64_t i = 0; i < n; ++i) {
-    int64_t at = count;
-    while (at > 0 && x[i] > x[out[at - 1]]) --at;
-    if (at == k) continue;
-    if (count < k) ++count;
-    for (int64_t j = count - 1; j > at; --j) out[j] = out[j - 1];
+    if (count == k && !(x[i] > least)) continue;
+    int64_t at = count < k ? count++ : k - 1;
+    for (; at > 0 && x[i] > x[out[at - 1]]; --at) out[at] = out[at - 1];
     out[at] = static_cast<int32_t>(i);
+    least = x[out[count - 1]];
   }
 }
 
+// The two largest are kept without branches, since which of a gate's scores are larger is as good
+// as random; a NaN behind the first place never counts.
 float ScoreOfGroup(GroupScore kind, const float* x, int64_t n) {
   float first = x[0], second = -std::numeric_limits<float>::infinity();
   for (int64_t i = 1; i < n; ++i) {
-    if (x[i] > first) {
-      second = first;
-      first = x[i];
-    } else if (x[i] > second) {
-      second = x[i];
-    }
+    const float lower = x[i] > first ? first : x[i];
+    first = x[i] > first ? x[i] : first;
+    second = lower > second ? lower : second;
   }
   if (kind == GroupScore::kMax || n == 1) return first;
   return first + second;
@@ -47,9 +46,9 @@ void LimitGroups(const GateSpec& gate, int64_t experts, float masked, float* sco
   }
   for (int64_t g = 0; g < gate.groups; ++g) {
     int64_t better = 0;
-    for (int64_t other = 0; other < gate.groups; ++other) {
-      better += group_scores[other] > group_scores[g] ||
-                (group_scores[other] == group_scores[g] && other < g);
+    for (int64_t lower = 0; lower < g; ++lower) better += group_scores[lower] >= group_scores[g];
+    for (int64_t higher = g + 1; higher < gate.groups; ++higher) {
+      better += group_scores[higher] > group_scores[g];
     }
     if (better >= gate.topk_groups) std::fill_n(scores + g * per_group, per_group, masked);
   }
@@ -62,7 +61,7 @@ bool LimitsGroups(const GateSpec& gate) {
 void Score(GateScore kind, std::span<float> logits) {
   switch (kind) {
     case GateScore::kSigmoid:
-      for (float& x : logits) x = kernels::Sigmoid(x);
+      kernels::Sigmoid(logits.data(), static_cast<int64_t>(logits.size()));
       return;
     case GateScore::kSoftmax:
       kernels::Softmax(logits.data(), static_cast<int64_t>(logits.size()));

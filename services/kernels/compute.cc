@@ -219,6 +219,7 @@ void ApplyRope(float* x, int64_t heads, int64_t head_stride, int dim, bool inter
 
 float Exp(float x) { return ExpScalar(x); }
 float Sigmoid(float x) { return 1.0f / (1.0f + ExpScalar(-x)); }
+void Sigmoid(float* x, int64_t n) { Widest().sigmoid(x, n); }
 void Softmax(float* x, int64_t n) { Widest().softmax(x, n); }
 void AddScaled(float* acc, const float* x, float w, int64_t n) {
   Widest().add_scaled(acc, x, w, n);

@@ -148,6 +148,7 @@ void ApplyRope(float* x, int64_t heads, int64_t head_stride, int dim, bool inter
 
 float Exp(float x);
 float Sigmoid(float x);
+void Sigmoid(float* x, int64_t n);  // in place, the same bits as one by one
 void Softmax(float* x, int64_t n);  // in place, max subtracted; sums in 16 lanes as above
 
 // acc[i] = fma(w, x[i], acc[i]).

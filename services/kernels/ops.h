@@ -24,6 +24,7 @@ struct Ops {
   void (*rms_norm)(const float* x, int64_t dim, VectorView weight, float eps, void* out, DType to);
   void (*activate)(const Compute::ActivationTask& task, int64_t row);
   void (*softmax)(float* x, int64_t n);
+  void (*sigmoid)(float* x, int64_t n);
   void (*rope)(float* x, int dim, bool interleaved, const float* cos, const float* sin);
   void (*add_scaled)(float* acc, const float* x, float w, int64_t n);
   void (*add)(float* acc, const float* x, int64_t n);

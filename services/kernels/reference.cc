@@ -275,6 +275,10 @@ void Softmax(float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] /= sum;
 }
 
+void Sigmoid(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / (1.0f + ExpScalar(-x[i]));
+}
+
 void Rope(float* x, int dim, bool interleaved, const float* cos, const float* sin) {
   const int half = dim / 2;
   for (int i = 0; i < half; ++i) {
@@ -309,6 +313,7 @@ constexpr Ops MakeOps() {
           .rms_norm = RmsNorm,
           .activate = Activate,
           .softmax = Softmax,
+          .sigmoid = Sigmoid,
           .rope = Rope,
           .add_scaled = AddScaled,
           .add = Add,

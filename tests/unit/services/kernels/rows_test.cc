@@ -146,6 +146,19 @@ TEST_P(RowsTest, Softmax) {
   }
 }
 
+TEST_P(RowsTest, Sigmoid) {
+  for (int64_t n : kSizes) {
+    for (float extra : {0.0f, -kInf, kInf, kNan}) {
+      std::vector<float> got = RandomFloats(n, 8, 30.0f);
+      got[static_cast<size_t>(n / 2)] += extra;
+      std::vector<float> want = got;
+      ops_.sigmoid(got.data(), n);
+      for (float& x : want) x = kernels::Sigmoid(x);
+      EXPECT_EQ(FirstDifference(got, want), -1) << n << " " << extra;
+    }
+  }
+}
+
 TEST_P(RowsTest, Rope) {
   for (int dim : {2, 8, 30, 32, 34, 64, 66, 128}) {
     const std::vector<float> angles = RandomFloats(dim / 2, 8);
