@@ -72,6 +72,7 @@ function(sy_protos NAME)
     list(APPEND OUT ${BASE}.pb.cc ${BASE}.grpc.pb.cc)
   endforeach()
   add_library(${NAME} STATIC ${OUT})
+  set_target_properties(${NAME} PROPERTIES UNITY_BUILD OFF)  # protoc repeats names in each file
   target_include_directories(${NAME} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/protos)
   target_compile_options(${NAME} PRIVATE -w)
   target_link_libraries(${NAME} PUBLIC gRPC::grpc++ protobuf::libprotobuf ${A_DEPS})
