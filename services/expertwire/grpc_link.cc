@@ -13,6 +13,8 @@ namespace switchyard::expertwire {
 namespace {
 
 constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
+// How long a dead call may take to say why it ended.
+constexpr absl::Duration kEndPatience = absl::Seconds(1);
 // Of an answer's header, beside its rows: what is reserved for it.
 constexpr size_t kHeaderRoom = 4096;
 
@@ -54,6 +56,13 @@ class GrpcLink::Lane final : public FrameStream::Owner {
   FrameStream& stream() { return stream_; }
   bool up() const { return up_; }
   absl::Time deadline() const { return deadline_; }
+  // Time passes: what should have come back by itself once the call was dead is cancelled.
+  void CutOff(absl::Time now) {
+    if (now < cut_off_at_) return;
+    cut_off_at_ = absl::InfiniteFuture();
+    context_.TryCancel();
+  }
+  bool ending() const { return finishing_ || !why_.ok(); }
   bool gone() const { return finished_done_ && !starting_ && !stream_.outstanding(); }
   // Ends the stream from this side; the link hears of it when all is quiet.
   void Close(absl::Status why) {
@@ -85,12 +94,15 @@ class GrpcLink::Lane final : public FrameStream::Owner {
   void OnFinished(bool);
   void Finish() {
     if (std::exchange(finishing_, true)) return;
-    if (stream_.outstanding()) context_.TryCancel();  // the status waits for what is in flight
+    // The status waits for what is in flight. A dead call brings that back by itself, and the
+    // server's reason with it; a cancel would hide the reason.
+    if (stream_.outstanding()) cut_off_at_ = absl::Now() + kEndPatience;
     rpc_->Finish(&status_, &finished_);
   }
 
   GrpcLink& link_;
   const absl::Time deadline_;  // of the hello
+  absl::Time cut_off_at_ = absl::InfiniteFuture();
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> rpc_;
   FrameStream stream_;
@@ -177,11 +189,13 @@ LinkStats GrpcLink::stats() const {
 }
 
 void GrpcLink::SetState(LinkState state, absl::Status why, std::shared_ptr<const pb::Hello> peer) {
-  if (state != state_.load()) {
+  const bool same_state = state == state_.load();
+  if (!same_state) {
     log::Info("worker {}: {}{}{}", name(), Name(state), why.ok() ? "" : ", ", ToStd(why.message()));
   }
   {
     absl::MutexLock lock(&info_mutex_);
+    if (same_state && why_ == why && peer_ == peer) return;  // tried again, to the same end
     why_ = std::move(why);
     peer_ = std::move(peer);
   }
@@ -308,6 +322,7 @@ void GrpcLink::Tick(absl::Time now) {
     if (!stopping_ && now >= next_attempt_) Connect(now);
     return;
   }
+  if (lane_->ending()) return lane_->CutOff(now);
   if (!lane_->up()) {
     if (now >= lane_->deadline()) lane_->Close(Unavailable("{}: no hello in time", name()));
     return;

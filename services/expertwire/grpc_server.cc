@@ -4,6 +4,7 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <thread>
 #include <utility>
@@ -22,7 +23,6 @@ namespace {
 
 constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
 constexpr absl::Duration kTick = absl::Milliseconds(50);
-constexpr absl::Duration kEndPatience = absl::Seconds(1);
 // Room for an answer's header beside its rows.
 constexpr size_t kHeaderRoom = 4096;
 
@@ -68,6 +68,8 @@ struct GrpcServer::Impl {
   void Tick();
   void KeepAlive();
   void Sweep();
+  // Ends the oldest streams without an accepted hello where there are too many.
+  void LimitStrangers();
 
   CallHandler& handler;
   const GrpcServerOptions options;
@@ -86,6 +88,7 @@ struct GrpcServer::Impl {
   std::atomic<bool> draining = false, stop_ticking = false, crowded = false;
   std::atomic<int64_t> open_parts = 0;
   std::atomic<uint64_t> routers_now = 0, broken = 0, refused = 0, unknown_cancels = 0;
+  std::array<std::atomic<uint64_t>, 17> ended_by_code{};
   std::thread serving, ticking;
 };
 
@@ -127,9 +130,15 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
     if (greeted_) stream_.Send({.body = pb::Drain()});
   }
   void SendProgress();
-  // A peer that does not read the end of its stream is cut off.
-  void CutOff(absl::Time now) {
-    if (!end_status_.ok() && now >= end_by_) context_.TryCancel();
+  // Ends what has had its time: a stream without hello, one that was refused and stays, one whose
+  // peer does not read its end.
+  void CutOff(absl::Time now);
+  // Open, and not (or not any more) a router's.
+  bool stranger() const { return open_stream_ && !greeted_ && !stream_.ended(); }
+  void Refuse(absl::Status why) {
+    server_.refused.fetch_add(1);
+    refusal_ = why;
+    OnEnd(std::move(why));
   }
   bool written() const { return stream_.ended() || stream_.nothing_to_write(); }
 
@@ -164,8 +173,11 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   Then<&Peer::OnFinished> finished_{*this};
   std::string id_ = "a router";
   absl::Status end_status_;
-  absl::Time end_by_;
-  bool hello_seen_ = false, greeted_ = false, finishing_ = false, gone_ = false;
+  absl::Time end_by_ =
+      absl::InfiniteFuture();  // of the hello, of a refused stream, of an ended one
+  absl::Status refusal_;
+  bool open_stream_ = false, hello_seen_ = false, greeted_ = false, finishing_ = false,
+       gone_ = false;
   absl::flat_hash_map<std::pair<uint64_t, uint32_t>, OpenCall> open_;
 };
 
@@ -175,7 +187,7 @@ void GrpcServer::Impl::Peer::OnArrived(bool ok) {
     return;
   }
   server_.AcceptNext();
-  if (server_.peers.size() > 2 * static_cast<size_t>(server_.options.max_routers) + 8) {
+  if (server_.peers.size() > 4 * static_cast<size_t>(server_.options.max_routers) + 16) {
     stream_.End();
     return Finish(ResourceExhausted("{} streams are open", server_.peers.size()));
   }
@@ -183,11 +195,27 @@ void GrpcServer::Impl::Peer::OnArrived(bool ok) {
     stream_.End();
     return Finish(Unimplemented("method {} does not exist", context_.method()));
   }
+  open_stream_ = true;
+  end_by_ = absl::Now() + server_.options.hello_timeout;
   stream_.Open(&rpc_, &rpc_);
+  server_.LimitStrangers();
+}
+
+void GrpcServer::Impl::Peer::CutOff(absl::Time now) {
+  if (now < end_by_) return;
+  end_by_ = absl::InfiniteFuture();
+  if (stream_.ended()) return context_.TryCancel();
+  if (!hello_seen_) {
+    return Refuse(DeadlineExceeded("no hello within {}",
+                                   absl::FormatDuration(server_.options.hello_timeout)));
+  }
+  OnEnd(refusal_);
 }
 
 void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
   finishing_ = true;
+  end_by_ = absl::Now() + server_.options.end_patience;
+  if (!absl::IsUnavailable(status)) server_.ended_by_code[status.raw_code() % 17].fetch_add(1);
   rpc_.Finish(
       grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())),
       &finished_);
@@ -207,8 +235,13 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
     log::Warning("refused {}: {}", id_, ToStd(fits.message()));
   }
   stream_.Send({.body = std::move(mine)});
-  if (!fits.ok()) return;  // the router ends the stream once it has read why
+  if (!fits.ok()) {  // the router ends the stream once it has read why
+    end_by_ = absl::Now() + server_.options.end_patience;
+    refusal_ = std::move(fits);
+    return;
+  }
   greeted_ = true;
+  end_by_ = absl::InfiniteFuture();
   server_.routers_now = ++server_.routers;
   constexpr uint64_t kOwnBound = 256u << 20;
   stream_.SetPeerGrant(std::min<uint64_t>(hello.credits_bytes(), kOwnBound),
@@ -222,7 +255,6 @@ void GrpcServer::Impl::Peer::OnFrame(Frame frame) {
     return Greet(*hello);
   }
   if (!greeted_) {
-    stream_.End();
     return OnEnd(FailedPrecondition("a frame without an accepted hello before it"));
   }
   if (auto* call = std::get_if<Call>(&frame.body)) {
@@ -237,15 +269,14 @@ void GrpcServer::Impl::Peer::OnFrame(Frame frame) {
 
 void GrpcServer::Impl::Peer::OnEnd(absl::Status why) {
   stream_.End();
-  if (absl::IsInvalidArgument(why) || absl::IsResourceExhausted(why) ||
-      absl::IsFailedPrecondition(why)) {
-    server_.broken.fetch_add(1);
+  if (!absl::IsUnavailable(why)) {
+    if (refusal_.ok()) server_.broken.fetch_add(1);
     log::Warning("ended the stream of {}: {}", id_, ToStd(why.message()));
   }
   Leave();
   if (!stream_.writing()) return Finish(why);
   end_status_ = std::move(why);  // said once the write before it is through, if the peer reads it
-  end_by_ = absl::Now() + kEndPatience;
+  end_by_ = absl::Now() + server_.options.end_patience;
 }
 
 void GrpcServer::Impl::Peer::Leave() {
@@ -307,6 +338,14 @@ void GrpcServer::Impl::AcceptNext() {
   if (stopping) return;
   peers.push_back(std::make_shared<Peer>(*this));
   peers.back()->Request();
+}
+
+void GrpcServer::Impl::LimitStrangers() {
+  const auto is_stranger = [](const auto& peer) { return peer->stranger(); };
+  const auto strangers = std::count_if(peers.begin(), peers.end(), is_stranger);
+  if (strangers <= options.max_routers) return;
+  (*std::find_if(peers.begin(), peers.end(), is_stranger))
+      ->Refuse(ResourceExhausted("{} streams are open without a hello", strangers));
 }
 
 void GrpcServer::Impl::Sweep() {
@@ -412,10 +451,14 @@ void GrpcServer::Stop() {
 }
 
 GrpcServerStats GrpcServer::stats() const {
-  return {.routers = impl_->routers_now.load(),
-          .streams_broken = impl_->broken.load(),
-          .refused = impl_->refused.load(),
-          .unknown_cancels = impl_->unknown_cancels.load()};
+  GrpcServerStats stats{.routers = impl_->routers_now.load(),
+                        .streams_broken = impl_->broken.load(),
+                        .refused = impl_->refused.load(),
+                        .unknown_cancels = impl_->unknown_cancels.load()};
+  for (size_t code = 0; code < stats.ended_by_code.size(); ++code) {
+    stats.ended_by_code[code] = impl_->ended_by_code[code].load();
+  }
+  return stats;
 }
 
 }  // namespace switchyard::expertwire

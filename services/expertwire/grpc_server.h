@@ -3,9 +3,11 @@
 // computation. A second thread wakes every 50 ms to keep streams alive and to say "computing".
 //
 // A router that stops reading costs its own credits and nothing else: answers that it has no room
-// for are answered OVERLOADED without rows.
+// for are answered OVERLOADED without rows. Streams without a hello are ended soon, and beyond
+// max_routers of them the oldest goes first, so that they keep no router out.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 
@@ -23,6 +25,10 @@ struct GrpcServerOptions {
   CreditGrant grant;     // to each router
   int max_routers = 64;  // more are refused
   size_t max_frame_bytes = 64u << 20;
+  // A stream whose hello has not come by then is ended; so is, after `end_patience`, one whose peer
+  // does not end it once it was refused, or does not read how it ended.
+  absl::Duration hello_timeout = absl::Seconds(5);
+  absl::Duration end_patience = absl::Seconds(1);
   absl::Duration busy_poll = absl::Milliseconds(1);  // polls for so long after work, then sleeps
 };
 
@@ -31,6 +37,8 @@ struct GrpcServerStats {
   uint64_t streams_broken = 0;   // by undecodable frames or overdrawn credits
   uint64_t refused = 0;          // hellos
   uint64_t unknown_cancels = 0;  // of calls that are not open
+  // Streams that ended with an error of the router's or for want of room, by absl::StatusCode.
+  std::array<uint64_t, 17> ended_by_code{};
 };
 
 // Thread-safe.

@@ -109,7 +109,9 @@ class EchoWorker : public CallHandler {
 class Server {
  public:
   explicit Server(EchoWorker& worker, CreditGrant grant = {}, int window = 0)
-      : wire_(worker, {.grant = grant}) {
+      : Server(worker, GrpcServerOptions{.grant = grant}, window) {}
+  Server(EchoWorker& worker, const GrpcServerOptions& options, int window = 0)
+      : wire_(worker, options) {
     grpc::ServerBuilder builder;
     if (window > 0) {
       builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, window);
@@ -374,6 +376,81 @@ TEST(GrpcServer, ACallBeforeHelloOrASecondHelloEndsTheStream) {
   ASSERT_TRUE(twice.Read().ok());
   ASSERT_TRUE(twice.Write(Frame{.body = hello}));
   EXPECT_EQ(twice.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST(GrpcServer, AStreamWithoutAHelloIsEnded) {
+  EchoWorker worker;
+  Server server(worker, {.hello_timeout = absl::Milliseconds(60)});
+  RawRouter silent(server.address);
+  EXPECT_FALSE(silent.Read().ok());
+  EXPECT_EQ(silent.Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  const GrpcServerStats stats = server.wire().stats();
+  EXPECT_EQ(stats.refused, 1u);
+  EXPECT_EQ(stats.streams_broken, 0u);
+  EXPECT_EQ(stats.ended_by_code[static_cast<size_t>(absl::StatusCode::kDeadlineExceeded)], 1u);
+}
+
+TEST(GrpcServer, SilentStreamsKeepNoRouterOut) {
+  EchoWorker worker;
+  Server server(worker, {.max_routers = 2, .hello_timeout = absl::Hours(1)});
+  std::vector<std::unique_ptr<RawRouter>> silent;
+  for (int i = 0; i < 40; ++i) silent.push_back(std::make_unique<RawRouter>(server.address));
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  EXPECT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  EXPECT_GE(server.wire().stats().refused, 38u);
+}
+
+TEST(GrpcServer, ARefusedRouterThatStaysIsSentAway) {
+  EchoWorker worker;
+  Server server(worker, {.end_patience = absl::Milliseconds(60)});
+  RawRouter raw(server.address);
+  const NumericsClass other{"def", DType::kBF16, "bf16-fma"};
+  ASSERT_TRUE(raw.Write(Frame{.body = MakeHello("raw", other, {}, false)}));
+  const auto hello = raw.Read();
+  ASSERT_TRUE(hello.ok());
+  EXPECT_FALSE(std::get<pb::Hello>(hello->body).refused().empty());
+  EXPECT_FALSE(raw.Read().ok());
+  EXPECT_EQ(raw.Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(server.wire().stats().refused, 1u);
+}
+
+// Ends every stream at once, with a reason.
+class Unwilling : public grpc::CallbackGenericService {
+ public:
+  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext*) override {
+    struct Reactor : grpc::ServerGenericBidiReactor {
+      Reactor() { Finish({grpc::StatusCode::RESOURCE_EXHAUSTED, "64 routers already"}); }
+      void OnDone() override { delete this; }
+    };
+    ++streams;
+    return new Reactor;
+  }
+  std::atomic<int> streams = 0;
+};
+
+TEST(GrpcLink, TheServersReasonIsKeptAndRetriesChangeNothing) {
+  Unwilling service;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterCallbackGenericService(&service);
+  const auto server = builder.BuildAndStart();
+  {
+    LinkSet links(RouterOptions());
+    links.AddGrpc({.target = "127.0.0.1:" + std::to_string(port)});
+    std::vector<LinkSet::Event> events;
+    const auto why = [&] { return std::string(links.links()[0]->why().message()); };
+    ASSERT_TRUE(Until(links, &events, [&] { return service.streams >= 2; }));
+    EXPECT_THAT(why(), HasSubstr("64 routers already"));
+    const uint64_t generation = links.links()[0]->generation();
+    ASSERT_TRUE(Until(links, &events, [&] { return service.streams >= 5; }));
+    EXPECT_THAT(why(), HasSubstr("64 routers already"));
+    EXPECT_EQ(links.links()[0]->generation(), generation);
+    EXPECT_TRUE(events.empty());
+  }
+  server->Shutdown(std::chrono::system_clock::now());
 }
 
 TEST(GrpcServer, OverdrawnCreditsEndTheStream) {
