@@ -55,13 +55,22 @@ def test_a_client_that_leaves_stops_its_request(embedded):
                        all(line.endswith(" 0") for line in text.splitlines() if line.startswith("switchyard_router_running_sequences")))
 
 
-def test_a_client_that_stops_reading_hurts_nobody(embedded):
-    body = json.dumps({"model": "tiny-r1", "prompt": [5], "max_tokens": 3000, "ignore_eos": True, "stream": True, "n": 8}).encode()
+def metric(server, name):
+    text = requests.get(server.url + "/metrics", timeout=10).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_a_client_that_stops_reading_hurts_nobody_and_is_cut_off(embedded):
+    cut_before = metric(embedded, "switchyard_gateway_clients_cut_off_total")
+    # Far more bytes than the bounded buffer and the sockets' own together take.
+    body = json.dumps({"model": "tiny-r1", "prompt": [5], "max_tokens": 3000, "ignore_eos": True, "stream": True, "n": 8, "logprobs": 20}).encode()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         s.connect(address(embedded))
         s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert all(answers(embedded) for _ in range(10))
+        processes.wait_for(lambda: metric(embedded, "switchyard_gateway_clients_cut_off_total") > cut_before)
+        processes.wait_for(lambda: metric(embedded, "switchyard_router_running_sequences") == 0)
 
 
 def test_pipelined_requests_and_keep_alive(embedded):
