@@ -356,8 +356,8 @@ void Generation::Close(absl::StatusCode code) {
   sink_ = nullptr;
   held_.clear();
   if (!RouterIsDone()) cancel_wanted_ = true;
-  open_->Remove(this);
   if (observer_ != nullptr) observer_->OnEnd(code, usage_.completion_tokens());
+  open_->Remove(this);  // last: who waits for it may let the observer go
 }
 
 bool Generation::RouterIsDone() const {

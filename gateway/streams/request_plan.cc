@@ -11,6 +11,7 @@ namespace {
 
 constexpr float kRepetitionPenaltyMax = 10;
 constexpr float kTemperatureMax = 2;
+constexpr int kPriorityMax = 100;  // either way
 
 absl::Status CheckRange(std::string_view field, double value, double low, double high) {
   // Not (value < low || value > high): NaN is in no range.
@@ -96,6 +97,7 @@ absl::Status CheckLimits(const v1::GenerateRequest& r, int vocab) {
   if (r.has_top_logprobs()) {
     SY_RETURN_IF_ERROR(CheckRange("top_logprobs", r.top_logprobs(), 0, kTopLogprobsMax));
   }
+  SY_RETURN_IF_ERROR(CheckRange("priority", r.priority(), -kPriorityMax, kPriorityMax));
   if (r.cache_salt().size() > kCacheSaltBytesMax) {
     return FieldError("cache_salt", "{} bytes, allowed are {}", r.cache_salt().size(),
                       kCacheSaltBytesMax);

@@ -1,7 +1,9 @@
 #include "gateway/streams/served_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <type_traits>
 
 #include "absl/time/clock.h"
 #include "gateway/streams/field_error.h"
@@ -16,6 +18,8 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kConfigBytesMax = 16 << 20;
+constexpr double kIntMax = 1 << 30;
+constexpr double kVocabMax = 1 << 24;
 
 absl::StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
   json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -23,15 +27,29 @@ absl::StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
   return value;
 }
 
-// Unset where the key is missing or null; an error names the key.
+struct NumberRange {
+  double low, high;
+  bool above_low = false;  // low itself is out
+};
+
+// Unset where the key is missing or null; an error names the file and the key.
 template <typename T>
-absl::Status ReadNumber(const json& object, const char* key, std::optional<T>* out) {
+absl::Status ReadNumber(const json& object, std::string_view file, const char* key,
+                        NumberRange range, std::optional<T>* out) {
   const auto it = object.find(key);
   if (it == object.end() || it->is_null()) return absl::OkStatus();
   if (!it->is_number()) {
-    return InvalidArgument("generation_config.json: {} is {}, expected a number", key, it->dump());
+    return InvalidArgument("{}: {} is {}, expected a number", file, key, it->dump());
   }
-  *out = it->get<T>();
+  const double value = it->get<double>();
+  if (!(range.above_low ? value > range.low : value >= range.low) || value > range.high) {
+    return InvalidArgument("{}: {} is {}, not in {}{}, {}]", file, key, it->dump(),
+                           range.above_low ? '(' : '[', range.low, range.high);
+  }
+  if (std::is_integral_v<T> && value != std::trunc(value)) {
+    return InvalidArgument("{}: {} is {}, expected a whole number", file, key, it->dump());
+  }
+  *out = static_cast<T>(value);
   return absl::OkStatus();
 }
 
@@ -63,14 +81,16 @@ PromptJson ToPromptJson(const v1::Message& message, bool template_knows_develope
 }  // namespace
 
 absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view text) {
-  SY_ASSIGN_OR_RETURN(const json object, ParseObject(text, "generation_config.json"));
+  constexpr std::string_view file = "generation_config.json";
+  SY_ASSIGN_OR_RETURN(const json object, ParseObject(text, file));
   GenerationDefaults out;
-  SY_RETURN_IF_ERROR(ReadNumber(object, "temperature", &out.temperature));
-  SY_RETURN_IF_ERROR(ReadNumber(object, "top_k", &out.top_k));
-  SY_RETURN_IF_ERROR(ReadNumber(object, "top_p", &out.top_p));
-  SY_RETURN_IF_ERROR(ReadNumber(object, "min_p", &out.min_p));
-  SY_RETURN_IF_ERROR(ReadNumber(object, "repetition_penalty", &out.repetition_penalty));
-  SY_RETURN_IF_ERROR(ReadNumber(object, "max_new_tokens", &out.max_new_tokens));
+  SY_RETURN_IF_ERROR(ReadNumber(object, file, "temperature", {0, 2}, &out.temperature));
+  SY_RETURN_IF_ERROR(ReadNumber(object, file, "top_k", {-1, kIntMax}, &out.top_k));
+  SY_RETURN_IF_ERROR(ReadNumber(object, file, "top_p", {0, 1, true}, &out.top_p));
+  SY_RETURN_IF_ERROR(ReadNumber(object, file, "min_p", {0, 1}, &out.min_p));
+  SY_RETURN_IF_ERROR(
+      ReadNumber(object, file, "repetition_penalty", {0, 10, true}, &out.repetition_penalty));
+  SY_RETURN_IF_ERROR(ReadNumber(object, file, "max_new_tokens", {1, kIntMax}, &out.max_new_tokens));
   const auto sample = object.find("do_sample");
   if (sample != object.end() && sample->is_boolean() && !sample->get<bool>())
     out.temperature = 0.0f;
@@ -93,15 +113,22 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
       !config["architectures"].empty() && config["architectures"][0].is_string()) {
     model->architecture_ = config["architectures"][0].get<std::string>();
   }
-  if (!config.contains("vocab_size") || !config["vocab_size"].is_number_integer()) {
+  std::optional<int> vocab_size;
+  SY_RETURN_IF_ERROR(
+      ReadNumber(config, directory + "/config.json", "vocab_size", {1, kVocabMax}, &vocab_size));
+  if (!vocab_size.has_value()) {
     return InvalidArgument("{}/config.json: vocab_size is missing", directory);
   }
-  model->vocab_size_ = config["vocab_size"].get<int>();
+  model->vocab_size_ = *vocab_size;
 
   const std::string generation = directory + "/generation_config.json";
   if (FileExists(generation)) {
     SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(generation, kConfigBytesMax));
-    SY_ASSIGN_OR_RETURN(model->defaults_, ParseGenerationConfig(text));
+    auto defaults = ParseGenerationConfig(text);
+    if (!defaults.ok()) {
+      return InvalidArgument("{}/{}", directory, ToStd(defaults.status().message()));
+    }
+    model->defaults_ = *defaults;
   }
   SY_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::Load(directory));
   const Tokenizer& tokenizer = *model->tokenizer_;

@@ -136,6 +136,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"max_tokens: 0", "max_tokens", "less than 1"},
         BadCase{"min_tokens: -1", "min_tokens", "less than 0"},
         BadCase{"min_tokens: 9 max_tokens: 8", "min_tokens", "more than max_tokens, 8"},
+        BadCase{"priority: 101", "priority", "101 is not in [-100, 100]"},
+        BadCase{"priority: -101", "priority", "not in"},
         BadCase{"n: 129", "n", "129 is not in [1, 128]"}, BadCase{"n: -1", "n", "not in"},
         BadCase{"stop: ''", "stop", "0 bytes, allowed are 1 to 1024"},
         BadCase{"stop_token_ids: 2560", "stop_token_ids", "2560 at index 0 is not in [0, 2559]"},
@@ -166,6 +168,20 @@ TEST(ParseGenerationConfigTest, ReadsNumbersAndNamesWhatIsWrong) {
   EXPECT_THAT(std::string(ParseGenerationConfig(R"({"top_p":"x"})").status().message()),
               HasSubstr("generation_config.json: top_p"));
   EXPECT_FALSE(ParseGenerationConfig("[]").ok());
+}
+
+TEST(ParseGenerationConfigTest, ChecksRangesAndNamesTheFileAndTheKey) {
+  for (const char* text :
+       {R"({"temperature":-1})", R"({"temperature":3})", R"({"top_k":1e30})", R"({"top_k":1.5})",
+        R"({"top_k":-2})", R"({"top_p":0})", R"({"top_p":1.5})", R"({"min_p":2})",
+        R"({"repetition_penalty":0})", R"({"max_new_tokens":0})"}) {
+    const auto defaults = ParseGenerationConfig(text);
+    ASSERT_FALSE(defaults.ok()) << text;
+    const std::string key = std::string(text).substr(2, std::string(text).find("\":") - 2);
+    EXPECT_THAT(std::string(defaults.status().message()),
+                HasSubstr("generation_config.json: " + key + " is "));
+  }
+  EXPECT_EQ(ParseGenerationConfig(R"({"top_k":50.0,"top_p":1})")->top_k, 50);
 }
 
 }  // namespace
