@@ -77,6 +77,8 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
   if (!options.http.address.empty()) {
     OpenAiHttpOptions api;
     api.keys = keys;
+    const absl::Duration limit = options.http.exchange_timeout;
+    api.request_timeout = limit - std::min(absl::Seconds(1), limit / 10);
     api.missing = [this] { return Missing(); };
     openai_ = std::make_unique<OpenAiHttp>(*generator_, *routers_, *metrics_, std::move(api));
     HttpServerOptions http = options.http;

@@ -1,14 +1,14 @@
 #include "gateway/api/openai_answer.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "gateway/api/errors.h"
 #include "gateway/api/json_text.h"
 #include "services/base/status.h"
 
 namespace switchyard::gateway {
 namespace {
-
-// Of a whole answer (n × tokens × alternatives could be any size).
-constexpr size_t kWholeBytesMax = 64 << 20;
 
 std::string_view FinishName(v1::FinishReason reason) {
   switch (reason) {
@@ -36,6 +36,30 @@ void AppendRows(const Values& values, int width, Append append, std::string* out
     append(values[i], out);
   }
   if (!values.empty()) out->push_back(']');
+}
+
+// {"token":logprob,…}. Tokens may look alike (parts of characters do): a key stands once, with the
+// best of them.
+void AppendTopByToken(const v1::TokenLogprob& entry, std::string* out) {
+  std::vector<std::pair<std::string, float>> best;
+  for (const v1::TokenLogprob& top : entry.top()) {
+    std::string key;
+    AppendJsonString(top.token(), &key);
+    const auto same = std::find_if(best.begin(), best.end(),
+                                   [&](const auto& known) { return known.first == key; });
+    if (same == best.end()) {
+      best.emplace_back(std::move(key), top.logprob());
+    } else {
+      same->second = std::max(same->second, top.logprob());
+    }
+  }
+  *out += '{';
+  for (size_t i = 0; i < best.size(); ++i) {
+    if (i > 0) *out += ',';
+    *out += best[i].first + ':';
+    AppendJsonFloat(best[i].second, out);
+  }
+  *out += '}';
 }
 
 int64_t CountCharacters(std::string_view bytes) {
@@ -166,11 +190,12 @@ bool OpenAiAnswer::OnChunk(int prompt, const v1::GenerateResponse& chunk) {
   for (const v1::Choice& choice : chunk.choices()) {
     AddChoice(choice, &choices_[prompt * format_.choices_per_prompt + choice.index()]);
   }
-  if (held_bytes_ <= kWholeBytesMax) return true;
-  End(429);
-  RespondError(ResourceExhausted("the answer is larger than {} MiB; ask for it as a stream",
-                                 kWholeBytesMax >> 20),
-               0);
+  if (held_bytes_ <= format_.whole_bytes_max) return true;
+  // Not a 429, which clients try again: the same request would be as large.
+  const absl::Status status = InvalidArgument(
+      "the answer is larger than {} MiB; ask for it as a stream", format_.whole_bytes_max >> 20);
+  End(HttpStatusOf(status.code()));
+  RespondError(status, 0);
   return false;
 }
 
@@ -211,6 +236,27 @@ void OpenAiAnswer::AppendHead(std::string* out) const {
   *out += ",\"choices\":[";
 }
 
+// A special token that is left out of the text, or that the tokenizer put before an echoed prompt.
+// (The token that ends a text is not in it either, but nothing comes after it.)
+bool OpenAiAnswer::IsHidden(const v1::TokenLogprob& entry) const {
+  return format_.tokenizer != nullptr && (format_.skip_special || entry.none()) &&
+         format_.tokenizer->IsSpecial(entry.id());
+}
+
+std::string OpenAiAnswer::StopReason(const v1::Choice& choice) const {
+  const std::string& reason = choice.stop_reason();
+  std::string out;
+  if (reason.empty()) return out;
+  const auto& stops = format_.stops;
+  if (std::find(stops.begin(), stops.end(), reason) == stops.end()) {
+    for (const int32_t id : format_.stop_token_ids) {
+      if (std::to_string(id) == reason) return reason;
+    }
+  }
+  AppendJsonString(reason, &out);
+  return out;
+}
+
 void OpenAiAnswer::AddLogprob(const v1::TokenLogprob& entry, ChoiceJson* to) const {
   const auto float_or_null = [](const v1::TokenLogprob& e, std::string* out) {
     if (e.none()) {
@@ -226,20 +272,13 @@ void OpenAiAnswer::AddLogprob(const v1::TokenLogprob& entry, ChoiceJson* to) con
     float_or_null(entry, &to->token_logprobs);
     Comma(&to->text_offsets);
     AppendJsonInt(to->text_offset, &to->text_offsets);
-    to->text_offset += CountCharacters(entry.token());
+    if (!IsHidden(entry)) to->text_offset += CountCharacters(entry.token());
     Comma(&to->top_logprobs);
     if (entry.none()) {
       to->top_logprobs += "null";
       return;
     }
-    to->top_logprobs += '{';
-    for (int i = 0; i < entry.top_size(); ++i) {
-      if (i > 0) to->top_logprobs += ',';
-      AppendJsonString(entry.top(i).token(), &to->top_logprobs);
-      to->top_logprobs += ':';
-      AppendJsonFloat(entry.top(i).logprob(), &to->top_logprobs);
-    }
-    to->top_logprobs += '}';
+    AppendTopByToken(entry, &to->top_logprobs);
     return;
   }
   const auto append_token = [&](const v1::TokenLogprob& e, std::string* out) {
@@ -283,7 +322,7 @@ void OpenAiAnswer::AddChoice(const v1::Choice& choice, ChoiceJson* to) const {
   }
   if (choice.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
     to->finish_reason = FinishName(choice.finish_reason());
-    to->stop_reason = choice.stop_reason();
+    to->stop_reason = StopReason(choice);
     to->error = choice.error();
   }
 }
@@ -339,8 +378,7 @@ void OpenAiAnswer::AppendChoice(int index, ChoiceJson& choice, std::string* out)
   *out += ",\"finish_reason\":";
   *out += choice.finish_reason.empty() ? "null" : '"' + choice.finish_reason + '"';
   if (!choice.stop_reason.empty()) {
-    *out += ",\"stop_reason\":";
-    AppendJsonString(choice.stop_reason, out);
+    *out += ",\"stop_reason\":" + choice.stop_reason;
   }
   if (!choice.error.empty()) {
     *out += ",\"error\":";

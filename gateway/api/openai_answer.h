@@ -31,6 +31,13 @@ struct AnswerFormat {
   bool token_ids = false;
   bool routed_experts = false;
   int moe_top_k = 1;  // of routed experts
+  // Of a whole answer (n × tokens × alternatives could be any size).
+  size_t whole_bytes_max = 64 << 20;
+  // Of the request: tell a stop reason that is a token id from one that is a string.
+  std::vector<std::string> stops;
+  std::vector<int32_t> stop_token_ids;
+  bool skip_special = true;
+  const Tokenizer* tokenizer = nullptr;  // with logprobs; outlives the answer
 };
 
 // One choice as JSON in the making. A stream clears it after each chunk.
@@ -41,8 +48,9 @@ struct ChoiceJson {
   std::string routed;     // objects
   // Chat: `tokens` has whole objects. Completions: one list each.
   std::string tokens, token_logprobs, top_logprobs, text_offsets;
-  std::string finish_reason, stop_reason, error;
-  int64_t text_offset = 0;  // characters of all tokens so far
+  std::string finish_reason, error;
+  std::string stop_reason;  // a JSON string or a token id; empty: none
+  int64_t text_offset = 0;  // characters of the text of all tokens so far
   bool announced = false;   // the role was sent
 };
 
@@ -74,6 +82,8 @@ class OpenAiAnswer : public std::enable_shared_from_this<OpenAiAnswer> {
   void EndStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Send() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AddChoice(const v1::Choice& choice, ChoiceJson* to) const;
+  bool IsHidden(const v1::TokenLogprob& entry) const;
+  std::string StopReason(const v1::Choice& choice) const;
   void AddLogprob(const v1::TokenLogprob& entry, ChoiceJson* to) const;
   void AppendHead(std::string* out) const;
   void AppendChoice(int index, ChoiceJson& choice, std::string* out) const;

@@ -47,6 +47,10 @@ AnswerFormat FormatOf(const ApiCall& call, const std::string& request_id, const 
   format.logprobs = first.has_top_logprobs();
   format.token_ids = first.return_token_ids();
   format.routed_experts = first.return_routed_experts();
+  format.stops.assign(first.stop().begin(), first.stop().end());
+  format.stop_token_ids.assign(first.stop_token_ids().begin(), first.stop_token_ids().end());
+  format.skip_special = !first.has_skip_special_tokens() || first.skip_special_tokens();
+  format.tokenizer = &model.tokenizer();
   if (info.has_value()) {
     format.system_fingerprint = info->numerics_id;
     format.moe_top_k = std::max(1, info->top_k);
@@ -93,22 +97,23 @@ OpenAiHttp::OpenAiHttp(Generator& generator, RouterClient& routers, GatewayMetri
       routers_(routers),
       metrics_(metrics),
       options_(std::move(options)),
-      large_(options_.large_bodies_max),
-      large_thread_([this] { WorkOnLargeBodies(); }) {}
+      large_(options_.large_bodies_max) {
+  for (int i = 0; i < options_.large_body_threads; ++i) {
+    large_threads_.emplace_back([this] { WorkOnLargeBodies(); });
+  }
+}
 
 OpenAiHttp::~OpenAiHttp() {
   stopping_ = true;
   large_.Close();
-  large_thread_.join();
+  for (std::thread& thread : large_threads_) thread.join();
   absl::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(this, &OpenAiHttp::NoExpertsAsked));  // bounded by experts_timeout
 }
 
 void OpenAiHttp::WorkOnLargeBodies() {
-  while (!stopping_) {
-    for (const auto& work : large_.DrainWait(absl::InfiniteDuration())) {
-      if (!stopping_) work();
-    }
+  while (const auto work = large_.PopWait(absl::InfiniteDuration())) {
+    if (!stopping_) (*work)();
   }
 }
 
@@ -305,6 +310,7 @@ void OpenAiHttp::Generate(const CallPtr& call, bool chat) {
   CallContext context;
   context.request_id = call->request_id;
   context.fair_key = call->fair_key;
+  context.deadline = call->start + options_.request_timeout;
   for (size_t i = 0; i < parsed->requests.size(); ++i) {
     auto generation =
         generator_.Start(parsed->requests[i], context, answer->Sink(static_cast<int>(i)));

@@ -1,6 +1,6 @@
 // OpenAI's HTTP API (with vLLM's extensions), health, metrics and the admin page over the one
 // pipeline. The handler of the HTTP server: runs on its io threads, so large bodies are worked on
-// by a thread of its own.
+// by a few threads of its own.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -25,8 +26,12 @@ struct OpenAiHttpOptions {
   const security::KeySet* keys = nullptr;  // null: no key is asked for
   // Why requests are not taken, empty if they are.
   std::function<std::string()> missing;
-  size_t large_body_bytes = 32 << 10;  // from here on another thread parses and tokenises
-  size_t large_bodies_max = 64;        // that wait for it; one more is 503
+  size_t large_body_bytes = 32 << 10;  // from here on other threads parse and tokenise
+  size_t large_bodies_max = 64;        // that wait for them; one more is 503
+  int large_body_threads = 2;
+  // From a request to its end: the routers end it then, with a 504. The server's own limit cuts it
+  // off without a word, so this one is a little less.
+  absl::Duration request_timeout = absl::InfiniteDuration();
   absl::Duration experts_timeout = absl::Seconds(2);
 };
 
@@ -81,7 +86,7 @@ class OpenAiHttp final : public HttpHandler {
   const OpenAiHttpOptions options_;
   BoundedQueue<std::function<void()>> large_;
   std::atomic<bool> stopping_{false};
-  std::thread large_thread_;
+  std::vector<std::thread> large_threads_;
   absl::Mutex mutex_;
   int experts_asked_ ABSL_GUARDED_BY(mutex_) = 0;  // whose answer is to come
 };

@@ -40,6 +40,17 @@ class BoundedQueue {
     return TakeAll();
   }
 
+  // The first that waits, for one of several consumers. Waits up to `timeout`; nothing if that
+  // passes, or once the queue is closed and empty.
+  std::optional<T> PopWait(absl::Duration timeout) {
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(this, &BoundedQueue::Ready), timeout);
+    if (items_.empty()) return std::nullopt;
+    std::optional<T> first(std::move(items_.front()));
+    items_.pop_front();
+    return first;
+  }
+
   void Close() {
     absl::MutexLock lock(&mutex_);
     closed_ = true;
