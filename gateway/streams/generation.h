@@ -3,8 +3,9 @@
 //
 // A Generation lives from Start to its end: all choices done, an error, or Cancel(). Its sink is
 // called by one thread at a time (gRPC's), in order, and must only enqueue. Whatever ends a
-// generation early (a stop string, a client that left, one that does not read) ends it at the
-// router. Nothing grows: a chunk is built, given and forgotten.
+// generation early (a stop string in every choice, a client that left, one that does not read) ends
+// it at the router; of several choices one that met its stop string runs on there until the others
+// have ended, its tokens dropped. Nothing grows: a chunk is built, given and forgotten.
 #pragma once
 
 #include <atomic>
