@@ -68,9 +68,11 @@ void CheckTask(const MatMulTask& task) {
 
 constexpr int64_t kPartQueries = 32;
 
+using AttentionParts = absl::InlinedVector<AttentionPart, 64>;
+
 // Rows of one block table beside each other share each block's keys; so do the heads of a KV head.
-std::vector<AttentionPart> CutAttention(const AttentionTask& task, int64_t parts_wanted) {
-  std::vector<AttentionPart> parts;
+AttentionParts CutAttention(const AttentionTask& task, int64_t parts_wanted) {
+  AttentionParts parts;
   const int group = task.heads / task.kv_heads;
   for (int64_t row = 0; row < task.rows;) {
     const int64_t rows_max = std::max<int64_t>(1, kPartQueries / group);
@@ -158,8 +160,7 @@ void Compute::Attention(const AttentionTask& task) const {
   const Ops& ops = OpsFor(isa_);
   const double total_ns = AttentionNs(task, ops);
   const bool serial = total_ns < kInlineNs || pool_.threads() == 1;
-  const std::vector<AttentionPart> parts =
-      CutAttention(task, serial ? 1 : 4 * int64_t{pool_.threads()});
+  const AttentionParts parts = CutAttention(task, serial ? 1 : 4 * int64_t{pool_.threads()});
   const int64_t count = static_cast<int64_t>(parts.size());
   const int64_t grain =
       serial ? count
