@@ -2,10 +2,21 @@
 
 #include <vector>
 
+#include "services/base/status.h"
 #include "services/checkpoint/weight_check.h"
 #include "services/model/tensor_names.h"
 
 namespace switchyard::worker {
+
+absl::Status CheckMemory(uint64_t weight_bytes, uint64_t available, const std::string& experts) {
+  if (available == 0 || weight_bytes <= available) return absl::OkStatus();
+  constexpr double kMiB = 1 << 20;
+  return ResourceExhausted(
+      "experts {} take {:.1f} MiB of weights, {:.1f} MiB of memory is available; give this worker "
+      "fewer by --experts",
+      experts.empty() ? "of all layers" : experts, static_cast<double>(weight_bytes) / kMiB,
+      static_cast<double>(available) / kMiB);
+}
 
 absl::Status CheckHeldWeights(const ModelSpec& spec, const checkpoint::TensorSource& source,
                               const expertwire::pb::Hello& hello,

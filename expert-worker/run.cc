@@ -12,6 +12,7 @@
 #include "expert-worker/worker.h"
 #include "expert-worker/worker_metrics.h"
 #include "services/base/logging.h"
+#include "services/base/memory.h"
 #include "services/base/status.h"
 #include "services/checkpoint/content_digest.h"
 #include "services/config/load.h"
@@ -62,6 +63,7 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
   SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
   SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(spec, ModelFingerprint(spec, digest), source,
                                                   OptionsFrom(config)));
+  SY_RETURN_IF_ERROR(CheckMemory(worker->mapped_bytes(), AvailableMemoryBytes(), config.experts()));
   if (!config.weights().no_weight_check()) {
     checkpoint::ConsoleProgress progress("Reading the experts' weights");
     SY_RETURN_IF_ERROR(CheckHeldWeights(spec, *source, worker->hello(), std::ref(progress)));

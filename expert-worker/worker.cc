@@ -162,7 +162,9 @@ WorkerCounters Worker::counters() const {
     const expertwire::GrpcServerStats stats = parts_->server->stats();
     out.routers = stats.routers;
     out.streams_broken = stats.streams_broken;
+    out.refused = stats.refused;
     out.unknown_cancels = stats.unknown_cancels;
+    out.ended_by_code = stats.ended_by_code;
   }
   out.batch_rows = parts_->batch_rows.Read();
   out.compute_us = parts_->compute_us.Read();

@@ -40,16 +40,19 @@ struct WorkerOptions {
 };
 
 struct WorkerCounters {
-  uint64_t parts = 0;                      // taken
-  uint64_t rows = 0;                       // (row, expert) pairs computed
-  uint64_t computations = 0;               // grouped computations
-  uint64_t parts_merged = 0;               // parts that shared theirs with another
-  uint64_t cancelled = 0;                  // parts dropped before they were computed
-  std::array<uint64_t, 6> segments{};      // answered, by expertwire::pb::SegmentStatus
-  uint64_t waiting = 0;                    // parts, now
-  uint64_t routers = 0;                    // connected, now
-  uint64_t streams_broken = 0;             // by undecodable frames or overdrawn credits
-  uint64_t unknown_cancels = 0;            // of calls that are not open
+  uint64_t parts = 0;                  // taken
+  uint64_t rows = 0;                   // (row, expert) pairs computed
+  uint64_t computations = 0;           // grouped computations
+  uint64_t parts_merged = 0;           // parts that shared theirs with another
+  uint64_t cancelled = 0;              // parts dropped before they were computed
+  std::array<uint64_t, 6> segments{};  // answered, by expertwire::pb::SegmentStatus
+  uint64_t waiting = 0;                // parts, now
+  uint64_t routers = 0;                // connected, now
+  uint64_t streams_broken = 0;         // by undecodable frames or overdrawn credits
+  uint64_t refused = 0;                // streams
+  uint64_t unknown_cancels = 0;        // of calls that are not open
+  // Streams that ended with an error of the router's or for want of room, by absl::StatusCode.
+  std::array<uint64_t, 17> ended_by_code{};
   expertwire::HistogramCounts batch_rows;  // pairs of a computation
   expertwire::HistogramCounts compute_us;  // time of a computation
   expertwire::HistogramCounts queue_us;    // time of a part before its computation

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "services/telemetry/names.h"
 
@@ -21,6 +22,14 @@ t::Metrics::Registration Watch(t::Metrics& metrics, const Worker& worker) {
     count(t::kWorkerMerged, c.parts_merged);
     count(t::kWorkerCancelled, c.cancelled);
     count(t::kWorkerBroken, c.streams_broken);
+    count(t::kWorkerRefused, c.refused);
+    count(t::kWorkerUnknownCancels, c.unknown_cancels);
+    for (size_t code = 0; code < c.ended_by_code.size(); ++code) {
+      if (c.ended_by_code[code] == 0) continue;
+      samples.Counter(t::kGrpcErrors, static_cast<double>(c.ended_by_code[code]),
+                      {{"method", "/switchyard.internal.v1.ExpertWorker/Dispatch"},
+                       {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+    }
     for (size_t s = 0; s < c.segments.size(); ++s) {
       const auto status = static_cast<expertwire::pb::SegmentStatus>(s);
       samples.Counter(

@@ -144,6 +144,8 @@ class Router::Impl {
  private:
   void Watch();
   void Look();
+  // Whether a worker of another arithmetic class serves this router.
+  bool Mixed() const;
 
   const RouterOptions options_;
   const RouterShared shared_;
@@ -275,11 +277,23 @@ absl::Status Router::Impl::Serve() {
   return absl::OkStatus();
 }
 
+bool Router::Impl::Mixed() const {
+  return std::any_of(links_->links().begin(), links_->links().end(), [&](const auto& link) {
+    const auto peer = link->peer();
+    const bool up = link->state() == expertwire::LinkState::kUp ||
+                    link->state() == expertwire::LinkState::kDraining;
+    return up && peer != nullptr && peer->arithmetic() != numerics_.arithmetic;
+  });
+}
+
 void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
   const auto over = [this]()
                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || draining_; };
-  while (!mutex_.AwaitWithTimeout(absl::Condition(&over), kWatchEvery)) Look();
+  while (!mutex_.AwaitWithTimeout(absl::Condition(&over), kWatchEvery)) {
+    Look();
+    service_->EndSilent(absl::Now());
+  }
 }
 
 // Tells gateways, health and the log what a change at the links means.
@@ -288,6 +302,8 @@ void Router::Impl::Look() {
   for (const auto& link : links_->links()) generations.push_back(link->generation());
   if (told_ && generations == generations_) return;
   generations_ = std::move(generations);
+  // Rows of another arithmetic class make another text: responses must not look like our own.
+  service_->SetNumericsId(expertwire::NumericsId(numerics_) + (Mixed() ? "+mixed" : ""));
   std::string missing = dispatcher_->Missing();
   if (told_ && missing == missing_) return;
   missing_ = std::move(missing);

@@ -4,7 +4,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -24,6 +23,7 @@
 #include "gateway/api/http_connection.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
+#include "services/base/unix_socket.h"
 
 namespace switchyard::gateway {
 
@@ -57,14 +57,8 @@ absl::StatusOr<Listener> ListenUnix(const std::string& address) {
                            path.size(), sizeof where.sun_path - 1);
   }
   std::memcpy(where.sun_path, path.data(), path.size());
-  // A socket file that a dead process left behind is in the way; anything else is not ours to
-  // remove.
-  struct stat info {};
-  if (::lstat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
-    const int probe = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    const bool alive = ::connect(probe, reinterpret_cast<sockaddr*>(&where), sizeof where) == 0;
-    ::close(probe);
-    if (!alive) ::unlink(path.c_str());
+  if (absl::Status status = ClearUnixSocket(path); !status.ok()) {
+    return Annotate(status, fmt::format("--http {}: cannot listen", address));
   }
   const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) return SystemError("socket", address);

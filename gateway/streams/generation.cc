@@ -142,23 +142,25 @@ void Generation::Handle(const Token& token) {
     held_.push_back(token);
     return;
   }
-  HandleChoice(token);
-  if (held_.empty() || !have_prompt_logprobs_) return;
-  const std::vector<Token> held = std::move(held_);
-  held_.clear();
-  for (const Token& late : held) {
-    if (!done_) HandleChoice(late);
+  if (have_prompt_logprobs_ && !held_.empty()) {
+    const std::vector<Token> held = std::move(held_);
+    held_.clear();
+    for (const Token& late : held) {
+      if (!done_) HandleChoice(late);
+    }
+    if (done_) return;
   }
+  HandleChoice(token);
 }
 
 bool Generation::MustWaitForPromptLogprobs(const Token& token) {
   if (have_prompt_logprobs_) return false;
-  const bool first_of_all =
-      token.choice() == 0 && (token.index() >= 0 || token.finish() != Token::NONE);
-  if (!first_of_all && token.prompt_logprobs().empty()) return token.index() >= 0;
-  have_prompt_logprobs_ = true;
-  prompt_logprobs_.assign(token.prompt_logprobs().begin(), token.prompt_logprobs().end());
-  return false;
+  if (token.choice() == 0) {
+    prompt_logprobs_.insert(prompt_logprobs_.end(), token.prompt_logprobs().begin(),
+                            token.prompt_logprobs().end());
+    have_prompt_logprobs_ = token.index() >= 0 || token.finish() != Token::NONE;
+  }
+  return !have_prompt_logprobs_ && (token.index() >= 0 || token.routing_experts_size() > 0);
 }
 
 void Generation::HandleChoice(const Token& token) {
@@ -171,7 +173,9 @@ void Generation::HandleChoice(const Token& token) {
   chunk_.clear_choices();
   v1::Choice* out = chunk_.add_choices();
   out->set_index(token.choice());
-  const bool first = !choice.announced && (token.index() >= 0 || token.finish() != Token::NONE);
+  const bool routing = plan_.return_routed_experts && token.routing_experts_size() > 0;
+  const bool first =
+      !choice.announced && (token.index() >= 0 || token.finish() != Token::NONE || routing);
   if (first) {
     choice.announced = true;
     Announce(out);

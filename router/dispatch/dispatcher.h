@@ -35,6 +35,8 @@ class Dispatcher {
   virtual MoeTicket Start(const MoeJob& job) = 0;
   // Makes progress (with local experts: computes) and says whether that job is done.
   virtual bool Finished(MoeTicket ticket) = 0;
+  // Gives a job up that is not finished: its memory is free from now on, its ticket unknown.
+  virtual void Abandon(MoeTicket ticket) = 0;
   // Returns when there may be progress, at the latest at `until`.
   virtual void Wait(absl::Time until) = 0;
 };

@@ -230,18 +230,40 @@ void LinkDispatcher::PollLinks() {
   }
 }
 
-// Gives up the parts of a job that nobody answered in time.
-void LinkDispatcher::Expire(MoeTicket ticket, Job& job) {
+// Tells each worker once that the parts it still has are not wanted any more.
+void LinkDispatcher::CancelOpen(MoeTicket ticket, const Job& job) {
   std::vector<int> cancelled;
   for (size_t p = 0; p < job.state.size(); ++p) {
-    if (job.state[p] != Job::PartState::kOpen) continue;
     const int link = job.plan.parts[p].link;
-    if (std::find(cancelled.begin(), cancelled.end(), link) == cancelled.end()) {
-      links_.links()[static_cast<size_t>(link)]->Cancel(ticket, 0);
-      cancelled.push_back(link);
+    if (job.state[p] != Job::PartState::kOpen ||
+        std::find(cancelled.begin(), cancelled.end(), link) != cancelled.end()) {
+      continue;
     }
-    Settle(job, p, true);
+    links_.links()[static_cast<size_t>(link)]->Cancel(ticket, 0);
+    cancelled.push_back(link);
   }
+}
+
+// Gives up the parts of a job that nobody answered in time.
+void LinkDispatcher::Expire(MoeTicket ticket, Job& job) {
+  CancelOpen(ticket, job);
+  for (size_t p = 0; p < job.state.size(); ++p) {
+    if (job.state[p] == Job::PartState::kOpen) Settle(job, p, true);
+  }
+}
+
+void LinkDispatcher::Abandon(MoeTicket ticket) {
+  const auto found = jobs_.find(ticket);
+  SY_CHECK(found != jobs_.end());
+  std::unique_ptr<Job> job = std::move(found->second);
+  jobs_.erase(found);
+  CancelOpen(ticket, *job);
+  Recycle(std::move(job));
+}
+
+void LinkDispatcher::Recycle(std::unique_ptr<Job> job) {
+  for (Answer& answer : job->answers) answer.payload = RowBuffer();  // back to its pool
+  idle_jobs_.push_back(std::move(job));
 }
 
 bool LinkDispatcher::Finished(MoeTicket ticket) {
@@ -257,8 +279,7 @@ bool LinkDispatcher::Finished(MoeTicket ticket) {
   std::unique_ptr<Job> job = std::move(found->second);
   jobs_.erase(found);
   Combine(*job);
-  for (Answer& answer : job->answers) answer.payload = RowBuffer();  // back to its pool
-  idle_jobs_.push_back(std::move(job));
+  Recycle(std::move(job));
   return true;
 }
 

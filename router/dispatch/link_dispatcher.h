@@ -43,6 +43,7 @@ class LinkDispatcher : public Dispatcher {
 
   MoeTicket Start(const MoeJob& job) override;
   bool Finished(MoeTicket ticket) override;
+  void Abandon(MoeTicket ticket) override;
   void Wait(absl::Time until) override;
 
   // ---- any thread ----
@@ -64,6 +65,8 @@ class LinkDispatcher : public Dispatcher {
   void OnAnswer(int link, expertwire::Answer answer);
   void OnDown(int link, uint64_t generation);
   void Expire(MoeTicket ticket, Job& job);
+  void CancelOpen(MoeTicket ticket, const Job& job);
+  void Recycle(std::unique_ptr<Job> job);
   expertwire::RowBuffer Gather(const MoeJob& moe, const PlannedPart& part, bool may_borrow);
   void Combine(Job& job);
   bool Whole(const Job& job, int64_t token) const;

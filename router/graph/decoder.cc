@@ -124,6 +124,16 @@ ModelRunner::Progress Decoder::Advance() {
   return Progress::kDone;
 }
 
+void Decoder::Abandon() {
+  SY_CHECK(batch_ != nullptr);
+  for (MicroBatch& part : parts_) {
+    const bool out = part.stage == Stage::kShared || part.stage == Stage::kExperts;
+    if (out) dispatcher_.Abandon(part.moe.ticket);
+    part.stage = Stage::kDone;
+  }
+  std::fill(result_.lost.begin(), result_.lost.end(), uint8_t{1});
+}
+
 bool Decoder::Step(MicroBatch& part) {
   switch (part.stage) {
     case Stage::kAttention:

@@ -54,6 +54,7 @@ class Decoder : public ModelRunner {
   void Start(const StepBatch& batch) override;
   Progress Advance() override;
   void Wait(absl::Time until) override { dispatcher_.Wait(until); }
+  void Abandon() override;
   const StepResult& result() const override { return result_; }
 
  private:

@@ -52,6 +52,8 @@ class ModelRunner {
   virtual void Start(const StepBatch& batch) = 0;  // the batch stays until kDone
   virtual Progress Advance() = 0;
   virtual void Wait(absl::Time until) = 0;
+  // Nobody wants the step that waits: Advance says kDone, all its rows count as lost.
+  virtual void Abandon() = 0;
   virtual const StepResult& result() const = 0;
 };
 

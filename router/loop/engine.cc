@@ -22,7 +22,6 @@ namespace switchyard::router {
 namespace {
 
 constexpr absl::Duration kWaitBound = absl::Milliseconds(5);  // until commands are looked at
-constexpr absl::Duration kStopGrace = absl::Seconds(2);
 constexpr char kRetryAfterUrl[] = "switchyard/retry-after-ms";
 
 }  // namespace
@@ -70,6 +69,7 @@ class Engine::Impl {
 
   absl::Status Submit(EngineRequest request);
   void Cancel(const RequestKey& key);
+  void CancelChoice(const RequestKey& key, int choice);
   void CancelAll(const TokenSink* sink);
   void BeginDrain(std::function<void()> done);
   EngineSnapshot Snapshot() const;
@@ -78,12 +78,21 @@ class Engine::Impl {
   struct CancelSink {
     const TokenSink* sink;
   };
-  using Command = std::variant<EngineRequest, RequestKey, CancelSink>;
+  struct CancelOne {
+    RequestKey request;
+    int choice;
+  };
+  using Command = std::variant<EngineRequest, RequestKey, CancelOne, CancelSink>;
+  // What was sent for a request, so that repeated cancels do not fill the queue.
+  struct Live {
+    bool cancelled = false;
+    std::vector<bool> choices;  // cancelled, [n]
+  };
 
   // ---- the engine thread ----
   void Run();
-  // Runs one step to its end; false if the engine stops and the runner still waits.
-  bool Drive();
+  // Runs one step to its end.
+  void Drive();
   // Takes what arrived, after sleeping until something does where `sleep` says so. False: stopping.
   bool TakeCommands(bool sleep);
   void Publish();
@@ -104,8 +113,7 @@ class Engine::Impl {
   mutable absl::Mutex mutex_;
   std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most max_queue requests
   int queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;        // of commands_
-  // Requests that have not ended; true: its cancel was sent.
-  absl::flat_hash_map<RequestKey, bool> live_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<RequestKey, Live> live_ ABSL_GUARDED_BY(mutex_);  // requests, not ended
   EngineSnapshot snapshot_ ABSL_GUARDED_BY(mutex_);
   absl::Duration start_interval_ ABSL_GUARDED_BY(mutex_) = absl::ZeroDuration();  // between starts
   std::vector<std::function<void()>> drained_ ABSL_GUARDED_BY(mutex_);
@@ -130,7 +138,7 @@ absl::Status Engine::Impl::Submit(EngineRequest request) {
     full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
     return full;
   }
-  live_.emplace(key, false);
+  live_.emplace(key, Live{.choices = std::vector<bool>(static_cast<size_t>(request.n))});
   ++queued_requests_;
   commands_.emplace_back(std::move(request));
   return absl::OkStatus();
@@ -145,9 +153,18 @@ int Engine::Impl::RetryAfterMsNow() const {
 void Engine::Impl::Cancel(const RequestKey& key) {
   absl::MutexLock lock(&mutex_);
   const auto at = live_.find(key);
-  if (at == live_.end() || at->second) return;
-  at->second = true;
+  if (at == live_.end() || std::exchange(at->second.cancelled, true)) return;
   commands_.emplace_back(key);
+}
+
+void Engine::Impl::CancelChoice(const RequestKey& key, int choice) {
+  absl::MutexLock lock(&mutex_);
+  const auto at = live_.find(key);
+  if (at == live_.end() || at->second.cancelled) return;
+  std::vector<bool>& choices = at->second.choices;
+  if (choice < 0 || choice >= static_cast<int>(choices.size()) || choices[choice]) return;
+  choices[choice] = true;
+  commands_.emplace_back(CancelOne{key, choice});
 }
 
 void Engine::Impl::CancelAll(const TokenSink* sink) {
@@ -173,7 +190,7 @@ void Engine::Impl::Run() {
   while (TakeCommands(loop_.idle())) {
     const bool begun = loop_.BeginStep(absl::Now());
     Publish();
-    if (begun && !Drive()) break;
+    if (begun) Drive();
     outbox_.Flush(loop_.steps());
     Publish();
   }
@@ -182,25 +199,17 @@ void Engine::Impl::Run() {
   Publish();
 }
 
-bool Engine::Impl::Drive() {
-  absl::Time give_up = absl::InfiniteFuture();
+void Engine::Impl::Drive() {
+  bool abandoned = false;
   while (loop_.Poll() == ModelRunner::Progress::kWaiting) {
     runner_.Wait(absl::Now() + kWaitBound);
-    const absl::Time now = absl::Now();
-    if (!TakeCommands(false)) {
-      loop_.CancelEverything();
-      give_up = std::min(give_up, now + kStopGrace);
-    }
-    loop_.Expire(now);
+    if (!TakeCommands(false)) loop_.CancelEverything();
+    loop_.Expire(absl::Now());
     outbox_.Flush(loop_.steps());
     Publish();
-    if (now >= give_up) {
-      log::Warning("engine: stopped while a step waits for its experts");
-      return false;
-    }
+    if (loop_.step_is_wasted() && !std::exchange(abandoned, true)) runner_.Abandon();
   }
   loop_.FinishStep(absl::Now());
-  return true;
 }
 
 bool Engine::Impl::TakeCommands(bool sleep) {
@@ -219,6 +228,8 @@ bool Engine::Impl::TakeCommands(bool sleep) {
       loop_.Add(std::move(*request), now);
     } else if (const auto* key = std::get_if<RequestKey>(&command)) {
       loop_.Cancel(*key);
+    } else if (const auto* one = std::get_if<CancelOne>(&command)) {
+      loop_.CancelChoice(one->request, one->choice);
     } else {
       const TokenSink* sink = std::get<CancelSink>(command).sink;
       loop_.CancelSink(sink);
@@ -260,6 +271,9 @@ Engine::~Engine() = default;
 
 absl::Status Engine::Submit(EngineRequest request) { return impl_->Submit(std::move(request)); }
 void Engine::Cancel(const TokenSink* sink, uint64_t request) { impl_->Cancel({sink, request}); }
+void Engine::CancelChoice(const TokenSink* sink, uint64_t request, int choice) {
+  impl_->CancelChoice({sink, request}, choice);
+}
 void Engine::CancelAll(const TokenSink* sink) { impl_->CancelAll(sink); }
 void Engine::BeginDrain(std::function<void()> done) { impl_->BeginDrain(std::move(done)); }
 EngineSnapshot Engine::Snapshot() const { return impl_->Snapshot(); }

@@ -6,7 +6,8 @@
 // The tokens of a request are a function of the request alone: not of its batch, chunking,
 // preemption or threads (counter-based sampling, per-row arithmetic).
 //
-// Thread-safety: Submit, Cancel, CancelAll, Snapshot and BeginDrain may be called by any thread.
+// Thread-safety: Submit, Cancel, CancelChoice, CancelAll, Snapshot and BeginDrain may be called by
+// any thread.
 #pragma once
 
 #include <cstdint>
@@ -64,8 +65,7 @@ class Engine {
  public:
   // `options` are valid; `runner` and `observer` (optional) outlive the engine.
   Engine(EngineOptions options, ModelRunner& runner, EngineObserver* observer);
-  // Cancels what is left and joins the thread. A runner that waits for lost workers is given two
-  // seconds, then its step is left unfinished: it must not be advanced again.
+  // Cancels what is left, abandons the step that waits for experts, and joins the thread.
   ~Engine();
 
   // Checks the request: INVALID_ARGUMENT names the field (also where it could never fit into the KV
@@ -75,6 +75,8 @@ class Engine {
   absl::Status Submit(EngineRequest request);
   // Ends a request within a step; its choices finish with kCancelled. Unknown ids are ignored.
   void Cancel(const TokenSink* sink, uint64_t request);
+  // The same of one choice; the others go on.
+  void CancelChoice(const TokenSink* sink, uint64_t request, int choice);
   // The sink's stream is gone: ends its requests, and no event reaches the sink after this returns.
   // Waits for an OnStep that is under way: not from inside one, nor under a lock that OnStep takes.
   void CancelAll(const TokenSink* sink);

@@ -22,7 +22,7 @@ struct PromptLogprob {
 
 enum class Finish { kNone, kStop, kLength, kCancelled, kError };
 
-// One event of one choice. index -1: no token, only its finish.
+// One event of one choice. index -1: no token, only its finish or what was computed before one.
 struct TokenEvent {
   uint64_t request = 0;
   uint32_t attempt = 0;
@@ -39,7 +39,7 @@ struct TokenEvent {
   int routing_first_position = 0;
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
-  std::vector<PromptLogprob> prompt_logprobs;  // with the first token of choice 0
+  std::vector<PromptLogprob> prompt_logprobs;  // of choice 0, up to its first token; each once
   int cached_tokens = 0;
 };
 

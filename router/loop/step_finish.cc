@@ -1,5 +1,6 @@
 // The second half of a step: what the runner computed becomes tokens.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "router/loop/step_loop.h"
@@ -8,6 +9,25 @@
 #include "services/base/status.h"
 
 namespace switchyard::router {
+namespace {
+
+// What one event carries beside its token, so that the messages of a stream stay small: some 200 KB
+// of each.
+constexpr int64_t kEventRoutes = 32768;
+constexpr int64_t kEventScores = 16384;
+
+template <typename T>
+void MoveFront(int64_t count, std::vector<T>* from, std::vector<T>* to) {
+  if (count == static_cast<int64_t>(from->size())) {
+    *to = std::exchange(*from, {});
+    return;
+  }
+  const auto end = from->begin() + count;
+  to->assign(std::make_move_iterator(from->begin()), std::make_move_iterator(end));
+  from->erase(from->begin(), end);
+}
+
+}  // namespace
 
 void StepLoop::FinishStep(absl::Time now) {
   SY_CHECK(in_flight_);
@@ -38,7 +58,12 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);
   if (!scored.ok()) return Fail(s, scored.status());
   s.computed += slice.rows;
-  if (s.computed < s.known()) return;
+  if (s.computed < s.known()) {
+    TokenEvent event = SendComputed(s);
+    const bool empty = event.routed_experts.empty() && event.prompt_logprobs.empty();
+    if (!empty) outbox_.Add(s.request.spec.sink, std::move(event));
+    return;
+  }
   const int64_t vocab = runner_.spec().vocab;
   SampleNext(s, {result.logits + (slice.first_logit + *scored) * vocab, static_cast<size_t>(vocab)},
              now);
@@ -81,6 +106,30 @@ absl::StatusOr<int64_t> StepLoop::ScorePrompt(const Slice& slice, const StepResu
   return used;
 }
 
+void StepLoop::TakeComputed(Sequence& s, TokenEvent* event) {
+  event->routing_first_position = static_cast<int>(s.trace_sent);
+  if (const int64_t positions = s.traced - s.trace_sent; positions > 0) {
+    const int64_t width = static_cast<int64_t>(s.routed_experts.size()) / positions;
+    const int64_t some = std::min(positions, std::max<int64_t>(1, kEventRoutes / (width + 1)));
+    MoveFront(some * width, &s.routed_experts, &event->routed_experts);
+    MoveFront(some * width, &s.routed_weights, &event->routed_weights);
+    s.trace_sent += some;
+  }
+  const int64_t entries = 1 + std::max(0, s.request.spec.top_logprobs);
+  MoveFront(std::min(static_cast<int64_t>(s.prompt_logprobs.size()),
+                     std::max<int64_t>(1, kEventScores / entries)),
+            &s.prompt_logprobs, &event->prompt_logprobs);
+}
+
+TokenEvent StepLoop::SendComputed(Sequence& s) {
+  while (true) {
+    TokenEvent event = EventOf(s);
+    TakeComputed(s, &event);
+    if (s.traced == s.trace_sent && s.prompt_logprobs.empty()) return event;
+    outbox_.Add(s.request.spec.sink, std::move(event));
+  }
+}
+
 void StepLoop::SampleNext(Sequence& s, std::span<const float> logits, absl::Time now) {
   const Request& request = s.request;
   const EngineRequest& spec = request.spec;
@@ -102,15 +151,11 @@ void StepLoop::SampleNext(Sequence& s, std::span<const float> logits, absl::Time
   }
   s.tokens.push_back(token->id);
   s.history->AddOutput(token->id);
-  TokenEvent event = EventOf(s);
+  TokenEvent event = SendComputed(s);
   event.index = index;
   event.id = token->id;
   event.logprob = token->logprob;
   event.top = std::move(token->top);
-  event.routing_first_position = static_cast<int>(std::exchange(s.trace_sent, s.traced));
-  event.routed_experts = std::exchange(s.routed_experts, {});
-  event.routed_weights = std::exchange(s.routed_weights, {});
-  event.prompt_logprobs = std::exchange(s.prompt_logprobs, {});
   if (index == 0) {
     observer_.OnFirstToken(now - request.submitted);
   } else {

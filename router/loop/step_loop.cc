@@ -59,6 +59,13 @@ void StepLoop::Cancel(const RequestKey& key) {
   Sweep();
 }
 
+void StepLoop::CancelChoice(const RequestKey& key, int choice) {
+  if (const auto at = requests_.find(key); at != requests_.end()) {
+    CancelSequence(*at->second->choices[static_cast<size_t>(choice)]);
+  }
+  Sweep();
+}
+
 void StepLoop::CancelSink(const TokenSink* sink) {
   for (const auto& [key, request] : requests_) {
     if (key.sink == sink) CancelRequest(*request);
@@ -179,12 +186,20 @@ void StepLoop::AppendRows(Sequence& s, int64_t rows) {
 }
 
 void StepLoop::CancelRequest(Request& request) {
-  for (const auto& s : request.choices) {
-    if (s->state == Sequence::State::kEnded) continue;
-    TokenEvent event = EventOf(*s);
-    event.finish = Finish::kCancelled;
-    End(*s, std::move(event));
-  }
+  for (const auto& s : request.choices) CancelSequence(*s);
+}
+
+void StepLoop::CancelSequence(Sequence& s) {
+  if (s.state == Sequence::State::kEnded) return;
+  TokenEvent event = EventOf(s);
+  event.finish = Finish::kCancelled;
+  End(s, std::move(event));
+}
+
+bool StepLoop::step_is_wasted() const {
+  return in_flight_ && std::all_of(slices_.begin(), slices_.end(), [](const Slice& slice) {
+           return slice.sequence->state == Sequence::State::kEnded;
+         });
 }
 
 void StepLoop::Fail(Sequence& s, absl::Status why) {

@@ -32,6 +32,7 @@ class StepLoop {
   // `request` has passed CheckRequest and its key is not in use.
   void Add(EngineRequest request, absl::Time now);
   void Cancel(const RequestKey& key);
+  void CancelChoice(const RequestKey& key, int choice);
   void CancelSink(const TokenSink* sink);
   void CancelEverything();
   // Ends the requests whose deadline has passed.
@@ -41,6 +42,8 @@ class StepLoop {
   bool BeginStep(absl::Time now);
   ModelRunner::Progress Poll() { return runner_.Advance(); }
   void FinishStep(absl::Time now);
+  // Whether a step is in flight that nobody waits for any more.
+  bool step_is_wasted() const;
 
   bool idle() const { return running_.empty() && waiting_.empty(); }
   uint64_t steps() const { return steps_; }
@@ -68,11 +71,16 @@ class StepLoop {
   void TakeTraces(const Slice& slice, const StepResult& result);
   // The number of logit rows that were used, or the error of one.
   absl::StatusOr<int64_t> ScorePrompt(const Slice& slice, const StepResult& result);
+  // Moves routing and prompt scores that wait into an event, as many as one holds.
+  static void TakeComputed(Sequence& s, TokenEvent* event);
+  // Sends what waits, but for what fits into the event that is returned.
+  TokenEvent SendComputed(Sequence& s);
   void SampleNext(Sequence& s, std::span<const float> logits, absl::Time now);
 
   TokenEvent EventOf(const Sequence& s) const;
   void Fail(Sequence& s, absl::Status why);
   void CancelRequest(Request& request);
+  void CancelSequence(Sequence& s);
   // Sends the finish, with or without a token.
   void End(Sequence& s, TokenEvent event);
   // Frees what has ended, when no step is in flight.

@@ -15,6 +15,8 @@ namespace pb = internal::v1;
 
 // A refusal answers each choice; no engine takes a request of more.
 constexpr int kRefusedChoicesMax = 1024;
+// Of one message, unless a single event is larger.
+constexpr size_t kMessageBytes = 1u << 20;
 
 }  // namespace
 
@@ -45,7 +47,14 @@ absl::Status GatewayStream::Handle(const pb::ToRouter& message) {
     return owner_.OnHello(message.hello(), this);
   }
   if (message.has_submit()) Submit(message.submit());
-  if (message.has_cancel()) engine_.Cancel(this, message.cancel().request());
+  if (message.has_cancel()) {
+    const pb::CancelRequest& cancel = message.cancel();
+    if (cancel.has_choice()) {
+      engine_.CancelChoice(this, cancel.request(), cancel.choice());
+    } else {
+      engine_.Cancel(this, cancel.request());
+    }
+  }
   // Kinds of a newer version are skipped.
   return absl::OkStatus();
 }
@@ -72,32 +81,54 @@ void GatewayStream::Submit(const pb::Submit& submit) {
 }
 
 void GatewayStream::OnStep(uint64_t step, std::vector<TokenEvent> events) {
-  pb::FromRouter message;
-  pb::Step& out = *message.mutable_step();
-  out.set_step(step);
-  out.mutable_tokens()->Reserve(static_cast<int>(events.size()));
-  for (const TokenEvent& event : events) ToProto(event, out.add_tokens());
-  Send(std::move(message));
+  std::vector<pb::FromRouter> messages;
+  size_t bytes = 0;
+  for (const TokenEvent& event : events) {
+    pb::Token token;
+    ToProto(event, &token);
+    const size_t more = token.ByteSizeLong();
+    if (messages.empty() || bytes + more > kMessageBytes) {
+      messages.emplace_back().mutable_step()->set_step(step);
+      bytes = 0;
+    }
+    bytes += more;
+    *messages.back().mutable_step()->add_tokens() = std::move(token);
+  }
+  SendAll(std::move(messages));
 }
 
 void GatewayStream::Send(pb::FromRouter message) {
-  const size_t bytes = message.ByteSizeLong();
+  std::vector<pb::FromRouter> one;
+  one.push_back(std::move(message));
+  SendAll(std::move(one));
+}
+
+void GatewayStream::SendAll(std::vector<pb::FromRouter> messages) {
   bool slow = false;
+  size_t waiting = 0;
   {
     absl::MutexLock lock(&mutex_);
     if (closed_) return;
-    slow = writing_ && queued_bytes_ + bytes > max_queued_bytes_;
-    if (slow) {
-      closed_ = true;
-    } else {
-      queue_.push_back({std::move(message), bytes});
-      queued_bytes_ += bytes;
-      if (!std::exchange(writing_, true)) StartWrite(&queue_.front().message);
+    waiting = waiting_bytes_;
+    // By what waited before, with room for a large step: none is too large by itself.
+    slow = waiting > max_queued_bytes_ + largest_;
+    if (slow) closed_ = true;
+    size_t sum = 0;
+    for (size_t i = 0; !slow && i < messages.size(); ++i) {
+      const size_t bytes = messages[i].ByteSizeLong();
+      sum += bytes;
+      queue_.push_back({std::move(messages[i]), bytes});
+      if (std::exchange(writing_, true)) {
+        waiting_bytes_ += bytes;
+      } else {
+        StartWrite(&queue_.front().message);
+      }
     }
+    largest_ = std::max(largest_, sum);
   }
   if (!slow) return;
   log::Warning("gateway {} does not read: {} bytes wait for it; its stream ends", context_->peer(),
-               max_queued_bytes_);
+               waiting);
   owner_.OnSlow();
   // Its read fails by that, and OnReadDone cancels its requests (this may be the engine's thread).
   context_->TryCancel();
@@ -105,15 +136,17 @@ void GatewayStream::Send(pb::FromRouter message) {
 
 void GatewayStream::OnWriteDone(bool ok) {
   absl::MutexLock lock(&mutex_);
-  queued_bytes_ -= queue_.front().bytes;
   queue_.pop_front();
   if (!ok) {
     closed_ = true;
     queue_.clear();
-    queued_bytes_ = 0;
+    waiting_bytes_ = 0;
   }
   writing_ = !queue_.empty() && !ending_;
-  if (writing_) return StartWrite(&queue_.front().message);
+  if (writing_) {
+    waiting_bytes_ -= queue_.front().bytes;
+    return StartWrite(&queue_.front().message);
+  }
   if (closed_ && ok) ending_ = true;  // of EndWhenWritten, or a slow stream that woke up
   FinishIfIdle();
 }

@@ -1,7 +1,7 @@
 // The router's end of one gateway's stream. Requests go to the engine, the events of a step come
-// back as one message. One read and one write are in flight; behind the write wait at most
-// max_queued_bytes: a gateway that stops reading loses its stream and its requests, not the router
-// its memory.
+// back in messages of about a MiB at most. One read and one write are in flight; where more than
+// max_queued_bytes wait behind the write when a step ends, the gateway does not read: it loses its
+// stream and its requests, not the router its memory.
 //
 // Keeps itself alive until its last callback and the last of its requests are gone. Thread-safe.
 #pragma once
@@ -46,6 +46,8 @@ class GatewayStream
 
   // Queues a message; dropped if the stream ends.
   void Send(internal::v1::FromRouter message);
+  // Ends the stream, and cancels its requests, for this reason.
+  void End(const absl::Status& status);
   // Ends the stream with OK once everything queued is written.
   void EndWhenWritten();
 
@@ -62,7 +64,7 @@ class GatewayStream
 
   absl::Status Handle(const internal::v1::ToRouter& message);
   void Submit(const internal::v1::Submit& submit);
-  void End(const absl::Status& status);
+  void SendAll(std::vector<internal::v1::FromRouter> messages);
   // Finishes the call when it is to end and nothing is being written any more.
   void FinishIfIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -80,7 +82,8 @@ class GatewayStream
     size_t bytes = 0;
   };
   std::deque<Outgoing> queue_ ABSL_GUARDED_BY(mutex_);  // the front is being written while writing_
-  size_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;    // of queue_ behind that
+  size_t largest_ ABSL_GUARDED_BY(mutex_) = 0;          // bytes of one step so far
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // nothing more is queued
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;  // finish as soon as the write is done

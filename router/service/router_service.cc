@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -23,14 +24,52 @@ RouterService::RouterService(RouterServiceOptions options, Engine& engine, Hooks
       hooks_(std::move(hooks)) {
   absl::MutexLock lock(&mutex_);
   state_.set_missing("starting");
+  numerics_id_ = options_.hello.numerics_id();
 }
 
 grpc::ServerBidiReactor<pb::ToRouter, pb::FromRouter>* RouterService::Serve(
     grpc::CallbackServerContext* context) {
-  return GatewayStream::Start(context, engine_, *this, options_.max_queued_bytes).get();
+  GatewayStream* stream =
+      GatewayStream::Start(context, engine_, *this, options_.max_queued_bytes).get();
+  // None of its callbacks comes before it is returned.
+  absl::MutexLock lock(&mutex_);
+  if (static_cast<int>(silent_.size()) >= options_.max_gateways) {
+    stream->End(ResourceExhausted("{} streams are open without a hello", silent_.size()));
+  } else {
+    silent_.emplace(stream, absl::Now() + options_.hello_timeout);
+  }
+  return stream;
+}
+
+void RouterService::EndSilent(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [stream, until] : silent_) {
+    if (now < until) continue;
+    stream->End(
+        DeadlineExceeded("no hello within {}", absl::FormatDuration(options_.hello_timeout)));
+  }
+  std::erase_if(silent_, [&](const auto& entry) { return now >= entry.second; });
+}
+
+void RouterService::SetNumericsId(const std::string& id) {
+  absl::MutexLock lock(&mutex_);
+  if (numerics_id_ == id) return;
+  numerics_id_ = id;
+  for (GatewayStream* stream : streams_) stream->Send(HelloMessage());
+}
+
+pb::FromRouter RouterService::HelloMessage() const {
+  pb::FromRouter message;
+  *message.mutable_hello() = options_.hello;
+  message.mutable_hello()->set_numerics_id(numerics_id_);
+  return message;
 }
 
 absl::Status RouterService::OnHello(const pb::GatewayHello& hello, GatewayStream* stream) {
+  {
+    absl::MutexLock lock(&mutex_);
+    silent_.erase(stream);
+  }
   if (hello.protocol_version() != kProtocolVersion) {
     return FailedPrecondition("router {} speaks protocol version {}, gateway {} version {}",
                               options_.hello.router_id(), kProtocolVersion, hello.gateway_id(),
@@ -50,10 +89,8 @@ absl::Status RouterService::OnHello(const pb::GatewayHello& hello, GatewayStream
                              streams_.size());
   }
   // Under the lock, so that no change of state overtakes them.
+  stream->Send(HelloMessage());
   pb::FromRouter message;
-  *message.mutable_hello() = options_.hello;
-  stream->Send(std::move(message));
-  message = pb::FromRouter();
   *message.mutable_state() = state_;
   stream->Send(std::move(message));
   streams_.insert(stream);
@@ -72,6 +109,7 @@ void RouterService::OnSlow() {
 void RouterService::OnGone(GatewayStream* stream) {
   absl::MutexLock lock(&mutex_);
   streams_.erase(stream);
+  silent_.erase(stream);
 }
 
 void RouterService::SetState(bool ready, const std::string& missing, bool draining) {

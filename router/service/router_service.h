@@ -6,12 +6,14 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "router/loop/engine.h"
 #include "router/service/gateway_stream.h"
 #include "switchyard/internal/v1/router.grpc.pb.h"
@@ -22,6 +24,8 @@ struct RouterServiceOptions {
   internal::v1::RouterHello hello;     // what gateways are told; protocol_version is set here
   size_t max_queued_bytes = 8u << 20;  // that wait for one gateway
   int max_gateways = 256;              // one more is refused
+  // A stream whose hello has not come by then is ended; at most max_gateways wait for theirs.
+  absl::Duration hello_timeout = absl::Seconds(5);
 };
 
 class RouterService : public internal::v1::Router::CallbackService, private GatewayStream::Owner {
@@ -38,6 +42,10 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
 
   // Pushed to all gateways if it is a change. Starts as not ready.
   void SetState(bool ready, const std::string& missing, bool draining);
+  // Told to gateways from now on, those that are connected included; part of their fingerprint.
+  void SetNumericsId(const std::string& id);
+  // Ends the streams whose hello is late. Called every now and then.
+  void EndSilent(absl::Time now);
   // Ends every stream once what is queued for it is written.
   void EndStreams();
   int streams() const;
@@ -54,11 +62,16 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
   void OnSlow() override;
   void OnGone(GatewayStream* stream) override;
 
-  const RouterServiceOptions options_;
+  const RouterServiceOptions options_;  // its numerics_id: at the start
   Engine& engine_;
   const Hooks hooks_;
 
+  internal::v1::FromRouter HelloMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   mutable absl::Mutex mutex_;
+  std::string numerics_id_ ABSL_GUARDED_BY(mutex_);
+  std::map<GatewayStream*, absl::Time> silent_
+      ABSL_GUARDED_BY(mutex_);  // until when a hello may come
   internal::v1::RouterState state_ ABSL_GUARDED_BY(mutex_);
   std::set<GatewayStream*> streams_ ABSL_GUARDED_BY(mutex_);  // greeted and not gone
 };

@@ -17,6 +17,7 @@
 #include "services/base/check.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
+#include "services/base/unix_socket.h"
 #include "services/rpc/channel.h"
 
 namespace switchyard::rpc {
@@ -116,6 +117,12 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Add(const ServerOptions& opt
   EnablePlugins();
   SetLimits(builder);
   std::unique_ptr<Listener> listener(new Listener(options));
+  if (listener->local_socket()) {
+    // gRPC would take the socket away from a server that lives.
+    if (absl::Status s = ClearUnixSocket(options.listen.substr(5)); !s.ok()) {
+      return Annotate(s, fmt::format("cannot listen on {}", options.listen));
+    }
+  }
   if (!options.listen.empty()) {
     SY_ASSIGN_OR_RETURN(
         auto credentials,

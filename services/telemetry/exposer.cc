@@ -4,6 +4,7 @@
 
 #include <exception>
 
+#include "services/base/logging.h"
 #include "services/base/status.h"
 
 namespace switchyard::telemetry {
@@ -11,11 +12,17 @@ namespace switchyard::telemetry {
 absl::StatusOr<std::unique_ptr<Exposer>> Exposer::Start(const std::string& address,
                                                         std::shared_ptr<Metrics> metrics) {
   if (address.rfind("unix:", 0) == 0) {
-    return InvalidArgument("--metrics {}: metrics are served over HTTP on HOST:PORT only", address);
+    return InvalidArgument(
+        "--metrics {}: metrics are served over HTTP on HOST:PORT, not on a socket", address);
   }
   std::unique_ptr<Exposer> out(new Exposer);
   out->metrics_ = std::move(metrics);
   const std::string host = address.substr(0, address.rfind(':'));
+  const bool loopback = host == "localhost" || host == "127.0.0.1" || host == "[::1]";
+  if (!loopback) {
+    log::Warning("--metrics {} can be read from other machines: it has neither TLS nor keys",
+                 address);
+  }
   // The listener takes numeric addresses only.
   const std::string bind =
       host == "localhost" ? "127.0.0.1" + address.substr(host.size()) : address;

@@ -158,6 +158,11 @@ inline constexpr MetricDef kWorkerRouters{"switchyard_worker_routers", kGauge, "
 inline constexpr MetricDef kWorkerBroken{
     "switchyard_worker_broken_streams_total", kCounter,
     "Streams that were ended for undecodable frames or overdrawn credits"};
+inline constexpr MetricDef kWorkerRefused{
+    "switchyard_worker_refused_streams_total", kCounter,
+    "Streams that were refused: other numerics, too many, or no hello in time"};
+inline constexpr MetricDef kWorkerUnknownCancels{"switchyard_worker_unknown_cancels_total",
+                                                 kCounter, "Cancels of calls that are not open"};
 inline constexpr MetricDef kWorkerExperts{"switchyard_worker_experts", kGauge,
                                           "Experts held, over all layers"};
 inline constexpr MetricDef kWorkerMappedBytes{"switchyard_worker_mapped_bytes", kGauge,

@@ -18,6 +18,8 @@ using Json = nlohmann::json;
 
 constexpr int64_t kIdMax = (1 << 24) - 1;
 constexpr int kProcessorDepthMax = 8;
+// Ids that may be unused: every id costs memory, whether it is or not.
+constexpr size_t kUnusedIdsMax = 65536;
 
 absl::StatusOr<int32_t> IdFrom(const Json& json, std::string_view where) {
   if (!json.is_number_integer() || json.get<int64_t>() < 0 || json.get<int64_t>() > kIdMax) {
@@ -70,6 +72,7 @@ class Loader {
     spec_->model.byte_level = pre_tokenizer.byte_level;
     SY_ASSIGN_OR_RETURN(spec_->normalizer, ReadNormalizer(FieldOf(root_, "normalizer")));
     SY_ASSIGN_OR_RETURN(spec_->decoder, ReadDecoder(FieldOf(root_, "decoder")));
+    entries_ = SizeOr0(FieldOf(*model, "vocab")) + SizeOr0(FieldOf(root_, "added_tokens"));
     SY_RETURN_IF_ERROR(ReadVocab(*model));
     SY_RETURN_IF_ERROR(ReadAddedTokens());
     IndexVocab();
@@ -102,8 +105,15 @@ class Loader {
     return absl::OkStatus();
   }
 
+  static size_t SizeOr0(const Json* json) { return json == nullptr ? 0 : json->size(); }
+
   // The entry of an id that is not taken; unused entries are made up to it.
   absl::StatusOr<VocabEntry*> NewEntry(int32_t id, const std::string& content) {
+    if (static_cast<size_t>(id) >= entries_ + kUnusedIdsMax) {
+      return InvalidArgument(
+          "tokenizer.json: \"{}\" has id {}; {} entries and {} unused ids reach up to {}", content,
+          id, entries_, kUnusedIdsMax, entries_ + kUnusedIdsMax - 1);
+    }
     if (static_cast<size_t>(id) >= spec_->vocab.size()) spec_->vocab.resize(id + 1);
     VocabEntry& entry = spec_->vocab[id];
     if (entry.known) {
@@ -334,6 +344,7 @@ class Loader {
   }
 
   const Json& root_;
+  size_t entries_ = 0;  // of vocabulary and added tokens
   IdByText model_ids_;  // keys point into root_
   std::map<std::string, int32_t> added_ids_;
   std::unique_ptr<TokenizerSpec> spec_;

@@ -43,6 +43,7 @@ class DirectDispatcher : public router::Dispatcher {
 
   router::MoeTicket Start(const router::MoeJob& job) override;
   bool Finished(router::MoeTicket ticket) override;
+  void Abandon(router::MoeTicket ticket) override { jobs_.erase(ticket); }
   void Wait(absl::Time) override {}
 
   int in_flight() const { return static_cast<int>(jobs_.size()); }

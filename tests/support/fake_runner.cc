@@ -95,6 +95,10 @@ void FakeRunner::CheckRows(const StepBatch& batch) {
 ModelRunner::Progress FakeRunner::Advance() {
   absl::MutexLock lock(&mutex_);
   SY_CHECK(batch_ != nullptr);
+  if (std::exchange(given_up_, false)) {
+    result_.lost.assign(std::exchange(batch_, nullptr)->rows(), 1);
+    return Progress::kDone;
+  }
   held_ = hold_;
   if (hold_) return Progress::kWaiting;
   if (waits_left_-- > 0) return Progress::kWaiting;
@@ -107,6 +111,14 @@ void FakeRunner::Wait(absl::Time until) {
   ++wait_calls_;
   const auto released = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !hold_; };
   mutex_.AwaitWithDeadline(absl::Condition(&released), until);
+}
+
+void FakeRunner::Abandon() {
+  absl::MutexLock lock(&mutex_);
+  SY_CHECK(batch_ != nullptr);
+  ++abandoned_;
+  given_up_ = true;
+  held_ = false;
 }
 
 void FakeRunner::Compute(const StepBatch& batch) {
@@ -188,6 +200,10 @@ int64_t FakeRunner::max_rows() const {
 int64_t FakeRunner::waits() const {
   absl::MutexLock lock(&mutex_);
   return wait_calls_;
+}
+int64_t FakeRunner::abandoned() const {
+  absl::MutexLock lock(&mutex_);
+  return abandoned_;
 }
 
 }  // namespace switchyard::router

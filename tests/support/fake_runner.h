@@ -40,6 +40,7 @@ class FakeRunner : public ModelRunner {
   void Start(const StepBatch& batch) override;
   Progress Advance() override;
   void Wait(absl::Time until) override;
+  void Abandon() override;
   const StepResult& result() const override { return result_; }
 
   // Steps that start from now on wait until Release.
@@ -51,8 +52,9 @@ class FakeRunner : public ModelRunner {
   std::vector<std::string> errors() const;
   int64_t steps() const;
   int64_t rows() const;
-  int64_t max_rows() const;  // of one step
-  int64_t waits() const;     // calls of Wait
+  int64_t max_rows() const;   // of one step
+  int64_t waits() const;      // calls of Wait
+  int64_t abandoned() const;  // steps
 
   // What the logits after `tokens` are.
   static std::vector<float> Logits(const std::vector<int32_t>& tokens, int vocab);
@@ -89,6 +91,8 @@ class FakeRunner : public ModelRunner {
   int64_t rows_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t max_rows_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t wait_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t abandoned_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool given_up_ ABSL_GUARDED_BY(mutex_) = false;  // the step that runs
   bool hold_ ABSL_GUARDED_BY(mutex_) = false;
   bool held_ ABSL_GUARDED_BY(mutex_) = false;
 };

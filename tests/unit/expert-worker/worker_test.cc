@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "expert-worker/held_weights.h"
 #include "expert-worker/store/expert_set.h"
 #include "tests/support/moe_fixture.h"
 
@@ -40,6 +41,15 @@ TEST(ExpertSet, RangesAndParts) {
        {"8", "3-1", "a", "1-", "-1", "1,,2", "3/3", "0/9", "0/0", "/", "1/2/3", "99999999999"}) {
     EXPECT_THAT(Held(bad), HasSubstr(bad));
   }
+}
+
+TEST(CheckMemory, NamesWhatIsNeededAndWhatThereIs) {
+  EXPECT_TRUE(CheckMemory(100, 100, "0-3").ok());
+  EXPECT_TRUE(CheckMemory(100, 0, "0-3").ok());  // unknown
+  const absl::Status full = CheckMemory(3 << 20, 2 << 20, "0-3");
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("experts 0-3 take 3.0 MiB"));
+  EXPECT_THAT(std::string(full.message()), HasSubstr("2.0 MiB of memory"));
 }
 
 struct Sink : expertwire::AnswerSink {

@@ -286,6 +286,42 @@ TEST_F(GenerationTest, GivesRoutedExpertsByPosition) {
   EXPECT_EQ(routed[1].weights(0), 0.5f);
 }
 
+TEST_F(GenerationTest, TakesRoutingAndPromptLogprobsAheadOfTheFirstToken) {
+  std::vector<Token> tokens;
+  for (int position = 0; position < 2; ++position) {
+    Token early;
+    early.set_index(-1);
+    early.set_routing_first_position(position);
+    for (int i = 0; i < 4; ++i) {  // two layers, two experts
+      early.add_routing_experts(4 * position + i);
+      early.add_routing_weights(0.5f);
+    }
+    if (position == 1) early.add_prompt_logprobs()->set_position(1);
+    if (position == 1) early.mutable_prompt_logprobs(0)->set_logprob(-2);
+    tokens.push_back(early);
+  }
+  auto text = TokensOf(Ids("a"), Token::STOP);
+  text[0].add_prompt_logprobs()->set_position(2);
+  text[0].mutable_prompt_logprobs(0)->set_logprob(-3);
+  tokens.insert(tokens.end(), text.begin(), text.end());
+  Answer(tokens);
+  const auto sink = Run(R"(prompt_ids { ids: [5, 6, 7] } return_routed_experts: true
+                           echo: true top_logprobs: 0 include_stop_str_in_output: true)");
+  std::vector<int> experts;
+  for (const auto& chunk : sink->chunks) {
+    for (const auto& routed : chunk.choices(0).routed_experts()) {
+      EXPECT_EQ(routed.position() * 4, static_cast<int>(experts.size()));
+      experts.insert(experts.end(), routed.experts().begin(), routed.experts().end());
+    }
+  }
+  EXPECT_THAT(experts, ElementsAre(0, 1, 2, 3, 4, 5, 6, 7));
+  // The first chunk tells of the prompt, with all its log-probabilities.
+  EXPECT_THAT(sink->chunks[0].moe_layers(), ElementsAre(1, 2));
+  ASSERT_EQ(sink->chunks[0].choices(0).logprobs_size(), 3);
+  EXPECT_EQ(sink->chunks[0].choices(0).logprobs(1).logprob(), -2);
+  EXPECT_EQ(sink->chunks[0].choices(0).logprobs(2).logprob(), -3);
+}
+
 TEST_F(GenerationTest, AnErrorBeforeAnyTokenRefusesTheRequest) {
   Token token;
   token.set_index(-1);

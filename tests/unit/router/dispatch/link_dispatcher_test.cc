@@ -308,6 +308,29 @@ TEST(LinkDispatcher, TinyCreditsSlowThingsDownAndNothingElse) {
   EXPECT_EQ(served.worker().counters().streams_broken, 0u);
 }
 
+TEST(LinkDispatcher, AnAbandonedJobLeavesTheOthersAlone) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  const expertwire::CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
+  ServedWorker served(spec, {.grant = tiny});
+  Router router(spec, DType::kBF16, {served.address()}, tiny);
+  ASSERT_TRUE(router.WhenReady());
+  std::vector<std::unique_ptr<MoeBatch>> batches;
+  std::vector<MoeTicket> tickets;
+  for (uint32_t i = 0; i < 8; ++i) {
+    batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 150, i));
+    tickets.push_back(router.Start(*batches.back()));
+  }
+  for (size_t i = 0; i < tickets.size(); i += 2) {
+    router.dispatcher().Abandon(tickets[i]);
+    batches[i].reset();  // its memory is not used any more
+  }
+  for (size_t i = 1; i < tickets.size(); i += 2) {
+    router.Finish(tickets[i]);
+    ExpectSame(*batches[i], Expected(spec, DType::kBF16, 1, *batches[i]));
+  }
+  EXPECT_EQ(router.dispatcher().lost_rows(), 0u);
+}
+
 TEST(LinkDispatcher, ADeadlineThatHasPassedLosesTheRows) {
   const ModelSpec spec = testing::MoeSpec(kPlain);
   ServedWorker served(spec, {});

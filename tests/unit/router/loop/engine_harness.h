@@ -34,6 +34,7 @@ struct Output {
   std::vector<float> routed_weights;
   std::vector<PromptLogprob> prompt_logprobs;
   std::vector<Finish> finishes;  // one, if all is well
+  int events_without_token = 0;  // and without a finish
   absl::Status error;
   bool in_order = true;  // indices 0, 1, 2 …, routing without gaps, nothing after the finish
 };
@@ -92,20 +93,24 @@ class CollectingSink : public TokenSink {
     ++events_;
     Output& to = outputs_[{event.request, event.choice}];
     to.in_order &= to.finishes.empty();
+    if (!event.routed_experts.empty()) {
+      to.in_order &=
+          event.routing_first_position == static_cast<int>(to.routed_experts.size()) / moe_width_;
+    }
+    // What belongs to the prompt is complete with the first token.
+    to.in_order &= event.prompt_logprobs.empty() || to.tokens.empty();
+    to.routed_experts.insert(to.routed_experts.end(), event.routed_experts.begin(),
+                             event.routed_experts.end());
+    to.routed_weights.insert(to.routed_weights.end(), event.routed_weights.begin(),
+                             event.routed_weights.end());
+    for (PromptLogprob& p : event.prompt_logprobs) to.prompt_logprobs.push_back(std::move(p));
     if (event.index >= 0) {
       to.in_order &= event.index == static_cast<int>(to.tokens.size());
-      if (!event.routed_experts.empty()) {
-        to.in_order &=
-            event.routing_first_position == static_cast<int>(to.routed_experts.size()) / moe_width_;
-      }
       to.tokens.push_back(event.id);
       to.logprobs.push_back(event.logprob);
       to.tops.push_back(std::move(event.top));
-      to.routed_experts.insert(to.routed_experts.end(), event.routed_experts.begin(),
-                               event.routed_experts.end());
-      to.routed_weights.insert(to.routed_weights.end(), event.routed_weights.begin(),
-                               event.routed_weights.end());
-      for (PromptLogprob& p : event.prompt_logprobs) to.prompt_logprobs.push_back(std::move(p));
+    } else if (event.finish == Finish::kNone) {
+      ++to.events_without_token;
     }
     if (event.finish != Finish::kNone) to.finishes.push_back(event.finish);
     if (event.finish == Finish::kError) to.error = event.error;

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <thread>
 
 #include "absl/synchronization/notification.h"
 #include "services/base/text.h"
@@ -195,6 +196,78 @@ TEST(EngineTest, CancelReachesARequestWhoseStepWaits) {
   EXPECT_EQ(Difference(sink->Of(2), Expected(other, 0, SmallEngine(), model)), "");
   EXPECT_THAT(sink->Of(1, 0).finishes, ElementsAre(Finish::kCancelled));
   EXPECT_THAT(runner.errors(), IsEmpty());
+}
+
+TEST(EngineTest, AStepThatNobodyWantsIsAbandonedAndItsBlocksAreFree) {
+  const FakeRunnerOptions model;
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  runner.Hold();
+  ASSERT_TRUE(engine.Submit(Ask(sink, 1, 40, 30)).ok());
+  EngineRequest late = Ask(sink, 2, 40, 30);
+  late.deadline = absl::Now() + absl::Milliseconds(30);
+  ASSERT_TRUE(engine.Submit(late).ok());
+  runner.AwaitHeld();
+  engine.Cancel(sink.get(), 1);
+  absl::Notification drained;
+  engine.BeginDrain([&] { drained.Notify(); });
+  drained.WaitForNotification();  // without Release
+  const absl::Time bound = absl::Now() + absl::Seconds(20);
+  while (engine.Snapshot().kv_blocks_used > 0 && absl::Now() < bound) std::this_thread::yield();
+  EXPECT_EQ(engine.Snapshot().kv_blocks_used, 0);
+  EXPECT_GE(runner.abandoned(), 1);
+  EXPECT_THAT(runner.errors(), IsEmpty());
+}
+
+TEST(EngineTest, OneChoiceCanBeCancelledAlone) {
+  const FakeRunnerOptions model;
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  Engine engine(SmallEngine(), runner, nullptr);
+  EngineRequest request = Ask(sink, 1, 40, 60);
+  request.sampling.temperature = 1;
+  request.n = 3;
+  runner.Hold();
+  ASSERT_TRUE(engine.Submit(request).ok());
+  runner.AwaitHeld();
+  for (int choice : {1, 1, -1, 3}) engine.CancelChoice(sink.get(), 1, choice);
+  engine.CancelChoice(sink.get(), 77, 0);
+  runner.Release();
+  sink->AwaitEnd(1, 3);
+  EXPECT_THAT(sink->Of(1, 1).finishes, ElementsAre(Finish::kCancelled));
+  EXPECT_LE(sink->Of(1, 1).tokens.size(), 1u);
+  for (int choice : {0, 2}) {
+    EXPECT_EQ(Difference(sink->Of(1, choice), Expected(request, choice, SmallEngine(), model)), "");
+  }
+}
+
+TEST(EngineTest, RoutingAndScoresOfAPromptComeAsTheyAreComputed) {
+  const FakeRunnerOptions model;
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>();
+  const EngineOptions options = Cut(/*batch=*/16, /*blocks=*/64);
+  Engine engine(options, runner, nullptr);
+  EngineRequest request = Ask(sink, 1, 100, 3);
+  request.prompt_logprobs = request.return_routed_experts = true;
+  ASSERT_TRUE(engine.Submit(request).ok());
+  sink->AwaitEnd(1, 1);
+  EXPECT_EQ(Difference(sink->Of(1), Expected(request, 0, options, model)), "");
+  EXPECT_EQ(sink->Of(1).prompt_logprobs.size(), 99u);
+  EXPECT_EQ(sink->Of(1).events_without_token, 6);  // 100 rows by 16; the 7th gives a token
+}
+
+TEST(EngineTest, AnEventCarriesABoundedPieceOfWhatWasComputed) {
+  const FakeRunnerOptions model{.moe_layers = 1000, .top_k = 8};
+  FakeRunner runner(model);
+  auto sink = std::make_shared<CollectingSink>(8000);
+  Engine engine(SmallEngine(), runner, nullptr);
+  EngineRequest request = Ask(sink, 1, 30, 2);
+  request.return_routed_experts = true;
+  ASSERT_TRUE(engine.Submit(request).ok());
+  sink->AwaitEnd(1, 1);
+  EXPECT_EQ(Difference(sink->Of(1), Expected(request, 0, SmallEngine(), model)), "");
+  EXPECT_EQ(sink->Of(1).events_without_token, 7);  // 30 positions by 4
 }
 
 TEST(EngineTest, ASinkThatIsGoneHearsNothingMore) {

@@ -59,9 +59,24 @@ class Client {
     submit.set_top_logprobs(-1);
     stream_->Write(message);
   }
-  void Cancel(uint64_t id) {
+  // A prompt of `tokens`, of which all routing is wanted.
+  void SubmitTraced(uint64_t id, int tokens) {
+    pb::ToRouter message;
+    pb::Submit& submit = *message.mutable_submit();
+    submit.set_request(id);
+    for (int i = 0; i < tokens; ++i) submit.add_prompt(1 + i % 50);
+    submit.mutable_sampling()->set_top_p(1);
+    submit.mutable_sampling()->set_repetition_penalty(1);
+    submit.mutable_sampling()->set_ignore_eos(true);
+    submit.set_max_tokens(2);
+    submit.set_top_logprobs(-1);
+    submit.set_return_routed_experts(true);
+    stream_->Write(message);
+  }
+  void Cancel(uint64_t id, int choice = -1) {
     pb::ToRouter message;
     message.mutable_cancel()->set_request(id);
+    if (choice >= 0) message.mutable_cancel()->set_choice(choice);
     stream_->Write(message);
   }
   bool Read(pb::FromRouter* message) { return stream_->Read(message); }
@@ -106,8 +121,9 @@ class Client {
 class RouterServiceTest : public ::testing::Test {
  protected:
   void Start(EngineOptions engine = {.max_model_len = 4096, .kv_blocks = 256},
-             size_t max_queued_bytes = 8u << 20) {
-    runner_ = std::make_unique<FakeRunner>(FakeRunnerOptions{.kv_blocks = engine.kv_blocks});
+             size_t max_queued_bytes = 8u << 20, int moe_layers = 2) {
+    runner_ = std::make_unique<FakeRunner>(
+        FakeRunnerOptions{.moe_layers = moe_layers, .kv_blocks = engine.kv_blocks});
     engine_ = std::make_unique<Engine>(engine, *runner_, nullptr);
     RouterServiceOptions options{.max_queued_bytes = max_queued_bytes, .max_gateways = 2};
     options.hello.set_router_id("router-1");
@@ -205,6 +221,55 @@ TEST_F(RouterServiceTest, ForeignGatewaysAreRefusedByName) {
   EXPECT_EQ(c.Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
+TEST_F(RouterServiceTest, StreamsWithoutAHelloAreEndedAndBounded) {
+  Start();
+  Client greeted(address());
+  greeted.Hello();
+  pb::FromRouter message;
+  ASSERT_TRUE(greeted.Read(&message));
+  absl::Mutex mutex;
+  std::vector<grpc::StatusCode> ends;
+  std::vector<std::thread> silent;
+  for (int i = 0; i < 3; ++i) {
+    silent.emplace_back([&] {
+      const grpc::StatusCode code = Client(address()).Finish().error_code();
+      absl::MutexLock lock(&mutex);
+      ends.push_back(code);
+    });
+  }
+  {  // two may wait
+    absl::MutexLock lock(&mutex);
+    const auto one = [&] { return ends.size() == 1; };
+    ASSERT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&one), kPatience));
+  }
+  service_->EndSilent(absl::Now());  // they have time left
+  service_->EndSilent(absl::Now() + absl::Seconds(6));
+  for (std::thread& thread : silent) thread.join();
+  EXPECT_THAT(ends, ::testing::ElementsAre(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                                           grpc::StatusCode::DEADLINE_EXCEEDED,
+                                           grpc::StatusCode::DEADLINE_EXCEEDED));
+  greeted.Submit(1, 5);
+  EXPECT_EQ((greeted.Tokens(1)[{1, 0}].size()), 5u);
+}
+
+TEST_F(RouterServiceTest, AChangeOfNumericsIsToldToGateways) {
+  Start();
+  Client client(address());
+  client.Hello();
+  pb::FromRouter message;
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_EQ(message.hello().numerics_id(), "");
+  service_->SetNumericsId("n+mixed");
+  service_->SetNumericsId("n+mixed");  // no change
+  while (client.Read(&message) && !message.has_hello()) {
+  }
+  EXPECT_EQ(message.hello().numerics_id(), "n+mixed");
+  EXPECT_EQ(message.hello().router_id(), "router-1");
+  client.Submit(1, 1);
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_TRUE(message.has_step());
+}
+
 TEST_F(RouterServiceTest, RefusedRequestsEndEachChoiceWithTheReason) {
   Start({.max_model_len = 16, .kv_blocks = 8});
   Client client(address());
@@ -248,6 +313,48 @@ TEST_F(RouterServiceTest, CancelEndsARequestAndLeavesTheOthers) {
   EXPECT_EQ((tokens[{1, 0}].back().finish()), pb::Token::CANCELLED);
   EXPECT_EQ((tokens[{2, 0}].size()), 20u);
   EXPECT_EQ((tokens[{2, 0}].back().finish()), pb::Token::LENGTH);
+}
+
+TEST_F(RouterServiceTest, CancelOfAChoiceLeavesTheOtherChoices) {
+  Start();
+  Client client(address());
+  client.Hello();
+  runner_->Hold();
+  client.Submit(1, 30, /*n=*/2);
+  runner_->AwaitHeld();
+  client.Cancel(1, 0);
+  auto first = client.Tokens(1);
+  EXPECT_EQ((first[{1, 0}].back().finish()), pb::Token::CANCELLED);
+  runner_->Release();
+  auto tokens = client.Tokens(1);
+  EXPECT_EQ((tokens[{1, 1}].size()), 30u);
+}
+
+TEST_F(RouterServiceTest, AStepLargerThanTheQueueTravelsInSmallMessages) {
+  // 300 positions of 4,000 layers with 2 experts: 12 MB and more of routing in one step.
+  Start({.max_model_len = 4096, .kv_blocks = 256}, /*max_queued_bytes=*/2u << 20,
+        /*moe_layers=*/4000);
+  Client client(address());
+  client.Hello();
+  client.SubmitTraced(1, 300);
+  pb::FromRouter message;
+  size_t largest = 0, all = 0;
+  int positions = 0, finishes = 0;
+  while (finishes == 0 && client.Read(&message)) {
+    largest = std::max(largest, message.ByteSizeLong());
+    all += message.ByteSizeLong();
+    for (const pb::Token& token : message.step().tokens()) {
+      if (token.routing_experts_size() > 0) {
+        EXPECT_EQ(token.routing_first_position(), positions);
+      }
+      positions += token.routing_experts_size() / 8000;
+      finishes += token.finish() != pb::Token::NONE;
+    }
+  }
+  EXPECT_EQ(positions, 301);
+  EXPECT_GT(all, 10u << 20);
+  EXPECT_LE(largest, 1u << 20);
+  EXPECT_FALSE(slow_.HasBeenNotified());
 }
 
 TEST_F(RouterServiceTest, BrokenStreamCancelsItsRequestsOnly) {

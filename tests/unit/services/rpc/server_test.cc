@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -94,6 +96,29 @@ TEST(Server, TakenPortIsAnErrorThatNamesIt) {
               AllOf(HasSubstr(first->address()), HasSubstr("already in use")));
   auto nowhere = Server::Start({.listen = "no.such.host.invalid:1"}, [](::grpc::ServerBuilder&) {});
   EXPECT_THAT(std::string(nowhere.status().message()), HasSubstr("no.such.host.invalid:1"));
+}
+
+TEST(Server, ASocketIsTakenFromTheDeadAlone) {
+  const std::string file = ::testing::TempDir() + "t" + std::to_string(::getpid());
+  auto first = MustStart({.listen = "unix:" + file});
+  first->SetReady(true);
+  auto second = Server::Start({.listen = "unix:" + file}, [](::grpc::ServerBuilder&) {});
+  EXPECT_THAT(std::string(second.status().message()),
+              AllOf(HasSubstr(file), HasSubstr("another server listens")));
+  EXPECT_EQ(Check(first->address()), "SERVING");  // and still has its socket
+  first.reset();
+  // What a killed process leaves: bound, but nobody listens.
+  sockaddr_un where{};
+  where.sun_family = AF_UNIX;
+  file.copy(where.sun_path, sizeof where.sun_path - 1);
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  ::unlink(file.c_str());
+  ASSERT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&where), sizeof where), 0);
+  ::close(fd);
+  MustStart({.listen = "unix:" + file}).reset();
+  std::ofstream(file) << "no socket";
+  EXPECT_FALSE(Server::Start({.listen = "unix:" + file}, [](::grpc::ServerBuilder&) {}).ok());
+  EXPECT_EQ(::unlink(file.c_str()), 0);
 }
 
 // A service whose only method fails.

@@ -43,10 +43,12 @@ TEST(KeySet, RefusesBadFilesByNameAndLine) {
 }
 
 TEST(IsLocal, KnowsLoopbackAndSockets) {
-  for (const char* local : {"127.0.0.1:1", "127.8.0.1:1", "localhost:1", "[::1]:1", "unix:/a"}) {
+  for (const char* local :
+       {"127.0.0.1:1", "127.8.0.1:1", "localhost:1", "[::1]:1", "[0::1]:1", "unix:/a"}) {
     EXPECT_TRUE(IsLocal(local)) << local;
   }
-  for (const char* other : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "host:1"}) {
+  for (const char* other : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "host:1", "127.evil.example:1",
+                            "127.0.0.1.evil:1", "[::127.0.0.1]:1", "::1:1"}) {
     EXPECT_FALSE(IsLocal(other)) << other;
   }
 }

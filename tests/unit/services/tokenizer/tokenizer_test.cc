@@ -223,6 +223,8 @@ INSTANTIATE_TEST_SUITE_P(
                "id 1 belongs"},
         Broken{"NegativeId", R"([{"op":"replace","path":"/model/vocab/a","value":-1}])",
                "model.vocab: a"},
+        Broken{"FarId", R"([{"op":"replace","path":"/model/vocab/a","value":16777215}])",
+               "\"a\" has id 16777215"},
         Broken{"Merge", R"([{"op":"add","path":"/model/merges/0","value":["a","nowhere"]}])",
                "\"nowhere\" is not in the vocabulary"},
         Broken{"Added",
