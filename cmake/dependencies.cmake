@@ -1,4 +1,4 @@
-# Everything is a Debian 12 package; scripts/deps installs them.
+# Everything is a Debian 12 package; scripts/lib.sh lists them.
 find_package(Threads REQUIRED)
 find_package(Protobuf REQUIRED)  # MODULE mode and before gRPC: Debian ships no protobuf-config
 find_package(gRPC CONFIG REQUIRED)
