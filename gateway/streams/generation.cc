@@ -1,6 +1,7 @@
 #include "gateway/streams/generation.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "gateway/streams/field_error.h"
@@ -87,13 +88,11 @@ absl::Status Generation::Submit() {
     return handle.status();
   }
   if (observer_ != nullptr) observer_->OnStart(prompt_tokens);
-  bool cancel;
   {
     absl::MutexLock lock(&mutex_);
     handle_ = *handle;
-    cancel = cancel_wanted_;
   }
-  if (cancel) routers_.Cancel(*handle);
+  CancelAtRouterIfNeeded();
   return absl::OkStatus();
 }
 
@@ -296,6 +295,7 @@ void Generation::Finish(const Token& token, ChoiceState& choice, v1::Choice* out
   if (const StopMatcher* stop = matched(); stop != nullptr) {
     out->set_finish_reason(v1::FINISH_REASON_STOP);
     out->set_stop_reason(std::string(stop->matched()));
+    if (!choice.router_done) cancel_choices_.push_back(token.choice());
   } else if (!router_finished) {
     return;
   } else if (token.finish() == Token::STOP && !plan_.echo_only) {
@@ -371,13 +371,18 @@ bool Generation::RouterIsDone() const {
 
 void Generation::CancelAtRouterIfNeeded() {
   RequestHandle handle;
+  bool whole;
+  std::vector<int> choices;
   {
     absl::MutexLock lock(&mutex_);
-    if (!cancel_wanted_ || handle_.request == 0) return;  // if too early, Submit does it
-    cancel_wanted_ = false;
+    if (handle_.request == 0) return;  // too early: Submit does it
     handle = handle_;
+    whole = std::exchange(cancel_wanted_, false);
+    choices.swap(cancel_choices_);
+    for (const int choice : choices) choices_[choice].router_done = true;
   }
-  routers_.Cancel(handle);
+  if (whole) return routers_.Cancel(handle);
+  for (const int choice : choices) routers_.CancelChoice(handle, choice);
 }
 
 v1::TokenLogprob Generation::ToLogprob(int32_t id, float logprob) const {

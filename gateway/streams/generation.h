@@ -4,8 +4,8 @@
 // A Generation lives from Start to its end: all choices done, an error, or Cancel(). Its sink is
 // called by one thread at a time (gRPC's), in order, and must only enqueue. Whatever ends a
 // generation early (a stop string in every choice, a client that left, one that does not read) ends
-// it at the router; of several choices one that met its stop string runs on there until the others
-// have ended, its tokens dropped. Nothing grows: a chunk is built, given and forgotten.
+// it at the router, and a stop string in one of several choices ends that choice there. Nothing
+// grows: a chunk is built, given and forgotten.
 #pragma once
 
 #include <atomic>
@@ -99,7 +99,7 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
     bool announced = false;  // its first chunk went out
     bool reasoning_over = false;
     bool finished = false;
-    bool router_done = false;  // the router sent its last event
+    bool router_done = false;  // the router sent its last event, or was told to end it
     absl::Time last_token;
   };
 
@@ -141,7 +141,8 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   std::vector<ChoiceState> choices_ ABSL_GUARDED_BY(mutex_);
   v1::GenerateResponse chunk_ ABSL_GUARDED_BY(mutex_);  // reused: its head stays
   RequestHandle handle_ ABSL_GUARDED_BY(mutex_);        // request 0: Submit has not returned yet
-  bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;  // of the whole request
+  std::vector<int> cancel_choices_ ABSL_GUARDED_BY(mutex_);  // that met their stop string
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   bool sent_ ABSL_GUARDED_BY(mutex_) = false;  // a chunk went out
   int finished_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -44,6 +44,7 @@ class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Imp
 
   absl::StatusOr<RequestHandle> Submit(pb::Submit submit, std::shared_ptr<TokenListener> listener);
   void Cancel(const RequestHandle& handle);
+  void CancelChoice(const RequestHandle& handle, int choice);
   RoutersState state() const;
   std::optional<ModelInfo> model() const;
   void DescribeExperts(absl::Duration timeout, ExpertsCallback done) const;
@@ -51,7 +52,7 @@ class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Imp
  private:
   struct Request {
     std::shared_ptr<TokenListener> listener;  // null once cancelled
-    std::set<int> open;                       // choices without a finish
+    std::set<int> open;                       // choices whose finish is awaited
   };
   struct Peer {
     std::string address;
@@ -74,6 +75,8 @@ class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Imp
   void OnHello(Peer& peer, const pb::RouterHello& hello) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnState(Peer& peer, const pb::RouterState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnToken(size_t index, const pb::Token& token);
+  // Null if it has ended or was cancelled.
+  Request* Find(const RequestHandle& handle) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Refuse(Peer& peer, std::string why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Missing() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Changed() {
@@ -299,21 +302,45 @@ absl::StatusOr<RequestHandle> RouterClient::Impl::Submit(pb::Submit submit,
   return RequestHandle{.router = best, .connection = peer.connection, .request = id};
 }
 
+RouterClient::Impl::Request* RouterClient::Impl::Find(const RequestHandle& handle) {
+  if (handle.router >= peers_.size()) return nullptr;
+  Peer& peer = peers_[handle.router];
+  auto it = peer.requests.find(handle.request);
+  if (peer.connection != handle.connection || it == peer.requests.end()) return nullptr;
+  return it->second.listener == nullptr ? nullptr : &it->second;
+}
+
 void RouterClient::Impl::Cancel(const RequestHandle& handle) {
   std::shared_ptr<TokenListener> released;  // after the lock: its destructor is not ours
   absl::MutexLock lock(&mutex_);
-  if (handle.router >= peers_.size()) return;
-  Peer& peer = peers_[handle.router];
-  auto it = peer.requests.find(handle.request);
-  if (peer.connection != handle.connection || it == peer.requests.end()) return;
-  if (it->second.listener == nullptr) return;
+  Request* request = Find(handle);
+  if (request == nullptr) return;
   // Kept until its last event: it is load at that router.
-  released = std::exchange(it->second.listener, nullptr);
+  released = std::exchange(request->listener, nullptr);
   pb::ToRouter message;
   message.mutable_cancel()->set_request(handle.request);
-  // Beyond the bound of the queue, but at most one a request. A stream that has just ended needs
-  // none.
-  peer.stream->Send(std::move(message), RouterStream::Bound::kNone).IgnoreError();
+  // Beyond the bound of the queue, but at most one a request and choice. A stream that has just
+  // ended needs none.
+  peers_[handle.router].stream->Send(std::move(message), RouterStream::Bound::kNone).IgnoreError();
+}
+
+void RouterClient::Impl::CancelChoice(const RequestHandle& handle, int choice) {
+  {
+    absl::MutexLock lock(&mutex_);
+    Request* request = Find(handle);
+    if (request == nullptr || request->open.count(choice) == 0) return;
+    if (request->open.size() > 1) {
+      request->open.erase(choice);
+      pb::ToRouter message;
+      message.mutable_cancel()->set_request(handle.request);
+      message.mutable_cancel()->set_choice(choice);
+      peers_[handle.router]
+          .stream->Send(std::move(message), RouterStream::Bound::kNone)
+          .IgnoreError();
+      return;
+    }
+  }
+  Cancel(handle);
 }
 
 std::string RouterClient::Impl::Missing() const {
@@ -387,6 +414,10 @@ absl::StatusOr<RequestHandle> RouterClient::Submit(pb::Submit submit,
 }
 
 void RouterClient::Cancel(const RequestHandle& handle) { impl_->Cancel(handle); }
+
+void RouterClient::CancelChoice(const RequestHandle& handle, int choice) {
+  impl_->CancelChoice(handle, choice);
+}
 
 RoutersState RouterClient::state() const { return impl_->state(); }
 

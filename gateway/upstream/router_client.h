@@ -101,6 +101,9 @@ class RouterClient {
   // The router ends the request within a step. The listener is let go at once: only an event that
   // is just being delivered may still reach it. Unknown or finished handles are ignored.
   void Cancel(const RequestHandle& handle);
+  // The same for one choice; the others go on, and events of this one no longer come. Of the only
+  // choice that runs it is Cancel.
+  void CancelChoice(const RequestHandle& handle, int choice);
 
   RoutersState state() const;
   // Of the first router that said hello since the start; empty before.

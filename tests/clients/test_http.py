@@ -60,6 +60,33 @@ def metric(server, name):
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
 
+def test_a_choice_that_met_its_stop_string_is_computed_no_further(embedded):
+    body = {"model": "tiny-r1", "prompt": "What is 12 + 3", "n": 2, "seed": 5, "temperature": 1.5, "max_tokens": 600, "ignore_eos": True,
+            "return_token_ids": True}
+
+    def ask(**more):
+        choices = requests.post(embedded.url + "/v1/completions", json={**body, **more}, timeout=120).json()["choices"]
+        return sorted(choices, key=lambda c: c["index"])
+
+    def counts():
+        return [metric(embedded, "switchyard_router_output_tokens_total"), metric(embedded, 'switchyard_router_requests_total{finish="cancelled"'),
+                metric(embedded, 'switchyard_router_requests_total{finish="length"')]
+
+    ends, goes_on = (c["text"] for c in ask())
+    # Text of the one choice, early, that the other never says.
+    stop = next(ends[i:i + n] for n in range(2, 30) for i in range(30, 60) if ends[i:i + n] not in goes_on)
+    processes.wait_for(lambda: metric(embedded, "switchyard_router_running_sequences") == 0)
+    before = counts()
+    one, two = ask(stop=[stop])
+    assert (one["finish_reason"], one["stop_reason"], one["text"]) == ("stop", stop, ends[:ends.index(stop)])
+    assert (two["finish_reason"], two["text"]) == ("length", goes_on)
+    processes.wait_for(lambda: metric(embedded, "switchyard_router_running_sequences") == 0)
+    tokens, cancelled, length = (now - then for now, then in zip(counts(), before))
+    assert (cancelled, length) == (1, 1)
+    # It ran until its stop string, and for the few steps that the cancel took.
+    assert tokens < 600 + len(one["token_ids"]) + 200
+
+
 def test_a_client_that_stops_reading_hurts_nobody_and_is_cut_off(embedded):
     cut_before = metric(embedded, "switchyard_gateway_clients_cut_off_total")
     # Far more bytes than the bounded buffer and the sockets' own together take.

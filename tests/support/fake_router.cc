@@ -69,10 +69,27 @@ Submit FakeRouter::WaitForSubmit(size_t n) {
   return mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience) ? submits_[n] : Submit();
 }
 
-bool FakeRouter::WaitForCancels(int n) {
+CancelRequest FakeRouter::WaitForCancel(size_t n) {
+  if (!WaitForCancels(n + 1)) return CancelRequest();
   absl::MutexLock lock(&mutex_);
-  const auto there = [&] { return cancels_ >= n; };
+  return cancels_[n];
+}
+
+bool FakeRouter::WaitForCancels(size_t n) {
+  absl::MutexLock lock(&mutex_);
+  const auto there = [&] { return cancels_.size() >= n; };
   return mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience);
+}
+
+void FakeRouter::Cancel(Connection& connection, const CancelRequest& cancel) {
+  cancels_.push_back(cancel);
+  for (Running& running : connection.running) {
+    if (running.request != cancel.request()) continue;
+    std::erase_if(running.tokens, [&](const Token& token) {
+      return !cancel.has_choice() || token.choice() == cancel.choice();
+    });
+  }
+  std::erase_if(connection.running, [](const Running& r) { return r.tokens.empty(); });
 }
 
 void FakeRouter::WriteSteps(Connection& connection) {
@@ -131,11 +148,7 @@ grpc::Status FakeRouter::Serve(grpc::ServerContext* context,
   std::thread writer([&] { WriteSteps(connection); });
   while (stream->Read(&message)) {
     absl::MutexLock lock(&mutex_);
-    if (message.has_cancel()) {
-      ++cancels_;
-      std::erase_if(connection.running,
-                    [&](const Running& r) { return r.request == message.cancel().request(); });
-    }
+    if (message.has_cancel()) Cancel(connection, message.cancel());
     if (!message.has_submit()) continue;
     submits_.push_back(message.submit());
     Running running{.request = message.submit().request(), .tokens = {}};

@@ -16,6 +16,7 @@
 
 namespace switchyard::testing {
 
+using internal::v1::CancelRequest;
 using internal::v1::Submit;
 using internal::v1::Token;
 
@@ -38,9 +39,10 @@ class FakeRouter final : public internal::v1::Router::Service {
   void SetState(bool ready, const std::string& missing);
   void BreakStreams();
 
-  // Waits up to 20 seconds for the n-th submit (from 0), or for n cancels.
+  // Waits up to 20 seconds for the n-th submit or cancel (from 0), or for n cancels.
   Submit WaitForSubmit(size_t n);
-  bool WaitForCancels(int n);
+  CancelRequest WaitForCancel(size_t n);
+  bool WaitForCancels(size_t n);
 
   grpc::Status Serve(
       grpc::ServerContext* context,
@@ -55,6 +57,7 @@ class FakeRouter final : public internal::v1::Router::Service {
     std::deque<Token> tokens;
   };
   struct Connection;
+  void Cancel(Connection& connection, const CancelRequest& cancel);
   void WriteSteps(Connection& connection);
 
   const std::string text_fingerprint_;
@@ -65,7 +68,7 @@ class FakeRouter final : public internal::v1::Router::Service {
   std::string missing_;
   int state_version_ = 0;
   std::vector<Submit> submits_;
-  int cancels_ = 0;
+  std::vector<CancelRequest> cancels_;
   std::vector<grpc::ServerContext*> contexts_;
   std::unique_ptr<rpc::Server> server_;
 };

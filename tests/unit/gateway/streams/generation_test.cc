@@ -15,6 +15,7 @@
 namespace switchyard::gateway {
 namespace {
 
+using ::switchyard::testing::CancelRequest;
 using ::switchyard::testing::FakeRouter;
 using ::switchyard::testing::Submit;
 using ::switchyard::testing::Token;
@@ -69,6 +70,11 @@ class Sink : public ChunkSink {
   bool WaitForChunks(size_t n) {
     absl::MutexLock lock(&mutex_);
     const auto there = [&] { return chunks.size() >= n; };
+    return mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience);
+  }
+  bool WaitForText(int choice, const std::string& wanted) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [&] { return text[choice] == wanted; };
     return mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience);
   }
 
@@ -185,6 +191,28 @@ TEST_F(GenerationTest, StopStringsEndTheRequestAtTheRouterToo) {
   EXPECT_TRUE(router_.WaitForCancels(1));
   const auto with = Run(R"(prompt: "x" stop: "o thr" include_stop_str_in_output: true)");
   EXPECT_EQ(with->text[0], "one two thr");
+}
+
+TEST_F(GenerationTest, AStopStringEndsItsChoiceAtTheRouterWhileTheOthersGoOn) {
+  // Both stay open at the router.
+  std::vector<Token> tokens = TokensOf(Ids("one two three four"), Token::NONE, 1);
+  for (const Token& token : TokensOf(Ids("five six seven"), Token::NONE, 0)) {
+    tokens.push_back(token);
+  }
+  Answer(tokens);
+  auto sink = std::make_shared<Sink>();
+  const auto generation = generator_.Start(Request(R"(prompt: "x" n: 2 stop: "o thr")"), {}, sink);
+  ASSERT_TRUE(generation.ok());
+  const CancelRequest one = router_.WaitForCancel(0);
+  EXPECT_EQ(one.request(), router_.WaitForSubmit(0).request());
+  ASSERT_TRUE(one.has_choice());
+  EXPECT_EQ(one.choice(), 1);
+  EXPECT_TRUE(sink->WaitForText(0, "five six seven"));
+  (*generation)->Cancel();
+  EXPECT_FALSE(router_.WaitForCancel(1).has_choice());
+  EXPECT_EQ(sink->text[1], "one tw");
+  EXPECT_EQ(sink->last[1].stop_reason(), "o thr");
+  EXPECT_FALSE(sink->ended);
 }
 
 TEST_F(GenerationTest, StopStringsInReasoningEndTheRequest) {

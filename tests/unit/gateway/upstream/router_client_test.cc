@@ -244,6 +244,36 @@ TEST_F(RouterClientTest, CancelReachesTheRouterAndReleasesTheListener) {
   EXPECT_TRUE(router.Received(2).has_submit()) << "a second cancel was sent";
 }
 
+TEST_F(RouterClientTest, OneChoiceIsCancelledAloneAndTheLastOneWithItsRequest) {
+  FakeRouter router;
+  Connect({router.address()});
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  const RequestHandle handle = MustSubmit(recorder, 3);
+  client_->CancelChoice(handle, 1);
+  client_->CancelChoice(handle, 1);
+  client_->CancelChoice(handle, 7);
+  const pb::CancelRequest one = router.Received(1).cancel();
+  EXPECT_EQ(one.request(), handle.request);
+  ASSERT_TRUE(one.has_choice());
+  EXPECT_EQ(one.choice(), 1);
+  router.SendToken(handle.request, 1, 0, pb::Token::CANCELLED);  // dropped
+  router.SendToken(handle.request, 0, 0, pb::Token::STOP);
+  EXPECT_THAT(recorder->Wait(1), ElementsAre("0.0:STOP"));
+  EXPECT_EQ(client_->state().routers[0].requests, 1);
+  client_->CancelChoice(handle, 2);
+  EXPECT_EQ(recorder.use_count(), 1);
+  EXPECT_FALSE(router.Received(2).cancel().has_choice());
+  // Load until the router has ended it.
+  EXPECT_EQ(client_->state().routers[0].requests, 1);
+  router.SendToken(handle.request, 2, 0, pb::Token::CANCELLED);
+  auto next = std::make_shared<Recorder>();
+  router.SendToken(MustSubmit(next).request, 0, 0, pb::Token::STOP);
+  next->Wait(1);
+  EXPECT_EQ(client_->state().routers[0].requests, 0);
+  EXPECT_THAT(recorder->events(), ElementsAre("0.0:STOP"));
+}
+
 TEST_F(RouterClientTest, BrokenStreamEndsItsRequestsAndIsMadeAnew) {
   FakeRouter router;
   Connect({router.address()});
