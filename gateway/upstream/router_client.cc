@@ -33,7 +33,7 @@ ModelInfo InfoOf(const pb::RouterHello& hello) {
 
 }  // namespace
 
-class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Impl> {
+class RouterClient::Impl {
  public:
   Impl(RouterClientOptions options, const ChannelFactory& channels, StateCallback on_state);
 
@@ -47,12 +47,17 @@ class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Imp
   void CancelChoice(const RequestHandle& handle, int choice);
   RoutersState state() const;
   std::optional<ModelInfo> model() const;
-  void DescribeExperts(absl::Duration timeout, ExpertsCallback done) const;
+  void DescribeExperts(absl::Duration timeout, ExpertsCallback done);
 
  private:
   struct Request {
     std::shared_ptr<TokenListener> listener;  // null once cancelled
     std::set<int> open;                       // choices whose finish is awaited
+  };
+  struct ExpertsCall {
+    grpc::ClientContext context;
+    pb::DescribeExpertsRequest request;
+    pb::DescribeExpertsResponse response;
   };
   struct Peer {
     std::string address;
@@ -72,6 +77,7 @@ class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Imp
   void Connect(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnMessage(size_t index, const pb::FromRouter& message);
   void OnDone(size_t index, const absl::Status& status);
+  void OnGone();
   void OnHello(Peer& peer, const pb::RouterHello& hello) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnState(Peer& peer, const pb::RouterState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnToken(size_t index, const pb::Token& token);
@@ -92,7 +98,11 @@ class RouterClient::Impl : public std::enable_shared_from_this<RouterClient::Imp
   std::vector<Peer> peers_ ABSL_GUARDED_BY(mutex_);
   std::optional<ModelInfo> model_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_request_ ABSL_GUARDED_BY(mutex_) = 1;
-  int streams_ ABSL_GUARDED_BY(mutex_) = 0;  // whose on_done has not returned
+  // What gRPC still has of ours. Its contexts hold the channels, and the last use of a channel must
+  // not end on a thread of gRPC's: where it is the last of the process, too, that thread would join
+  // itself.
+  int streams_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<std::shared_ptr<ExpertsCall>> experts_calls_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
@@ -116,10 +126,11 @@ void RouterClient::Impl::Stop() {
     for (Peer& peer : peers_) {
       if (peer.stream != nullptr) peer.stream->Break();
     }
+    for (const auto& call : experts_calls_) call->context.TryCancel();
   }
   keeper_.join();
   absl::MutexLock lock(&mutex_);
-  while (streams_ > 0) wake_.Wait(&mutex_);
+  while (streams_ > 0 || !experts_calls_.empty()) wake_.Wait(&mutex_);
 }
 
 // Connects whoever is due, and gives up on a router that says no hello.
@@ -154,11 +165,11 @@ void RouterClient::Impl::Connect(size_t index) {
   ++peer.connection;
   ++streams_;
   peer.next = absl::Now() + kHelloTimeout;
-  auto self = shared_from_this();
   peer.stream = RouterStream::Start(
       *peer.stub, std::move(message), options_.max_queued_writes,
-      {.on_message = [self, index](const pb::FromRouter& m) { self->OnMessage(index, m); },
-       .on_done = [self, index](const absl::Status& status) { self->OnDone(index, status); }});
+      {.on_message = [this, index](const pb::FromRouter& m) { OnMessage(index, m); },
+       .on_done = [this, index](const absl::Status& status) { OnDone(index, status); },
+       .on_gone = [this] { OnGone(); }});
 }
 
 void RouterClient::Impl::OnMessage(size_t index, const pb::FromRouter& message) {
@@ -269,6 +280,9 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
                   status.ok() ? "the router ended it" : std::string(ToStd(status.message())));
   for (const auto& listener : broken) listener->OnBroken(error);
   Changed();
+}
+
+void RouterClient::Impl::OnGone() {
   absl::MutexLock lock(&mutex_);
   --streams_;
   wake_.SignalAll();
@@ -370,12 +384,7 @@ std::optional<ModelInfo> RouterClient::Impl::model() const {
   return model_;
 }
 
-void RouterClient::Impl::DescribeExperts(absl::Duration timeout, ExpertsCallback done) const {
-  struct Call {
-    grpc::ClientContext context;
-    pb::DescribeExpertsRequest request;
-    pb::DescribeExpertsResponse response;
-  };
+void RouterClient::Impl::DescribeExperts(absl::Duration timeout, ExpertsCallback done) {
   // Shared by the calls; the last one to end calls `done`.
   struct Gather {
     explicit Gather(ExpertsCallback callback) : done(std::move(callback)) {}
@@ -389,20 +398,29 @@ void RouterClient::Impl::DescribeExperts(absl::Duration timeout, ExpertsCallback
   absl::MutexLock lock(&mutex_);
   for (const Peer& peer : peers_) {
     if (!peer.hello) continue;
-    auto call = std::make_shared<Call>();
+    auto call = std::make_shared<ExpertsCall>();
+    experts_calls_.insert(call);
     call->context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-    peer.stub->async()->DescribeExperts(&call->context, &call->request, &call->response,
-                                        [call, gather](const grpc::Status& status) {
-                                          if (!status.ok()) return;
-                                          absl::MutexLock lock(&gather->mutex);
-                                          gather->answers.push_back(std::move(call->response));
-                                        });
+    ExpertsCall& c = *call;
+    peer.stub->async()->DescribeExperts(
+        &c.context, &c.request, &c.response,
+        [this, call = std::move(call), gather](const grpc::Status& status) mutable {
+          if (status.ok()) {
+            absl::MutexLock answers_lock(&gather->mutex);
+            gather->answers.push_back(std::move(call->response));
+          }
+          gather = nullptr;
+          absl::MutexLock calls_lock(&mutex_);
+          experts_calls_.erase(call);
+          call = nullptr;
+          wake_.SignalAll();
+        });
   }
 }
 
 RouterClient::RouterClient(RouterClientOptions options, const ChannelFactory& channels,
                            StateCallback on_state)
-    : impl_(std::make_shared<Impl>(std::move(options), channels, std::move(on_state))) {
+    : impl_(std::make_unique<Impl>(std::move(options), channels, std::move(on_state))) {
   impl_->Run();
 }
 

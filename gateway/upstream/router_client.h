@@ -90,7 +90,9 @@ class RouterClient {
   // Starts connecting at once. `on_state` may be null.
   RouterClient(RouterClientOptions options, const ChannelFactory& channels,
                StateCallback on_state = nullptr);
-  ~RouterClient();  // breaks what is in flight (OnBroken is called) and waits for the streams
+  // Breaks what is in flight (OnBroken and DescribeExperts' `done` are called) and waits until gRPC
+  // holds nothing of it.
+  ~RouterClient();
   RouterClient(const RouterClient&) = delete;
   RouterClient& operator=(const RouterClient&) = delete;
 
@@ -115,7 +117,7 @@ class RouterClient {
 
  private:
   class Impl;
-  std::shared_ptr<Impl> impl_;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace switchyard::gateway

@@ -62,8 +62,11 @@ void RouterStream::OnWriteDone(bool ok) {
 }
 
 void RouterStream::OnDone(const grpc::Status& status) {
-  const std::shared_ptr<RouterStream> alive = std::move(self_);
-  callbacks_.on_done(rpc::FromGrpc(status));
+  const Callbacks callbacks = std::move(callbacks_);
+  callbacks.on_done(rpc::FromGrpc(status));
+  std::shared_ptr<RouterStream> self = std::move(self_);
+  self = nullptr;  // *this is gone
+  callbacks.on_gone();
 }
 
 }  // namespace switchyard::gateway

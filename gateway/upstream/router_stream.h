@@ -1,7 +1,7 @@
 // One Router.Serve stream from its first message to its status: one read and one write in flight, a
 // bounded queue of writes behind. What the messages mean is router_client's matter.
 //
-// Keeps itself alive until its last callback has returned. Thread-safe.
+// Keeps itself alive until on_done has returned. Thread-safe.
 #pragma once
 
 #include <grpcpp/client_context.h>
@@ -21,10 +21,13 @@ namespace switchyard::gateway {
 class RouterStream
     : public grpc::ClientBidiReactor<internal::v1::ToRouter, internal::v1::FromRouter> {
  public:
-  // Called on gRPC's threads, one at a time and without a lock held; on_done last and once.
+  // Called on gRPC's threads, one at a time and without a lock held.
   struct Callbacks {
     std::function<void(const internal::v1::FromRouter&)> on_message;
+    // Once, after all messages. Whoever else holds the stream lets it go in here.
     std::function<void(const absl::Status&)> on_done;
+    // Last: the stream is gone, and with its context what it held of the channel.
+    std::function<void()> on_gone;
   };
 
   // Starts the call and sends `hello`.
@@ -48,7 +51,7 @@ class RouterStream
   void OnDone(const grpc::Status& status) override;
 
   const size_t max_queued_;
-  const Callbacks callbacks_;
+  Callbacks callbacks_;
   grpc::ClientContext context_;
   internal::v1::FromRouter incoming_;
   std::shared_ptr<RouterStream> self_;

@@ -158,18 +158,17 @@ class Recorder : public TokenListener {
 class RouterClientTest : public ::testing::Test {
  protected:
   void Connect(std::vector<std::string> addresses, size_t max_queued = 4096) {
-    client_ = std::make_unique<RouterClient>(
-        RouterClientOptions{.gateway_id = "gateway-1",
-                            .text_fingerprint = "text-1",
-                            .addresses = std::move(addresses),
-                            .max_queued_writes = max_queued,
-                            .backoff_min = absl::Milliseconds(5),
-                            .backoff_max = absl::Milliseconds(50)},
-        [](const std::string& address) { return *rpc::Connect(address, {}); },
-        [this] {
-          absl::MutexLock lock(&mutex_);
-          ++changes_;
-        });
+    client_ =
+        std::make_unique<RouterClient>(RouterClientOptions{.gateway_id = "gateway-1",
+                                                           .text_fingerprint = "text-1",
+                                                           .addresses = std::move(addresses),
+                                                           .max_queued_writes = max_queued,
+                                                           .backoff_min = absl::Milliseconds(5),
+                                                           .backoff_max = absl::Milliseconds(50)},
+                                       channels_, [this] {
+                                         absl::MutexLock lock(&mutex_);
+                                         ++changes_;
+                                       });
   }
   // Waits until the state is as `wanted` says.
   RoutersState Until(const std::function<bool(const RoutersState&)>& wanted) {
@@ -199,6 +198,9 @@ class RouterClientTest : public ::testing::Test {
     return handle.value_or(RequestHandle{});
   }
 
+  RouterClient::ChannelFactory channels_ = [](const std::string& address) {
+    return *rpc::Connect(address, {});
+  };
   absl::Mutex mutex_;
   int changes_ = 0, seen_ = 0;
   std::unique_ptr<RouterClient> client_;
@@ -378,6 +380,54 @@ TEST_F(RouterClientTest, DestructorBreaksWhatIsInFlight) {
   MustSubmit(recorder);
   client_.reset();
   EXPECT_THAT(recorder->events(), ElementsAre("broken"));
+}
+
+// Counts the contexts of calls; each goes when the client has, or after a while.
+struct Contexts {
+  std::atomic<int> made = 0, gone = 0;
+  absl::Notification client_gone;
+};
+
+struct ContextEnd : grpc::experimental::Interceptor {
+  explicit ContextEnd(Contexts& c) : contexts(c) { ++contexts.made; }
+  ~ContextEnd() override {
+    contexts.client_gone.WaitForNotificationWithTimeout(absl::Milliseconds(100));
+    ++contexts.gone;
+  }
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    methods->Proceed();
+  }
+  Contexts& contexts;
+};
+
+struct ContextEnds : grpc::experimental::ClientInterceptorFactoryInterface {
+  explicit ContextEnds(Contexts& c) : contexts(c) {}
+  grpc::experimental::Interceptor* CreateClientInterceptor(
+      grpc::experimental::ClientRpcInfo*) override {
+    return new ContextEnd(contexts);
+  }
+  Contexts& contexts;
+};
+
+// Else a thread of gRPC's might end the last use of its channels and join itself.
+TEST_F(RouterClientTest, DestructorLeavesNothingWithGrpc) {
+  FakeRouter router;
+  Contexts contexts;
+  channels_ = [&](const std::string& address) {
+    std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> makers;
+    makers.push_back(std::make_unique<ContextEnds>(contexts));
+    return grpc::experimental::CreateCustomChannelWithInterceptors(
+        address, grpc::InsecureChannelCredentials(), rpc::DefaultChannelArguments(),
+        std::move(makers));
+  };
+  Connect({router.address()});
+  UntilReady();
+  client_->DescribeExperts(kPatience, [](auto) {});
+  client_.reset();
+  const int gone = contexts.gone;
+  contexts.client_gone.Notify();
+  EXPECT_GE(contexts.made, 2);
+  EXPECT_EQ(gone, contexts.made);
 }
 
 }  // namespace
