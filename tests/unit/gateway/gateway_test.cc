@@ -234,6 +234,8 @@ TEST_F(GatewayTest, ErrorsHaveOpenAisShapeAndCodes) {
            Case{"POST", "/v1/completions", R"({"prompt":"x","temperature":9})", 400, "temperature"},
            Case{"POST", "/v1/completions", R"({"prompt":"x","n":2000000000})", 400, "n"},
            Case{"POST", "/v1/completions", R"({"prompt":[2560]})", 400, "prompt"},
+           Case{"POST", "/v1/completions", R"({"prompt":"x","priority":101})", 400, "priority"},
+           Case{"POST", "/v1/completions", R"({"prompt":"x","priority":-101})", 400, "priority"},
            Case{"POST", "/v1/completions", R"({"prompt":"x","model":"gpt"})", 404, "model"},
            Case{"POST", "/v1/completions", R"({"prompt":"x","request_id":"a b"})", 400,
                 "request_id"},
@@ -426,6 +428,15 @@ TEST_F(GatewayTest, GrpcCancelsAndDeadlinesReachTheRouter) {
   }
   EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_TRUE(router_.WaitForCancels(2));
+}
+
+TEST_F(GatewayTest, HttpRequestsHaveTheServersDeadline) {
+  options_.http.exchange_timeout = absl::Seconds(100);
+  Start();
+  AskJson("POST", "/v1/completions", R"({"prompt":"x"})");
+  const int64_t left_us = router_.WaitForSubmit(0).deadline_left_us();
+  EXPECT_GT(left_us, 50'000'000);
+  EXPECT_LE(left_us, 99'000'000);
 }
 
 TEST_F(GatewayTest, RefusalsOfTheServerHaveARequestIdToo) {
