@@ -97,6 +97,8 @@ void Drain(Worker& worker, absl::Duration timeout, rpc::ShutdownSignal& signal) 
 }
 
 absl::Status RunWorker(const config::v1::WorkerConfig& config) {
+  SY_RETURN_IF_ERROR(log::Configure(config.log().log_level(), config.log().log_format() == "json",
+                                    "expert-worker"));
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
   SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config));
@@ -138,18 +140,7 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
 
 int Run(int argc, char** argv) {
   config::v1::WorkerConfig config;
-  auto outcome =
-      config::Load(kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
-  absl::Status status = outcome.status();
-  if (status.ok() && *outcome == config::Outcome::kExit) return 0;
-  if (status.ok()) {
-    status = log::Configure(config.log().log_level(), config.log().log_format() == "json",
-                            "expert-worker");
-  }
-  if (status.ok()) status = RunWorker(config);
-  if (status.ok()) return 0;
-  std::cerr << kProgram.name << ": " << status.message() << std::endl;
-  return 1;
+  return config::RunMain(kProgram, argc, argv, &config, [&config] { return RunWorker(config); });
 }
 
 }  // namespace switchyard::worker

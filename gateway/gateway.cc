@@ -116,7 +116,10 @@ Gateway::~Gateway() { Stop(); }
 std::string Gateway::http_address() const { return http_ ? http_->address() : std::string(); }
 
 std::string Gateway::http_url() const {
-  return http_ ? (tls_ ? "https://" : "http://") + http_->address() : std::string();
+  if (!http_) return {};
+  const std::string& address = http_->address();
+  if (address.rfind("unix:", 0) == 0) return address;
+  return (tls_ ? "https://" : "http://") + address;
 }
 
 std::string Gateway::grpc_address() const {

@@ -53,7 +53,7 @@ class Gateway {
 
   // With the chosen ports; empty where there is no such listener.
   std::string http_address() const;
-  std::string http_url() const;  // "http://127.0.0.1:8000"
+  std::string http_url() const;  // "http://127.0.0.1:8000", or "unix:/run/http.sock"
   std::string grpc_address() const;
   const ServedModel& model() const { return *model_; }
 

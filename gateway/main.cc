@@ -1,7 +1,4 @@
 // switchyard-gateway: text in front, routers behind.
-#include <fmt/format.h>
-
-#include <iostream>
 #include <map>
 
 #include "gateway/announce.h"
@@ -73,11 +70,6 @@ absl::Status Run(const config::v1::GatewayConfig& config) {
 int main(int argc, char** argv) {
   using namespace switchyard;
   config::v1::GatewayConfig config;
-  const auto outcome =
-      config::Load(gateway::kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
-  if (outcome.ok() && *outcome == config::Outcome::kExit) return 0;
-  const absl::Status status = outcome.ok() ? gateway::Run(config) : outcome.status();
-  if (status.ok()) return 0;
-  fmt::print(stderr, "switchyard-gateway: {}\n", ToStd(status.message()));
-  return outcome.ok() ? 1 : 2;
+  return config::RunMain(gateway::kProgram, argc, argv, &config,
+                         [&config] { return gateway::Run(config); });
 }

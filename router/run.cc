@@ -58,6 +58,8 @@ void Drain(Router& router, absl::Duration timeout, rpc::ShutdownSignal& signal) 
 }
 
 absl::Status RunRouter(const config::v1::RouterConfig& config) {
+  SY_RETURN_IF_ERROR(
+      log::Configure(config.log().log_level(), config.log().log_format() == "json", "router"));
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
   auto metrics = std::make_shared<telemetry::Metrics>();
@@ -86,18 +88,7 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
 
 int Run(int argc, char** argv) {
   config::v1::RouterConfig config;
-  auto outcome =
-      config::Load(kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
-  absl::Status status = outcome.status();
-  if (status.ok() && *outcome == config::Outcome::kExit) return 0;
-  if (status.ok()) {
-    status =
-        log::Configure(config.log().log_level(), config.log().log_format() == "json", "router");
-  }
-  if (status.ok()) status = RunRouter(config);
-  if (status.ok()) return 0;
-  std::cerr << kProgram.name << ": " << status.message() << std::endl;
-  return 1;
+  return config::RunMain(kProgram, argc, argv, &config, [&config] { return RunRouter(config); });
 }
 
 }  // namespace switchyard::router

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <iostream>
 #include <map>
 
 #include "absl/strings/str_join.h"
@@ -48,7 +49,7 @@ class CommandLine {
       out << app_.help();
       return true;
     } catch (const CLI::ParseError& error) {
-      return InvalidArgument("{}; see {} --help", error.what(), program_.name);
+      return InvalidArgument("{}", error.what());
     }
     if (version_->count() > 0) {
       out << program_.name << " " << Version() << "\n";
@@ -59,8 +60,8 @@ class CommandLine {
     std::vector<std::string> flags;
     for (const Knob& knob : knobs_) flags.push_back(knob.flag());
     const std::string name = extras.front().substr(0, extras.front().find('='));
-    return InvalidArgument("unknown argument {}{} (see {} --help)", name,
-                           name.rfind('-', 0) == 0 ? Suggest(name, flags) : "", program_.name);
+    return InvalidArgument("unknown argument {}{}", name,
+                           name.rfind('-', 0) == 0 ? Suggest(name, flags) : "");
   }
 
   bool print_config() const { return print_->count() > 0; }
@@ -227,6 +228,21 @@ std::string Dump(const Message& config) {
     if (IsSet(knob, config)) out[knob.key] = ValueOf(knob, config);
   }
   return out.dump(2);
+}
+
+int ReportError(const std::string& program, const absl::Status& status, int exit_status) {
+  std::cerr << program << ": " << ToStd(status.message()) << "\n";
+  if (exit_status == kExitUsage) std::cerr << "See " << program << " --help\n";
+  return exit_status;
+}
+
+int RunMain(const Program& program, int argc, const char* const* argv, Message* config,
+            const std::function<absl::Status()>& run) {
+  const auto outcome = Load(program, argc, argv, ProcessEnvironment(), std::cout, config);
+  if (!outcome.ok()) return ReportError(program.name, outcome.status(), kExitUsage);
+  if (*outcome == Outcome::kExit) return 0;
+  const absl::Status status = run();
+  return status.ok() ? 0 : ReportError(program.name, status, kExitFailure);
 }
 
 std::string Version() { return SWITCHYARD_VERSION; }

@@ -44,6 +44,18 @@ absl::Status ApplyJson(const std::string& file_name, const std::string& text,
 // The effective config as flat JSON, as --config takes it; secrets are masked.
 std::string Dump(const google::protobuf::Message& config);
 
+// Exit statuses of every program, beside 0.
+inline constexpr int kExitFailure = 1;
+inline constexpr int kExitUsage = 2;  // a wrong flag, variable or config file
+
+// What a program says of an error on standard error: "PROGRAM: message", and for kExitUsage a line
+// that leads to --help. Returns `exit_status`.
+int ReportError(const std::string& program, const absl::Status& status, int exit_status);
+
+// A whole main: loads the config of this process and runs. Returns the exit status.
+int RunMain(const Program& program, int argc, const char* const* argv,
+            google::protobuf::Message* config, const std::function<absl::Status()>& run);
+
 // "0.1.0".
 std::string Version();
 

@@ -41,10 +41,33 @@ std::string ErrorText(std::string_view body) {
   return std::string(body.substr(0, 300));
 }
 
-HttpClient::HttpClient(HttpOptions options)
-    : options_(std::move(options)), curl_(curl_easy_init()) {
-  while (!options_.url.empty() && options_.url.back() == '/') options_.url.pop_back();
+HttpTarget TargetOf(std::string_view url) {
+  constexpr std::string_view kUnix = "unix:", kVersion = "/v1";
+  if (url.rfind(kUnix, 0) == 0) {
+    return {.base = "http://localhost", .socket = std::string(url.substr(kUnix.size()))};
+  }
+  const auto strip_slashes = [&url] {
+    while (!url.empty() && url.back() == '/') url.remove_suffix(1);
+  };
+  strip_slashes();
+  if (url.size() > kVersion.size() && url.substr(url.size() - kVersion.size()) == kVersion) {
+    url.remove_suffix(kVersion.size());
+    strip_slashes();
+  }
+  return {.base = std::string(url), .socket = {}};
 }
+
+std::string TransferError(int code, const std::string& url) {
+  const char* const text = curl_easy_strerror(static_cast<CURLcode>(code));
+  if (code != CURLE_COULDNT_CONNECT) return fmt::format("{}: {}", url, text);
+  return fmt::format(
+      "no server listens at {}; start one with `switchyard serve MODEL_DIR`, or name another with "
+      "--url",
+      url);
+}
+
+HttpClient::HttpClient(HttpOptions options)
+    : options_(std::move(options)), target_(TargetOf(options_.url)), curl_(curl_easy_init()) {}
 
 HttpClient::~HttpClient() { curl_easy_cleanup(curl_); }
 
@@ -64,7 +87,7 @@ absl::Status HttpClient::Post(std::string_view path, const std::string& json,
 
 absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
                                  const DataCallback& on_data) {
-  const std::string url = options_.url + std::string(path);
+  const std::string url = target_.base + std::string(path);
   Transfer transfer{curl_, &on_data, {}};
   curl_easy_reset(curl_);
   curl_slist* headers = curl_slist_append(nullptr, "Content-Type: application/json");
@@ -78,6 +101,9 @@ absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
   curl_easy_setopt(curl_, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(curl_, CURLOPT_CONNECTTIMEOUT, 10L);
   curl_easy_setopt(curl_, CURLOPT_NOPROXY, "127.0.0.1,localhost,::1");
+  if (!target_.socket.empty()) {
+    curl_easy_setopt(curl_, CURLOPT_UNIX_SOCKET_PATH, target_.socket.c_str());
+  }
   if (!options_.ca_file.empty()) {
     curl_easy_setopt(curl_, CURLOPT_CAINFO, options_.ca_file.c_str());
   }
@@ -88,7 +114,7 @@ absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
   const CURLcode code = curl_easy_perform(curl_);
   curl_slist_free_all(headers);
   if (transfer.stopped) return Cancelled("{}: ended by the caller", url);
-  if (code != CURLE_OK) return Unavailable("{}: {}", url, curl_easy_strerror(code));
+  if (code != CURLE_OK) return Unavailable("{}", TransferError(code, options_.url));
   long http = 0;
   curl_easy_getinfo(curl_, CURLINFO_RESPONSE_CODE, &http);
   if (http >= 300) {

@@ -13,10 +13,19 @@
 namespace switchyard::cli {
 
 struct HttpOptions {
-  std::string url;      // base, for example http://127.0.0.1:8000
+  // Base, for example http://127.0.0.1:8000 (a "/v1" at its end is that of the paths), or
+  // unix:PATH.
+  std::string url;
   std::string api_key;  // sent as a bearer token where not empty
   std::string ca_file;  // PEM; empty: the system's
 };
+
+// Where `url` leads.
+struct HttpTarget {
+  std::string base;    // paths are appended to it
+  std::string socket;  // path of the Unix socket to connect to; empty: TCP
+};
+HttpTarget TargetOf(std::string_view url);
 
 // Return false to end the transfer early; Post then returns CANCELLED.
 using DataCallback = std::function<bool(std::string_view)>;
@@ -35,9 +44,14 @@ class HttpClient {
  private:
   absl::Status Perform(std::string_view path, const std::string* json, const DataCallback& on_data);
 
-  HttpOptions options_;
+  const HttpOptions options_;
+  const HttpTarget target_;
   void* curl_;
 };
+
+// What a transfer to `url` failed by. `code` is a CURLcode; where nobody listens it says how to
+// start a server.
+std::string TransferError(int code, const std::string& url);
 
 // The message of an OpenAI error object, or the body itself, shortened.
 std::string ErrorText(std::string_view body);

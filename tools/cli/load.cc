@@ -31,7 +31,11 @@ struct Stream {
 class Load {
  public:
   Load(const LoadOptions& options, const std::vector<nlohmann::json>& prompts)
-      : options_(options), prompts_(prompts), multi_(curl_multi_init()), random_(options.seed) {
+      : options_(options),
+        target_(TargetOf(options.http.url)),
+        prompts_(prompts),
+        multi_(curl_multi_init()),
+        random_(options.seed) {
     records_.resize(options.requests);
     headers_ = curl_slist_append(nullptr, "Content-Type: application/json");
     headers_ = curl_slist_append(headers_, "Expect:");
@@ -93,7 +97,7 @@ class Load {
                        .dump();
     ++started_;
     CURL* curl = stream->curl = curl_easy_init();
-    const std::string url = options_.http.url + "/v1/completions";
+    const std::string url = target_.base + "/v1/completions";
     curl_easy_setopt(curl, CURLOPT_URL, url.c_str());
     curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers_);
     curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, static_cast<long>(stream->body.size()));
@@ -103,6 +107,9 @@ class Load {
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, stream.get());
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "127.0.0.1,localhost,::1");
+    if (!target_.socket.empty()) {
+      curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, target_.socket.c_str());
+    }
     if (!options_.http.ca_file.empty()) {
       curl_easy_setopt(curl, CURLOPT_CAINFO, options_.http.ca_file.c_str());
     }
@@ -177,7 +184,7 @@ class Load {
       RequestRecord& record = stream->record;
       record.end_s = Now();
       if (message->data.result != CURLE_OK) {
-        record.error = curl_easy_strerror(message->data.result);
+        record.error = TransferError(message->data.result, options_.http.url);
       } else if (code != 200) {
         record.error = fmt::format("HTTP {}: {}", code, ErrorText(stream->error_body));
       } else if (record.error.empty() && record.output_tokens == 0) {
@@ -197,6 +204,7 @@ class Load {
   }
 
   const LoadOptions& options_;
+  const HttpTarget target_;
   const std::vector<nlohmann::json>& prompts_;
   CURLM* multi_;
   curl_slist* headers_ = nullptr;

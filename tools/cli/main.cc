@@ -1,9 +1,11 @@
 // The `switchyard` command: serve, chat, bench, inspect, version.
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <algorithm>
 #include <iostream>
 
 #include "services/base/status.h"
+#include "services/config/knobs.h"
+#include "services/config/load.h"
 #include "tools/cli/bench.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/inspect.h"
@@ -15,7 +17,7 @@ namespace {
 
 void AddServer(CLI::App& app, HttpOptions& http, std::string& model) {
   http.url = "http://127.0.0.1:8000";
-  app.add_option("--url", http.url, "Base URL of the server")->capture_default_str();
+  app.add_option("--url", http.url, "Base URL of the server, or unix:PATH")->capture_default_str();
   app.add_option("--api-key", http.api_key, "Sent as a bearer token")->envname("OPENAI_API_KEY");
   app.add_option("--ca", http.ca_file, "Certificates (PEM) that the server must be signed by")
       ->check(CLI::ExistingFile);
@@ -38,17 +40,23 @@ void AddChat(CLI::App& app, ChatOptions& options) {
 
 void AddBench(CLI::App& app, BenchOptions& options) {
   AddServer(app, options.load.http, options.load.model);
-  app.add_option("--requests", options.load.requests, "Requests in all")->capture_default_str();
+  app.add_option("--requests", options.load.requests, "Requests in all")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--concurrency", options.load.concurrency,
                  "Streams kept open; with --rate: the most open at once")
+      ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app.add_option("--rate", options.load.rate, "Requests a second, Poisson arrivals; 0: closed loop")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--prompt-tokens", options.prompt_tokens, "Length of made-up prompts")
+      ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_option("--prompts", options.prompts_file, "File of prompts, one a line")
       ->check(CLI::ExistingFile);
   app.add_option("--max-tokens", options.load.max_tokens, "Tokens of each answer")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("!--stop-at-eos", options.load.ignore_eos, "Let answers end by themselves");
   app.add_option("--warmup", options.warmup, "Requests before the clock starts")
@@ -61,9 +69,7 @@ void AddBench(CLI::App& app, BenchOptions& options) {
 }
 
 int Report(const absl::Status& status) {
-  if (status.ok()) return 0;
-  std::cerr << "switchyard: " << ToStd(status.message()) << "\n";
-  return 1;
+  return status.ok() ? 0 : config::ReportError("switchyard", status, config::kExitFailure);
 }
 
 int RunInspect(const std::string& directory, bool json) {
@@ -73,12 +79,28 @@ int RunInspect(const std::string& directory, bool json) {
   return 0;
 }
 
+// Prints what --help and --version ask for; an error names the command it is of.
+int ReportParse(const CLI::App& app, const CLI::ParseError& error, const std::string& first) {
+  if (error.get_exit_code() == 0) return app.exit(error);
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  if (!first.empty() && first.front() != '-' && std::ranges::count(names, first) == 0) {
+    return config::ReportError(
+        "switchyard",
+        InvalidArgument("unknown command \"{}\"{}", first, config::Suggest(first, names)),
+        config::kExitUsage);
+  }
+  std::string program = "switchyard";
+  for (const CLI::App* command : app.get_subcommands()) program += " " + command->get_name();
+  return config::ReportError(program, InvalidArgument("{}", error.what()), config::kExitUsage);
+}
+
 int Main(int argc, char** argv) {
   // serve's flags come from its config proto, like those of the services it holds.
   if (argc > 1 && std::string_view(argv[1]) == "serve") return RunServe(argc - 1, argv + 1);
 
   CLI::App app("Serves mixture-of-experts models; see `switchyard COMMAND --help`.", "switchyard");
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);
   app.footer(
       "Examples:\n  switchyard serve models/tiny-r1\n  switchyard chat\n"
       "  switchyard inspect models/tiny-r1\n  switchyard bench --concurrency 32");
@@ -98,13 +120,21 @@ int Main(int argc, char** argv) {
   inspect_app->footer("Example:\n  switchyard inspect models/tiny-r1");
   CLI::App* version_app = app.add_subcommand("version", "Print version, compiler and CPU");
   app.set_version_flag("--version", VersionText());
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return ReportParse(app, error, argc > 1 ? argv[1] : "");
+  }
 
   if (*chat_app) return Report(RunChat(chat));
   if (*bench_app) return Report(RunBench(bench));
   if (*inspect_app) return RunInspect(directory, json);
-  if (*version_app) std::cout << VersionText();
-  return 0;
+  if (*version_app) {
+    std::cout << VersionText();
+    return 0;
+  }
+  return config::ReportError("switchyard", InvalidArgument("a command is missing"),
+                             config::kExitUsage);
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 
 #include <unistd.h>
 
-#include <iostream>
-
 #include "gateway/announce.h"
 #include "sdk/embedded/local_cluster.h"
 #include "services/base/logging.h"
@@ -39,6 +37,8 @@ embedded::LocalClusterOptions OptionsFrom(const config::v1::ServeConfig& config)
 }
 
 absl::Status Serve(const config::v1::ServeConfig& config) {
+  SY_RETURN_IF_ERROR(
+      log::Configure(config.log().log_level(), config.log().log_format() == "json", "switchyard"));
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
@@ -54,18 +54,7 @@ absl::Status Serve(const config::v1::ServeConfig& config) {
 
 int RunServe(int argc, char** argv) {
   config::v1::ServeConfig config;
-  const auto outcome =
-      config::Load(kProgram, argc, argv, config::ProcessEnvironment(), std::cout, &config);
-  absl::Status status = outcome.status();
-  if (status.ok() && *outcome == config::Outcome::kExit) return 0;
-  if (status.ok()) {
-    status =
-        log::Configure(config.log().log_level(), config.log().log_format() == "json", "switchyard");
-  }
-  if (status.ok()) status = Serve(config);
-  if (status.ok()) return 0;
-  std::cerr << kProgram.name << ": " << ToStd(status.message()) << "\n";
-  return 1;
+  return config::RunMain(kProgram, argc, argv, &config, [&config] { return Serve(config); });
 }
 
 }  // namespace switchyard::cli

@@ -1,0 +1,77 @@
+"""The programs at the terminal: exit statuses, what they say of errors, and where they connect to."""
+import json
+import subprocess
+
+import pytest
+
+import processes
+
+SERVICES = ("switchyard-router", "switchyard-gateway", "switchyard-expert-worker")
+
+
+def run(*args, seconds=60):
+    return subprocess.run([str(processes.BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("args, program, says", [
+    (["switchyard"], "switchyard", "a command is missing"),
+    (["switchyard", "serv"], "switchyard", 'unknown command "serv"; did you mean serve?'),
+    (["switchyard", "--foo"], "switchyard", "--foo"),
+    (["switchyard", "chat", "--foo"], "switchyard chat", "--foo"),
+    (["switchyard", "bench", "--concurrency", "0"], "switchyard bench", "--concurrency"),
+    (["switchyard", "inspect"], "switchyard inspect", "model"),
+    (["switchyard", "serve", "DIR", "--foo"], "switchyard serve", "--foo"),
+    *[([name, "--foo"], name, "--foo") for name in SERVICES],
+    *[([name, "--log-level", "loud"], name, "loud") for name in SERVICES],
+])
+def test_a_wrong_command_line_ends_with_2_and_leads_to_help(args, program, says):
+    done = run(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith(program + ": ") and says in done.stderr
+    assert done.stderr.endswith(f"See {program} --help\n")
+
+
+@pytest.mark.parametrize("args, program", [
+    (["switchyard", "serve", "/nowhere"], "switchyard serve"),
+    (["switchyard", "inspect", "/nowhere"], "switchyard"),
+    (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1"], "switchyard-router"),
+    (["switchyard-gateway", "--model", "/nowhere", "--routers", "127.0.0.1:1"], "switchyard-gateway"),
+    (["switchyard-expert-worker", "--model", "/nowhere", "--experts", "0"], "switchyard-expert-worker"),
+])
+def test_a_failure_ends_with_1_and_bears_the_programs_name(args, program):
+    done = run(*args)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(program + ": ") and "/nowhere" in last
+
+
+@pytest.mark.parametrize("args", [["--version"], ["version"], ["--help"], ["chat", "--help"], ["serve", "--help"]])
+def test_help_and_version_end_with_0(args):
+    done = run("switchyard", *args)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+@pytest.mark.parametrize("args", [["chat", "--once", "x"], ["bench"], ["bench", "--model", "m", "--prompts", __file__, "--warmup", "0", "--requests", "1"]])
+def test_where_nobody_listens_they_say_what_to_do(args, tmp_path):
+    for url in ("http://127.0.0.1:1/v1", f"unix:{tmp_path}/none"):
+        done = run("switchyard", *args, "--url", url)
+        assert done.returncode == 1
+        assert f"no server listens at {url}" in done.stderr and "switchyard serve" in done.stderr
+
+
+def test_a_url_may_end_with_v1(embedded):
+    done = run("switchyard", "chat", "--url", embedded.url + "/v1", "--once", "Who are you?", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_unix_sockets_are_printed_and_taken_as_they_are(tmp_path):
+    where = f"unix:{tmp_path}/http"
+    with processes.Process("switchyard", "serve", processes.MODEL, "--http", where, "--grpc", f"unix:{tmp_path}/grpc", "--threads", 1) as server:
+        assert server.fact("http") == where
+        server.fact("ready")
+        done = run("switchyard", "chat", "--url", where, "--once", "Who are you?", "--temperature", "0")
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+        done = run("switchyard", "bench", "--url", where, "--requests", 4, "--concurrency", 2, "--max-tokens", 8, "--json", "-")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["output_tokens"] == 32

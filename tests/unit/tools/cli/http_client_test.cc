@@ -1,0 +1,36 @@
+#include "tools/cli/http_client.h"
+
+#include <curl/curl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace switchyard::cli {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(HttpClientTest, TheBaseOfAUrlHasNoSlashAndNoVersion) {
+  for (const char* url : {"http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1//"}) {
+    EXPECT_EQ(TargetOf(url).base, "http://h:1") << url;
+    EXPECT_EQ(TargetOf(url).socket, "") << url;
+  }
+  EXPECT_EQ(TargetOf("https://h/moe/v1").base, "https://h/moe");
+  EXPECT_EQ(TargetOf("https://h/av1").base, "https://h/av1");
+}
+
+TEST(HttpClientTest, AUnixSocketIsTakenAsItIs) {
+  const HttpTarget target = TargetOf("unix:/run/v1");
+  EXPECT_EQ(target.socket, "/run/v1");
+  EXPECT_EQ(target.base, "http://localhost");
+}
+
+TEST(HttpClientTest, WhereNobodyListensTheErrorSaysWhatToDo) {
+  const std::string error = TransferError(CURLE_COULDNT_CONNECT, "http://127.0.0.1:1");
+  EXPECT_THAT(error, HasSubstr("no server listens at http://127.0.0.1:1"));
+  EXPECT_THAT(error, HasSubstr("switchyard serve"));
+  EXPECT_THAT(error, HasSubstr("--url"));
+  EXPECT_EQ(TransferError(CURLE_OPERATION_TIMEDOUT, "u").find("serve"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace switchyard::cli
