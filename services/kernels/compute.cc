@@ -12,13 +12,11 @@
 namespace switchyard::kernels {
 namespace {
 
-constexpr double kInlineNs = 20000;       // below it a whole call is not worth waking anyone
-constexpr double kItemNs = 5000;          // the size of a piece that is
+constexpr double kInlineNs = 8000;        // below it a whole call is not worth waking anyone
+constexpr double kItemNs = 3000;          // the size of a piece that is
 constexpr double kWeightBytesPerNs = 15;  // one thread streaming weights
 constexpr int64_t kTileOutputs = 16;      // tiles are a multiple of it
 constexpr int64_t kTileRows = 128;
-constexpr int64_t kPanelBytes = 512 << 10;  // weights that stay in the L2 cache under many rows
-constexpr int64_t kFewRows = 4;             // so few pass the weights once anyway
 
 // How one MatMulTask is cut: n_tiles × m_tiles items.
 struct Cut {
@@ -30,20 +28,17 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double MatMulNs(const MatMulTask& task, const Ops& ops) {
   const double macs = static_cast<double>(task.rows * task.w.out * task.w.in);
-  return std::max(macs / ops.macs_per_ns, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
+  const bool bf16_dot = task.x.dtype == DType::kBF16 && task.w.dtype == DType::kBF16 &&
+                        task.w.layout == WeightLayout::kOutIn;
+  const double speed = bf16_dot ? ops.bf16_macs_per_ns : ops.macs_per_ns;
+  return std::max(macs / speed, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
 }
 
-// About `pieces` items, or more where the weights of one would not stay in the cache.
+// About `pieces` items.
 Cut CutTask(const MatMulTask& task, int64_t pieces) {
   Cut cut;
   const int64_t tiles_n_max = CeilDiv(task.w.out, kTileOutputs);
-  int64_t tiles = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max));
-  if (task.rows > kFewRows) {
-    const int64_t tile_bytes =
-        kTileOutputs * task.w.in * static_cast<int64_t>(SizeOf(task.w.dtype));
-    tiles = std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(tile_bytes, 1), 1, tiles);
-  }
-  cut.tile_n = tiles * kTileOutputs;
+  cut.tile_n = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max)) * kTileOutputs;
   cut.tiles_n = CeilDiv(task.w.out, cut.tile_n);
   // Rows are cut only where the outputs alone give too few items.
   const int64_t tiles_m =
@@ -143,13 +138,17 @@ void Compute::MatMul(std::span<const MatMulTask> tasks) const {
                    1, static_cast<int64_t>(kItemNs * static_cast<double>(items) / total_ns));
   pool_.ParallelFor(items, grain, [&](int64_t begin, int64_t end) {
     auto cut = std::ranges::upper_bound(cuts, begin, {}, &Cut::first_item) - 1;
-    for (int64_t item = begin; item < end; ++item) {
+    for (int64_t item = begin; item < end;) {
       while (cut + 1 != cuts.end() && (cut + 1)->first_item <= item) ++cut;
       const MatMulTask& task = tasks[static_cast<size_t>(cut - cuts.begin())];
-      const int64_t n0 = (item - cut->first_item) % cut->tiles_n * cut->tile_n;
+      const int64_t tile = (item - cut->first_item) % cut->tiles_n;
       const int64_t m0 = (item - cut->first_item) / cut->tiles_n * cut->tile_m;
-      ops.mat_mul(task, m0, std::min(m0 + cut->tile_m, task.rows), n0,
-                  std::min(n0 + cut->tile_n, task.w.out), Scratch(MatMulScratchFloats(task)));
+      // Neighbours with the same rows go together: what is done once for the rows is done once.
+      const int64_t tiles = std::min(cut->tiles_n - tile, end - item);
+      ops.mat_mul(task, m0, std::min(m0 + cut->tile_m, task.rows), tile * cut->tile_n,
+                  std::min((tile + tiles) * cut->tile_n, task.w.out),
+                  Scratch(MatMulScratchFloats(task)));
+      item += tiles;
     }
   });
 }

@@ -1,7 +1,12 @@
 // Which instruction sets this CPU has, and the table of each.
 #include <algorithm>
-
 #include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "services/base/status.h"
 #include "services/kernels/cpu/targets.h"
@@ -11,7 +16,23 @@
 namespace switchyard::kernels {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+#if defined(__x86_64__)
+// Tiles exist, and the kernel lets this process use their registers, which it saves on demand only.
+bool HasAmx() {
+  static const bool has = [] {
+    constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kBF16) == 0 || (d & kTile) == 0) {
+      return false;
+    }
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return has;
+}
+#endif
+
+constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
 
 bool Supported(Isa isa) {
 #if defined(__x86_64__)
@@ -28,6 +49,8 @@ bool Supported(Isa isa) {
       return avx512;
     case Isa::kAvx512Bf16:
       return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmx:
+      return avx512 && HasAmx();
     case Isa::kPortable:
       return true;
   }
@@ -36,13 +59,11 @@ bool Supported(Isa isa) {
 }
 
 #if defined(__x86_64__)
-const Ops& Avx512Bf16Ops() {
-  static const Ops ops = [] {
-    Ops made = kAvx512Ops;
-    made.mat_mul = MatMulAvx512Bf16;
-    made.macs_per_ns = 80;
-    return made;
-  }();
+// AVX-512 with another product of bf16 rows with bf16 weights.
+Ops With(decltype(Ops::mat_mul) mat_mul, double bf16_macs_per_ns) {
+  Ops ops = kAvx512Ops;
+  ops.mat_mul = mat_mul;
+  ops.bf16_macs_per_ns = bf16_macs_per_ns;
   return ops;
 }
 #endif
@@ -57,6 +78,8 @@ std::string_view Name(Isa isa) {
       return "avx512";
     case Isa::kAvx512Bf16:
       return "avx512bf16";
+    case Isa::kAmx:
+      return "amx";
     default:
       return "portable";
   }
@@ -82,10 +105,20 @@ absl::StatusOr<Isa> ChooseIsa(std::string_view name) {
 
 std::string_view ArithmeticClass(DType activations, Isa isa) {
   if (activations == DType::kF32) return "f32";
-  return isa == Isa::kAvx512Bf16 ? "bf16-avx512bf16" : "bf16-fma";
+  switch (isa) {
+    case Isa::kAvx512Bf16:
+      return "bf16-avx512bf16";
+    case Isa::kAmx:
+      return "bf16-amx";
+    default:
+      return "bf16-fma";
+  }
 }
 
 const Ops& OpsFor(Isa isa) {
+#if defined(__x86_64__)
+  static const Ops bf16_ops = With(MatMulAvx512Bf16, 30), amx_ops = With(MatMulAmx, 150);
+#endif
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
@@ -93,7 +126,9 @@ const Ops& OpsFor(Isa isa) {
     case Isa::kAvx512:
       return kAvx512Ops;
     case Isa::kAvx512Bf16:
-      return Avx512Bf16Ops();
+      return bf16_ops;
+    case Isa::kAmx:
+      return amx_ops;
 #endif
     default:
       return ReferenceFor(Isa::kPortable);

@@ -2,7 +2,7 @@
 //
 // Everything here obeys one rule: an output element is a function of its operands and of the
 // arithmetic class alone, never of the number of rows in the call, the number of threads, the tile
-// or the instruction set inside a class. Two classes exist:
+// or the instruction set inside a class. Three classes exist:
 //
 //   fma         portable, AVX2, AVX-512: a dot product over K runs in 16 lanes, lane l adding
 //               x[k]·w[k] for k = l, l+16, … with fused multiply-adds in float32, then the lanes
@@ -12,6 +12,9 @@
 //   avx512bf16  the same, but a product of bf16 rows with bf16 kOutIn weights uses vdpbf16ps (pairs
 //               of k in 16 lanes, the odd member first, subnormals as zero, K padded to a multiple
 //               of 32), then folds alike.
+//   amx         the same again by tdpbf16ps: for each 32 values of k one fused chain over the even
+//               ones and one over the odd, both from zero; their sum is added to the output, blocks
+//               of k ascending; subnormals as zero, K padded to a multiple of 32.
 //
 // Weights and vectors may be float32, bf16 or float16; they are upcast to float32 exactly. Operands
 // are aligned to their element size and nothing beyond their last element is read.
@@ -35,14 +38,14 @@
 
 namespace switchyard::kernels {
 
-enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-std::string_view Name(Isa isa);  // "portable", "avx2", "avx512", "avx512bf16"
+std::string_view Name(Isa isa);  // "portable", "avx2", "avx512", "avx512bf16", "amx"
 // "auto" or a name; FAILED_PRECONDITION names what this CPU supports.
 absl::StatusOr<Isa> ChooseIsa(std::string_view name);
 std::vector<Isa> SupportedIsas();  // of this CPU, ascending; always holds kPortable
-// "f32" for float32 activations on any ISA; "bf16-fma" or "bf16-avx512bf16" otherwise. Part of the
-// numerics id: replicas of one class are bit-equal.
+// "f32" for float32 activations on any ISA; "bf16-fma", "bf16-avx512bf16" or "bf16-amx" otherwise.
+// Part of the numerics id: replicas of one class are bit-equal.
 std::string_view ArithmeticClass(DType activations, Isa isa);
 
 // Activations in memory: float32 or bf16 rows.

@@ -16,7 +16,8 @@ struct AttentionPart {
 };
 
 struct Ops {
-  // The tile rows [m0, m1) × outputs [n0, n1) of a task. scratch: MatMulScratchFloats(task).
+  // Rows [m0, m1) × outputs [n0, n1) of a task. scratch: MatMulScratchFloats(task), 64-byte
+  // aligned.
   void (*mat_mul)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                   float* scratch);
   // scratch: AttentionScratchFloats(task, queries of the part), 64-byte aligned.
@@ -30,8 +31,9 @@ struct Ops {
   void (*add)(float* acc, const float* x, int64_t n);
   void (*convert)(const float* x, int64_t n, DType to, void* out);
   void (*convert_to_float)(const void* x, DType from, int64_t n, float* out);
-  // A rough speed, by which Compute decides how finely to cut: multiply-adds a nanosecond.
-  double macs_per_ns;
+  // Rough speeds, by which Compute decides how finely to cut: multiply-adds a nanosecond, in
+  // general and of bf16 rows with bf16 kOutIn weights.
+  double macs_per_ns, bf16_macs_per_ns;
 };
 
 const Ops& OpsFor(Isa isa);
@@ -43,12 +45,22 @@ inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 // Products with kInOut weights go through blocks: values of k, rows, outputs.
 inline constexpr int64_t kChainBlock = 64, kPackRows = 64, kPackOutputs = 64;
 
-// The rows of a register tile as float32, or the three blocks.
+// Rows that the AMX target packs before it passes over the weights; 16 a tile, 1024 bytes for each
+// 32 values of k.
+inline constexpr int64_t kAmxPanelRows = 128;
+
+// The rows of a register tile as float32; or the three blocks; or the packed rows and, since a tile
+// of few rows is loaded in full, what lies behind the last.
 inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   const int64_t rows = 4 * RoundUp16(task.w.in);
-  const int64_t blocks =
-      kPackRows * kChainBlock + kChainBlock * kPackOutputs + kPackRows * kPackOutputs;
-  return task.w.layout == WeightLayout::kInOut && rows < blocks ? blocks : rows;
+  if (task.w.layout == WeightLayout::kInOut) {
+    const int64_t blocks =
+        kPackRows * kChainBlock + kChainBlock * kPackOutputs + kPackRows * kPackOutputs;
+    return rows < blocks ? blocks : rows;
+  }
+  const int64_t panel = task.rows < kAmxPanelRows ? task.rows : kAmxPanelRows;
+  const int64_t packed = (panel + 15) / 16 * ((task.w.in + 31) / 32) * 256 + 16;
+  return rows < packed ? packed : rows;
 }
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and

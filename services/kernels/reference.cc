@@ -86,6 +86,21 @@ float DotBF16(int64_t n, const bf16* a, const bf16* b) {
   return Fold(lanes);
 }
 
+// As tdpbf16ps adds: 32 values of k in two chains, then their sum to the output.
+float DotAmx(int64_t n, const bf16* a, const bf16* b) {
+  auto at = [n](const bf16* x, int64_t k) { return k < n ? ToFloat(x[k]) : 0.0f; };
+  float sum = 0;
+  for (int64_t k0 = 0; k0 < n; k0 += 2 * kLanes) {
+    float even = 0, odd = 0;
+    for (int64_t k = k0; k < k0 + 2 * kLanes; k += 2) {
+      even = BF16Fma(at(a, k), at(b, k), even);
+      odd = BF16Fma(at(a, k + 1), at(b, k + 1), odd);
+    }
+    sum = FlushSubnormal(sum + FlushSubnormal(even + odd));
+  }
+  return sum;
+}
+
 const void* RowOf(const MatMulTask& task, int64_t m) {
   const int64_t row = task.gather != nullptr ? task.gather[m] : m;
   return static_cast<const std::byte*>(task.x.data) +
@@ -127,18 +142,21 @@ float ProductOf(const MatMulTask& task, const void* x, int64_t n) {
   }
 }
 
-template <bool kBF16Dot>
+// The product of a bf16 row with a bf16 kOutIn row of weights; null: as any other.
+using BF16Dot = float (*)(int64_t, const bf16*, const bf16*);
+
+template <BF16Dot kBF16Dot>
 void MatMul(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float*) {
   const bool x_bf16 = task.x.dtype == DType::kBF16;
-  const bool bf16_dot =
-      kBF16Dot && x_bf16 && task.w.dtype == DType::kBF16 && task.w.layout == WeightLayout::kOutIn;
+  const bool bf16_dot = kBF16Dot != nullptr && x_bf16 && task.w.dtype == DType::kBF16 &&
+                        task.w.layout == WeightLayout::kOutIn;
   for (int64_t m = m0; m < m1; ++m) {
     const void* x = RowOf(task, m);
     for (int64_t n = n0; n < n1; ++n) {
       float y;
       if (bf16_dot) {
-        y = DotBF16(task.w.in, static_cast<const bf16*>(x),
-                    reinterpret_cast<const bf16*>(task.w.data) + n * task.w.stride);
+        y = kBF16Dot(task.w.in, static_cast<const bf16*>(x),
+                     reinterpret_cast<const bf16*>(task.w.data) + n * task.w.stride);
       } else {
         y = x_bf16 ? ProductOf<bf16>(task, x, n) : ProductOf<float>(task, x, n);
       }
@@ -306,7 +324,7 @@ void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = Load(x, from, i);
 }
 
-template <bool kBF16Dot>
+template <BF16Dot kBF16Dot>
 constexpr Ops MakeOps() {
   return {.mat_mul = MatMul<kBF16Dot>,
           .attention = Attention,
@@ -319,14 +337,25 @@ constexpr Ops MakeOps() {
           .add = Add,
           .convert = Convert,
           .convert_to_float = ConvertToFloat,
-          .macs_per_ns = 0.3};
+          .macs_per_ns = 0.3,
+          .bf16_macs_per_ns = 0.3};
 }
 
-constexpr Ops kReference = MakeOps<false>();
-constexpr Ops kReferenceBF16 = MakeOps<true>();
+constexpr Ops kReference = MakeOps<nullptr>();
+constexpr Ops kReferenceBF16 = MakeOps<DotBF16>();
+constexpr Ops kReferenceAmx = MakeOps<DotAmx>();
 
 }  // namespace
 
-const Ops& ReferenceFor(Isa isa) { return isa == Isa::kAvx512Bf16 ? kReferenceBF16 : kReference; }
+const Ops& ReferenceFor(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512Bf16:
+      return kReferenceBF16;
+    case Isa::kAmx:
+      return kReferenceAmx;
+    default:
+      return kReference;
+  }
+}
 
 }  // namespace switchyard::kernels

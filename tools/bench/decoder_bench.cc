@@ -1,9 +1,11 @@
-// decoder_bench MODEL_DIR [THREADS]: tokens a second of the forward pass alone, with experts
+// decoder_bench MODEL_DIR [THREADS [ISA]]: tokens a second of the forward pass alone, with experts
 // computed in place: no engine, no sampling, no wire. Each figure is the best of several rounds.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "tests/support/decoder_harness.h"
@@ -17,9 +19,10 @@ using Clock = std::chrono::steady_clock;
 constexpr int kRounds = 5;
 constexpr int kPrompt = 64;
 
-std::vector<int32_t> Prompt(int vocab, int length) {
+// Streams differ, so that their rows go to different experts.
+std::vector<int32_t> Tokens(int vocab, int length, int stream = 0) {
   std::vector<int32_t> tokens;
-  for (int i = 0; i < length; ++i) tokens.push_back((i * 7919 + 3) % vocab);
+  for (int i = 0; i < length; ++i) tokens.push_back((i * 7919 + stream * 613 + 3) % vocab);
   return tokens;
 }
 
@@ -33,15 +36,25 @@ double SecondsOf(auto&& body) {
 double DecodeRate(const LoadedModel& model, const HarnessOptions& options, int streams, int steps) {
   DecoderHarness harness(model, options);
   std::vector<DecoderHarness::Sequence> sequences(static_cast<size_t>(streams));
-  const std::vector<int32_t> prompt = Prompt(model.spec.vocab, kPrompt);
+  std::vector<std::vector<int32_t>> tokens;
   std::vector<Chunk> chunks;
-  for (auto& sequence : sequences) chunks.push_back({.sequence = &sequence, .tokens = prompt});
+  for (int i = 0; i < streams; ++i) {
+    tokens.push_back(Tokens(model.spec.vocab, kPrompt + kRounds * steps, i));
+    chunks.push_back({.sequence = &sequences[static_cast<size_t>(i)],
+                      .tokens = std::span(tokens.back()).first(kPrompt)});
+  }
   harness.Step(chunks);
-  for (Chunk& chunk : chunks) chunk.tokens = chunk.tokens.first(1);
+  const auto decode = [&](int position) {
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      chunks[i].tokens = std::span(tokens[i]).subspan(static_cast<size_t>(position), 1);
+    }
+    harness.Step(chunks);
+  };
   double best = 0;
+  int position = kPrompt;
   for (int round = 0; round < kRounds; ++round) {
     const double seconds = SecondsOf([&] {
-      for (int step = 0; step < steps; ++step) harness.Step(chunks);
+      for (int step = 0; step < steps; ++step) decode(position++);
     });
     best = std::max(best, streams * steps / seconds);
   }
@@ -50,7 +63,7 @@ double DecodeRate(const LoadedModel& model, const HarnessOptions& options, int s
 
 double PrefillRate(const LoadedModel& model, const HarnessOptions& options, int length) {
   DecoderHarness harness(model, options);
-  const std::vector<int32_t> prompt = Prompt(model.spec.vocab, length);
+  const std::vector<int32_t> prompt = Tokens(model.spec.vocab, length);
   double best = 0;
   for (int round = 0; round < kRounds; ++round) {
     DecoderHarness::Sequence sequence;
@@ -63,11 +76,17 @@ double PrefillRate(const LoadedModel& model, const HarnessOptions& options, int 
 
 int Run(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: decoder_bench MODEL_DIR [THREADS]\n");
+    std::fprintf(stderr, "usage: decoder_bench MODEL_DIR [THREADS [ISA]]\n");
     return 2;
   }
   const LoadedModel model(argv[1]);
+  const absl::StatusOr<kernels::Isa> isa = kernels::ChooseIsa(argc > 3 ? argv[3] : "auto");
+  if (!isa.ok()) {
+    std::fprintf(stderr, "decoder_bench: %s\n", std::string(isa.status().message()).c_str());
+    return 2;
+  }
   const HarnessOptions options = {.dtype = DType::kBF16,
+                                  .isa = *isa,
                                   .threads = argc > 2 ? std::max(1, std::atoi(argv[2])) : 2};
   std::printf("%s, %d threads, bfloat16\n", std::string(kernels::Name(options.isa)).c_str(),
               options.threads);

@@ -9,9 +9,11 @@ namespace switchyard::kernels {
 extern const Ops kAvx2Ops;
 extern const Ops kAvx512Ops;
 
-// The tile of a product of bf16 rows with bf16 kOutIn weights.
+// As Ops::mat_mul: bf16 rows with bf16 kOutIn weights in their own way, the rest as kAvx512Ops.
 void MatMulAvx512Bf16(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                       float* scratch);
+void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+               float* scratch);
 #endif
 
 }  // namespace switchyard::kernels

@@ -5,6 +5,7 @@
 
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
+#include "services/tensor/buffer.h"
 #include "tests/unit/services/kernels/random_data.h"
 
 namespace switchyard::kernels {
@@ -67,8 +68,8 @@ struct Problem {
     std::vector<float> result(y.size(), -77.0f);
     MatMulTask copy = task;
     copy.y = result.data();
-    std::vector<float> scratch(static_cast<size_t>(MatMulScratchFloats(task)));
-    mat_mul(copy, 0, task.rows, 0, task.w.out, scratch.data());
+    AlignedBuffer scratch(static_cast<size_t>(MatMulScratchFloats(task)) * sizeof(float));
+    mat_mul(copy, 0, task.rows, 0, task.w.out, scratch.as<float>());
     return result;
   }
   std::vector<float> Run(const Compute& compute) {
@@ -105,7 +106,7 @@ TEST_P(MatMulTest, EqualsTheReferenceBitForBit) {
   };
   for (const Dtypes& types : kDtypes) {
     for (int64_t k = 1; k <= 70; ++k) check(types, 1 + k % 7, 1 + k % 5, k, k % 2 == 0);
-    for (int64_t m : {1, 2, 3, 4, 5, 8, 13, 17}) {
+    for (int64_t m : {1, 2, 3, 4, 5, 8, 13, 16, 17, 36, 130}) {
       check(types, m, 37, 192, false);
       check(types, m, 64, 33, true);
     }
@@ -224,9 +225,12 @@ TEST(MatMulClasses, FmaTargetsShareOneReference) {
   EXPECT_EQ(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAvx2));
   EXPECT_EQ(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAvx512));
   EXPECT_NE(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAvx512Bf16));
+  EXPECT_NE(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAmx));
+  EXPECT_NE(&ReferenceFor(Isa::kAvx512Bf16), &ReferenceFor(Isa::kAmx));
   EXPECT_EQ(ArithmeticClass(DType::kF32, Isa::kAvx512Bf16), "f32");
   EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kAvx2), "bf16-fma");
   EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kAvx512Bf16), "bf16-avx512bf16");
+  EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kAmx), "bf16-amx");
 }
 
 TEST(ChooseIsa, TakesNamesAndAuto) {

@@ -1,0 +1,304 @@
+// The class amx: bf16 rows with bf16 kOutIn weights by tdpbf16ps. Everything else of the class is
+// the AVX-512 of the fma class.
+//
+// A tile of weights, sixteen outputs × 32 values of k, is loaded from where it lies; the rows of x
+// are the other operand and are packed first: of each pair of k its value in every row, side by
+// side. What comes out is sixteen outputs × rows, turned over on its way to y.
+#include "services/kernels/cpu/targets.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "services/kernels/cpu/target.h"
+
+// The compiler's own intrinsics do not say that a load reads memory.
+#define SY_TILE_LOAD(tile, base, stride) \
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(base), "r"(stride) : "memory")
+#define SY_TILE_STORE(tile, base, stride) \
+  __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(base), "r"(stride) : "memory")
+#define SY_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
+// sums += weights · rows
+#define SY_TILE_DOT(sums, weights, rows) \
+  __asm__ volatile("tdpbf16ps %%tmm" #rows ", %%tmm" #weights ", %%tmm" #sums ::)
+
+SY_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+namespace switchyard::kernels {
+namespace {
+
+constexpr int64_t kTileOutputs = 16, kTileK = 32, kRowsWide = 16, kRowsNarrow = 4;
+constexpr int64_t kGroupTiles = 4;  // tiles of outputs whose sums are held at once
+constexpr int64_t kTileBytes = 1024;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kTileConfig;
+
+// Once a thread: configuring takes longer than many a product, and nothing else here uses tiles.
+inline void ConfigureTiles() {
+  thread_local bool configured = false;
+  if (configured) return;
+  __asm__ volatile("ldtilecfg %0" ::"m"(kTileConfig));
+  configured = true;
+}
+
+// Up to sixteen rows, packed. Where they are four or fewer a tile takes the pairs behind them along
+// and what comes of those is dropped: packing is then a quarter of the work.
+struct PackedRows {
+  std::byte* data;
+  int64_t count;
+
+  int64_t width() const { return count <= kRowsNarrow ? kRowsNarrow : kRowsWide; }
+  int64_t pair_bytes() const { return width() * 4; }  // one pair of k in all rows
+  int64_t block_bytes() const { return kTileK / 2 * pair_bytes(); }
+};
+
+inline const bf16* RowAt(const MatMulTask& task, int64_t m) {
+  const int64_t row = task.gather != nullptr ? task.gather[m] : m;
+  return static_cast<const bf16*>(task.x.data) + row * task.x.stride;
+}
+
+// Values k..k+31 of a row; zeros behind its end.
+inline __m512i LoadPairs(const bf16* x, int64_t left) {
+  if (left >= kTileK) return _mm512_loadu_si512(x);
+  return _mm512_maskz_loadu_epi16((1u << left) - 1u, x);
+}
+
+// Sixteen vectors of sixteen words, turned over in place.
+SY_INLINE void Transpose(__m512i* v) {
+  __m512i t[16];
+  SY_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    const __m512i ab_low = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    const __m512i ab_high = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    const __m512i cd_low = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
+    const __m512i cd_high = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+    t[i] = _mm512_unpacklo_epi64(ab_low, cd_low);
+    t[i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+    t[i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    t[i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+  }
+  // t[4a + b] holds, of rows 4a..4a+3, columns b, b + 4, b + 8, b + 12.
+  SY_UNROLL
+  for (int b = 0; b < 4; ++b) {
+    const __m512i even_low = _mm512_shuffle_i32x4(t[b], t[4 + b], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(t[b], t[4 + b], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(t[8 + b], t[12 + b], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(t[8 + b], t[12 + b], 0xdd);
+    v[b] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    v[b + 4] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    v[b + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
+    v[b + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
+void PackWide(const bf16* const* x, int64_t count, int64_t in, std::byte* out) {
+  for (int64_t k = 0; k < in; k += kTileK, out += kTileBytes) {
+    __m512i v[16];
+    SY_UNROLL
+    for (int m = 0; m < 16; ++m) {
+      v[m] = m < count ? LoadPairs(x[m] + k, in - k) : _mm512_setzero_si512();
+    }
+    Transpose(v);
+    SY_UNROLL
+    for (int p = 0; p < 16; ++p) _mm512_store_si512(out + 64 * p, v[p]);
+  }
+}
+
+// Words i of four vectors side by side: out[q] holds words 4q..4q+3 of each.
+SY_INLINE void Interleave(const __m512i* v, __m512i* out) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const __m512i low_pairs = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  const __m512i high_pairs = _mm512_add_epi64(low_pairs, _mm512_set1_epi64(4));
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const __m512i& words = half == 0 ? low : high;
+    const __m512i ab = _mm512_permutex2var_epi32(v[0], words, v[1]);
+    const __m512i cd = _mm512_permutex2var_epi32(v[2], words, v[3]);
+    out[2 * half] = _mm512_permutex2var_epi64(ab, low_pairs, cd);
+    out[2 * half + 1] = _mm512_permutex2var_epi64(ab, high_pairs, cd);
+  }
+}
+
+void PackNarrow(const bf16* const* x, int64_t count, int64_t in, std::byte* out) {
+  for (int64_t k = 0; k < in; k += kTileK, out += kTileBytes / 4) {
+    __m512i v[4], packed[4];
+    SY_UNROLL
+    for (int m = 0; m < 4; ++m) {
+      v[m] = m < count ? LoadPairs(x[m] + k, in - k) : _mm512_setzero_si512();
+    }
+    Interleave(v, packed);
+    SY_UNROLL
+    for (int q = 0; q < 4; ++q) _mm512_store_si512(out + 64 * q, packed[q]);
+  }
+}
+
+void Pack(const MatMulTask& task, int64_t m0, const PackedRows& rows) {
+  const bf16* x[kRowsWide] = {};
+  for (int64_t m = 0; m < rows.count; ++m) x[m] = RowAt(task, m0 + m);
+  if (rows.count <= kRowsNarrow) {
+    PackNarrow(x, rows.count, task.w.in, rows.data);
+  } else {
+    PackWide(x, rows.count, task.w.in, rows.data);
+  }
+}
+
+// One tile of weights in place, or where it ends inside the tile a copy with zeros behind.
+struct WeightTile {
+  const void* data;
+  int64_t stride;  // bytes
+};
+
+inline WeightTile TileAt(const WeightView& w, int64_t n, int64_t k, std::byte* copy) {
+  const bf16* base = reinterpret_cast<const bf16*>(w.data) + n * w.stride + k;
+  const int64_t outputs = w.out - n, left = w.in - k;
+  if (outputs >= kTileOutputs && left >= kTileK) return {base, w.stride * 2};
+  for (int64_t i = 0; i < kTileOutputs; ++i) {
+    const __m512i row = i < outputs ? LoadPairs(base + i * w.stride, left) : _mm512_setzero_si512();
+    _mm512_store_si512(copy + 64 * i, row);
+  }
+  return {copy, 64};
+}
+
+// Sums of up to four tiles of outputs with one set of rows, into `sums`: [tile][output][row].
+template <int kTiles>
+void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte* edge,
+              float* sums) {
+  const int64_t pair_bytes = rows.pair_bytes();
+  const std::byte* x = rows.data;
+  SY_TILE_ZERO(0);
+  if constexpr (kTiles > 1) SY_TILE_ZERO(1);
+  if constexpr (kTiles > 2) SY_TILE_ZERO(2);
+  if constexpr (kTiles > 3) SY_TILE_ZERO(3);
+  for (int64_t k = 0; k < w.in; k += kTileK, x += rows.block_bytes()) {
+    SY_TILE_LOAD(4, x, pair_bytes);
+    WeightTile tile = TileAt(w, n, k, edge);
+    SY_TILE_LOAD(5, tile.data, tile.stride);
+    SY_TILE_DOT(0, 5, 4);
+    if constexpr (kTiles > 1) {
+      tile = TileAt(w, n + kTileOutputs, k, edge);
+      SY_TILE_LOAD(6, tile.data, tile.stride);
+      SY_TILE_DOT(1, 6, 4);
+    }
+    if constexpr (kTiles > 2) {
+      tile = TileAt(w, n + 2 * kTileOutputs, k, edge);
+      SY_TILE_LOAD(7, tile.data, tile.stride);
+      SY_TILE_DOT(2, 7, 4);
+    }
+    if constexpr (kTiles > 3) {
+      tile = TileAt(w, n + 3 * kTileOutputs, k, edge);
+      SY_TILE_LOAD(5, tile.data, tile.stride);
+      SY_TILE_DOT(3, 5, 4);
+    }
+  }
+  // Rows of a narrow tile are stored over the dropped end of those before them.
+  const int64_t tile_floats = kTileOutputs * rows.width();
+  SY_TILE_STORE(0, sums, pair_bytes);
+  if constexpr (kTiles > 1) SY_TILE_STORE(1, sums + tile_floats, pair_bytes);
+  if constexpr (kTiles > 2) SY_TILE_STORE(2, sums + 2 * tile_floats, pair_bytes);
+  if constexpr (kTiles > 3) SY_TILE_STORE(3, sums + 3 * tile_floats, pair_bytes);
+}
+
+inline __m512 BiasAt(VectorView bias, int64_t n, int64_t outputs) {
+  float values[kTileOutputs] = {};
+  for (int64_t i = 0; i < outputs; ++i) {
+    const std::byte* data = bias.data;
+    values[i] = bias.dtype == DType::kBF16  ? ToFloat(reinterpret_cast<const bf16*>(data)[n + i])
+                : bias.dtype == DType::kF16 ? ToFloat(reinterpret_cast<const f16*>(data)[n + i])
+                                            : reinterpret_cast<const float*>(data)[n + i];
+  }
+  return _mm512_loadu_ps(values);
+}
+
+// The sums of one tile, turned over into rows of y.
+void StoreTile(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows& rows,
+               const float* sums) {
+  __m512i v[16];
+  if (rows.count <= kRowsNarrow) {
+    // Words of four outputs a vector; the inverse of Interleave, output by output.
+    const __m512i low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(2));
+    const __m512i a = _mm512_loadu_si512(sums), b = _mm512_loadu_si512(sums + 16);
+    const __m512i c = _mm512_loadu_si512(sums + 32), d = _mm512_loadu_si512(sums + 48);
+    const __m512i ab01 = _mm512_permutex2var_epi32(a, low, b);
+    const __m512i cd01 = _mm512_permutex2var_epi32(c, low, d);
+    const __m512i ab23 = _mm512_permutex2var_epi32(a, high, b);
+    const __m512i cd23 = _mm512_permutex2var_epi32(c, high, d);
+    v[0] = _mm512_shuffle_i64x2(ab01, cd01, 0x44);
+    v[1] = _mm512_shuffle_i64x2(ab01, cd01, 0xee);
+    v[2] = _mm512_shuffle_i64x2(ab23, cd23, 0x44);
+    v[3] = _mm512_shuffle_i64x2(ab23, cd23, 0xee);
+  } else {
+    SY_UNROLL
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_loadu_si512(sums + 16 * i);
+    Transpose(v);
+  }
+  const int64_t outputs = n1 - n < kTileOutputs ? n1 - n : kTileOutputs;
+  const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
+  const __m512 bias = task.bias ? BiasAt(task.bias, n, outputs) : _mm512_setzero_ps();
+  for (int64_t m = 0; m < rows.count; ++m) {
+    __m512 y = _mm512_castsi512_ps(v[m]);
+    if (task.bias) y = _mm512_add_ps(y, bias);
+    _mm512_mask_storeu_ps(task.y + (m0 + m) * task.y_stride + n, mask, y);
+  }
+}
+
+void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows& rows,
+              std::byte* edge, float* sums) {
+  const int64_t tiles = (n1 - n + kTileOutputs - 1) / kTileOutputs;
+  switch (tiles) {
+    case 1:
+      DotGroup<1>(task.w, n, rows, edge, sums);
+      break;
+    case 2:
+      DotGroup<2>(task.w, n, rows, edge, sums);
+      break;
+    case 3:
+      DotGroup<3>(task.w, n, rows, edge, sums);
+      break;
+    default:
+      DotGroup<kGroupTiles>(task.w, n, rows, edge, sums);
+  }
+  for (int64_t t = 0; t < tiles && t < kGroupTiles; ++t, n += kTileOutputs) {
+    StoreTile(task, m0, n, n1, rows, sums + t * kTileOutputs * rows.width());
+  }
+}
+
+}  // namespace
+
+void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+               float* scratch) {
+  const bool dot = task.x.dtype == DType::kBF16 && task.w.dtype == DType::kBF16 &&
+                   task.w.layout == WeightLayout::kOutIn;
+  if (!dot) return kAvx512Ops.mat_mul(task, m0, m1, n0, n1, scratch);
+  alignas(64) std::byte edge[kTileBytes];
+  // A narrow tile ends in a row of full width.
+  alignas(64) float sums[kGroupTiles * kTileBytes / 4 + kRowsWide];
+  ConfigureTiles();
+  for (; m0 < m1; m0 += kAmxPanelRows) {
+    const int64_t end = m1 - m0 < kAmxPanelRows ? m1 : m0 + kAmxPanelRows;
+    PackedRows packed[kAmxPanelRows / kRowsWide];
+    int64_t sets = 0;
+    std::byte* to = reinterpret_cast<std::byte*>(scratch);
+    for (int64_t m = m0; m < end; m += kRowsWide, ++sets) {
+      packed[sets] = {to, end - m < kRowsWide ? end - m : kRowsWide};
+      Pack(task, m, packed[sets]);
+      to += (task.w.in + kTileK - 1) / kTileK * kTileBytes;
+    }
+    for (int64_t n = n0; n < n1; n += kGroupTiles * kTileOutputs) {
+      for (int64_t s = 0; s < sets; ++s) {
+        RunGroup(task, m0 + s * kRowsWide, n, n1, packed[s], edge, sums);
+      }
+    }
+  }
+}
+
+}  // namespace switchyard::kernels
+SY_TARGET_END
+#endif
