@@ -52,6 +52,7 @@ absl::Status Gateway::StartRouters(const GatewayOptions& options,
   client.gateway_id = MakeRequestId();
   client.text_fingerprint = model_->text_fingerprint();
   client.addresses = options.routers;
+  client.log_states = options.log_routers;
   routers_ = std::make_unique<RouterClient>(client, channels, [this] { UpdateHealth(); });
   generator_ = std::make_unique<Generator>(*model_, *routers_, metrics_.get());
   return absl::OkStatus();
@@ -143,7 +144,8 @@ void Gateway::Drain(absl::Duration timeout) {
   generator_->BeginDrain();
   UpdateHealth();
   if (http_) http_->BeginDrain();
-  log::Info("draining: {} requests are open", generator_->open());
+  log::Info("draining, for up to {}: {} requests are open", absl::FormatDuration(timeout),
+            generator_->open());
   const absl::Time deadline = absl::Now() + timeout;
   generator_->FinishWithin(timeout);
   // Answers that are complete still have to reach clients that read slowly.

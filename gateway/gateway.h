@@ -31,6 +31,7 @@ struct GatewayOptions {
   std::string model_dir;
   std::string served_model_name;     // empty: the name of the directory
   std::vector<std::string> routers;  // HOST:PORT or unix:PATH; what the channel factory is given
+  bool log_routers = true;           // their states; false where they log in this process
   HttpServerOptions http;            // http.address empty: no HTTP; TLS comes from `tls`
   std::string grpc_address;          // empty: no gRPC
   security::TlsFiles tls;            // of both listeners

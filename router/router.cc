@@ -314,7 +314,9 @@ void Router::Impl::Look() {
   if (!changed) return;
   server_->SetReady(ready_);
   metrics_->SetReady(ready_);
-  log::Info("{}", ready_ ? "ready" : "not ready: " + missing_);
+  // In-process the gateway's own line says the same.
+  const log::Level level = options_.listen.empty() ? log::Level::kDebug : log::Level::kInfo;
+  if (log::Enabled(level)) log::Write(level, ready_ ? "ready" : "not ready: " + missing_);
   if (on_ready_) on_ready_(ready_, missing_);
 }
 

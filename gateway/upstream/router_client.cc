@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/synchronization/mutex.h"
 #include "gateway/upstream/router_stream.h"
 #include "services/base/logging.h"
@@ -212,7 +213,7 @@ void RouterClient::Impl::OnHello(Peer& peer, const pb::RouterHello& hello) {
 void RouterClient::Impl::OnState(Peer& peer, const pb::RouterState& state) {
   if (!peer.hello) return;
   const bool ready = state.ready() && !state.draining();
-  if (ready != peer.ready) {
+  if (ready != peer.ready && options_.log_states) {
     log::Info("router {} is {}", peer.address,
               ready              ? "ready"
               : state.draining() ? "draining"
@@ -221,7 +222,7 @@ void RouterClient::Impl::OnState(Peer& peer, const pb::RouterState& state) {
   peer.ready = ready;
   peer.state = state.draining() ? "draining"
                : ready          ? "ready"
-                                : fmt::format("missing: {}", state.missing());
+                       : "missing: " + absl::StrReplaceAll(state.missing(), {{"\n", "; "}});
 }
 
 // The stream ends by our will; OnDone then shows `why` instead of its status.
@@ -267,8 +268,11 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
       why = fmt::format("{}: {}", refused ? "refused" : "connecting",
                         status.ok() ? "the router ended the stream" : ToStd(status.message()));
     }
-    if (!stopping_ && (was_up || why.rfind("refused", 0) == 0) && why != peer.state) {
-      log::Warning("router {}: {}", peer.address, why);
+    const bool news = was_up || why.rfind("refused", 0) == 0;
+    if (!stopping_ && options_.log_states && news && why != peer.state) {
+      const bool expected = status.ok() && peer.state == "draining";
+      log::Write(expected ? log::Level::kInfo : log::Level::kWarning,
+                 fmt::format("router {}: {}", peer.address, why));
     }
     peer.state = std::move(why);
     peer.next = absl::Now() + peer.backoff;

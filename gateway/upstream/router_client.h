@@ -46,6 +46,7 @@ struct RouterClientOptions {
   std::string text_fingerprint;
   std::vector<std::string> addresses;  // HOST:PORT or unix:PATH; ≥ 1
   size_t max_queued_writes = 4096;     // messages a router
+  bool log_states = true;              // of routers; false where they log in this process
   absl::Duration backoff_min = absl::Milliseconds(50);
   absl::Duration backoff_max = absl::Seconds(1);
 };

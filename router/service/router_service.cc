@@ -76,8 +76,11 @@ absl::Status RouterService::OnHello(const pb::GatewayHello& hello, GatewayStream
                               hello.protocol_version());
   }
   if (hello.text_fingerprint() != options_.hello.text_fingerprint()) {
-    log::Warning("gateway {} is refused: its text fingerprint is {}, not {}", hello.gateway_id(),
-                 hello.text_fingerprint(), options_.hello.text_fingerprint());
+    // It comes again within a second.
+    if (refusals_.Passes(hello.gateway_id(), hello.text_fingerprint(), absl::Now())) {
+      log::Warning("gateway {} is refused: its text fingerprint is {}, not {}", hello.gateway_id(),
+                   hello.text_fingerprint(), options_.hello.text_fingerprint());
+    }
     return FailedPrecondition(
         "config or tokenizer differ: text fingerprint {} of router {}, {} of gateway {}",
         options_.hello.text_fingerprint(), options_.hello.router_id(), hello.text_fingerprint(),

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "router/loop/engine.h"
 #include "router/service/gateway_stream.h"
+#include "services/base/repeat_filter.h"
 #include "switchyard/internal/v1/router.grpc.pb.h"
 
 namespace switchyard::router {
@@ -65,6 +66,7 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
   const RouterServiceOptions options_;  // its numerics_id: at the start
   Engine& engine_;
   const Hooks hooks_;
+  log::RepeatFilter refusals_;
 
   internal::v1::FromRouter HelloMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -104,6 +104,7 @@ class LocalCluster::Impl {
     gateway::GatewayOptions options = options_.gateway;
     options.model_dir = options_.model_dir;
     options.routers = {options_.sockets ? router_->address() : kInProcess};
+    options.log_routers = options_.sockets;
     const auto channels = [this](const std::string& address) -> std::shared_ptr<grpc::Channel> {
       if (address == kInProcess) {
         return router_->server().InProcessChannel(rpc::DefaultChannelArguments());

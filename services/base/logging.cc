@@ -53,6 +53,20 @@ std::string EscapeJson(std::string_view text) {
   return out;
 }
 
+// An event is one line, whatever a peer or a path puts into it.
+std::string OneLine(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (const char c : text) {
+    if (c == '\n') {
+      out += "; ";
+    } else {
+      out += static_cast<unsigned char>(c) < 0x20 && c != '\t' ? '?' : c;
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 absl::Status Configure(std::string_view level, bool json, std::string_view service) {
@@ -84,7 +98,7 @@ void Write(Level level, std::string_view message) {
   if (json_lines) {
     Logger().log(ToSpdlog(level), EscapeJson(message));
   } else {
-    Logger().log(ToSpdlog(level), message);
+    Logger().log(ToSpdlog(level), OneLine(message));
   }
 }
 

@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "services/base/check.h"
 #include "services/base/logging.h"
+#include "services/base/repeat_filter.h"
 #include "services/base/status.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/frame_stream.h"
@@ -77,6 +78,7 @@ struct GrpcServer::Impl {
   ControlService control;
   grpc::AsyncGenericService generic;
   RowBufferPool pool;
+  log::RepeatFilter refusals;
   std::unique_ptr<CompletionLoop> loop;
 
   // Under the loop's mutex.
@@ -232,7 +234,10 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   if (!fits.ok()) {
     mine.set_refused(std::string(fits.message()));
     server_.refused.fetch_add(1);
-    log::Warning("refused {}: {}", id_, ToStd(fits.message()));
+    // It comes again within a second.
+    if (server_.refusals.Passes(id_, std::string(fits.message()), absl::Now())) {
+      log::Warning("refused {}: {}", id_, ToStd(fits.message()));
+    }
   }
   stream_.Send({.body = std::move(mine)});
   if (!fits.ok()) {  // the router ends the stream once it has read why

@@ -177,9 +177,13 @@ void Server::Shutdown(absl::Duration grace) {
 void RouteGrpcLogs() {
   gpr_set_log_function([](gpr_log_func_args* args) {
     const char* file = ::strrchr(args->file, '/');
-    const auto level = args->severity == GPR_LOG_SEVERITY_ERROR  ? log::Level::kError
-                       : args->severity == GPR_LOG_SEVERITY_INFO ? log::Level::kInfo
-                                                                 : log::Level::kDebug;
+    auto level = args->severity == GPR_LOG_SEVERITY_ERROR  ? log::Level::kError
+                 : args->severity == GPR_LOG_SEVERITY_INFO ? log::Level::kInfo
+                                                           : log::Level::kDebug;
+    // Where a listener cannot be had, Listener::Bound says it better.
+    for (const char* told : {"No address added out of", "shutdown before its server"}) {
+      if (::strstr(args->message, told) != nullptr) level = log::Level::kDebug;
+    }
     if (!log::Enabled(level)) return;
     log::Write(level, fmt::format("grpc {}:{}: {}", file == nullptr ? args->file : file + 1,
                                   args->line, args->message));

@@ -101,6 +101,33 @@ def test_stop_strings_end_the_text_before_them(client):
     assert cut.finish_reason == "stop"
 
 
+def test_logit_bias_forces_and_forbids_tokens(client):
+    def ids(**more):
+        answer = client.completions.create(model="tiny-r1", prompt="What is 12 + 3", max_tokens=12, temperature=0,
+                                           extra_body={"return_token_ids": True, "ignore_eos": True}, **more)
+        return answer.choices[0].token_ids
+
+    plain = ids()
+    assert set(ids(logit_bias={"300": 100})) == {300}
+    forbidden = ids(logit_bias={str(plain[0]): -100})
+    assert plain[0] not in forbidden and forbidden != plain
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        ids(logit_bias={"300": 101})
+
+
+def test_min_tokens_holds_the_end_back(client):
+    def answer(**more):
+        return client.completions.create(model="tiny-r1", prompt="x", max_tokens=9, temperature=0,
+                                         # Nothing is likelier than the end-of-sequence token.
+                                         logit_bias={"1": 100}, extra_body={"return_token_ids": True, **more}).choices[0]
+
+    assert (len(answer().token_ids), answer().finish_reason) == (1, "stop")
+    held = answer(min_tokens=5)
+    assert len(held.token_ids) == 6 and held.token_ids[-1] == 1 and 1 not in held.token_ids[:-1]
+    with pytest.raises(openai.BadRequestError, match="min_tokens"):
+        answer(min_tokens=10)
+
+
 def test_routed_experts(client):
     answer = client.completions.create(model="tiny-r1", prompt=[5, 17, 300], max_tokens=2, temperature=0, extra_body={"return_routed_experts": True})
     routed = answer.choices[0].routed_experts

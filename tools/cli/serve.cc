@@ -45,7 +45,6 @@ absl::Status Serve(const config::v1::ServeConfig& config) {
                       config::ParseDuration(config.drain().drain_timeout()));
   SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(OptionsFrom(config)));
   gateway::AnnounceAndWait(cluster->gateway(), signal);
-  log::Info("draining, for up to {}", absl::FormatDuration(timeout));
   cluster->Drain(timeout);
   return absl::OkStatus();
 }
