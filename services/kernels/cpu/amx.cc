@@ -166,17 +166,36 @@ inline WeightTile TileAt(const WeightView& w, int64_t n, int64_t k, std::byte* c
   return {copy, 64};
 }
 
+// Sixteen rows of weights are too many streams for the hardware to foresee: a later piece of each
+// is asked for, at the end of a row of what follows kTiles further down. Asking beyond the matrix
+// does no harm.
+template <int kTiles>
+SY_INLINE void PrefetchWeights(const WeightView& w, int64_t n, int64_t k) {
+  constexpr int64_t kAhead = 8 * kTileK;
+  int64_t at = k + kAhead;
+  if (at >= w.in) {
+    at -= w.in;
+    n += kTiles * kTileOutputs;
+  }
+  const char* base = reinterpret_cast<const char*>(w.data) + (n * w.stride + at) * 2;
+  for (int64_t i = 0; i < kTiles * kTileOutputs; ++i) {
+    _mm_prefetch(base + i * w.stride * 2, _MM_HINT_T1);
+  }
+}
+
 // Sums of up to four tiles of outputs with one set of rows, into `sums`: [tile][output][row].
 template <int kTiles>
 void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte* edge,
               float* sums) {
   const int64_t pair_bytes = rows.pair_bytes();
   const std::byte* x = rows.data;
+  const bool prefetch = w.in >= 512;
   SY_TILE_ZERO(0);
   if constexpr (kTiles > 1) SY_TILE_ZERO(1);
   if constexpr (kTiles > 2) SY_TILE_ZERO(2);
   if constexpr (kTiles > 3) SY_TILE_ZERO(3);
   for (int64_t k = 0; k < w.in; k += kTileK, x += rows.block_bytes()) {
+    if (prefetch) PrefetchWeights<kTiles>(w, n, k);
     SY_TILE_LOAD(4, x, pair_bytes);
     WeightTile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(5, tile.data, tile.stride);
