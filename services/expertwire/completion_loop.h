@@ -1,5 +1,5 @@
 // A gRPC completion queue and the one lock of everything that hangs on it. Whoever holds the mutex
-// may drive the queue: normally the thread that waits for its results, and every 50 ms a helper
+// may drive the queue: normally the thread that waits for its results, and every kTick a helper
 // when that thread is busy with something else.
 #pragma once
 
@@ -12,6 +12,9 @@
 #include "absl/time/time.h"
 
 namespace switchyard::expertwire {
+
+// The helper's beat, and how long whoever drives the queue sleeps at most.
+inline constexpr absl::Duration kTick = absl::Milliseconds(50);
 
 // The tag of one operation. Called with the loop's mutex held.
 class Completion {

@@ -7,16 +7,14 @@
 
 #include "services/base/logging.h"
 #include "services/base/status.h"
+#include "services/expertwire/layout.h"
 #include "services/rpc/channel.h"
 
 namespace switchyard::expertwire {
 namespace {
 
-constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
 // How long a dead call may take to say why it ended.
 constexpr absl::Duration kEndPatience = absl::Seconds(1);
-// Of an answer's header, beside its rows: what is reserved for it.
-constexpr size_t kHeaderRoom = 4096;
 
 // What is reserved for the answer of a part.
 size_t AnswerRoom(const Call& part) {

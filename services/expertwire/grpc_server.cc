@@ -17,15 +17,11 @@
 #include "services/base/status.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/frame_stream.h"
+#include "services/expertwire/layout.h"
 #include "switchyard/internal/v1/expert.grpc.pb.h"
 
 namespace switchyard::expertwire {
 namespace {
-
-constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
-constexpr absl::Duration kTick = absl::Milliseconds(50);
-// Room for an answer's header beside its rows.
-constexpr size_t kHeaderRoom = 4096;
 
 // Describe over the callback API; Dispatch goes to the generic service.
 class ControlService final
@@ -85,6 +81,7 @@ struct GrpcServer::Impl {
   std::vector<std::shared_ptr<Peer>> peers;  // the last one waits for a stream
   uint64_t routers = 0;
   bool stopping = false;
+  bool helped = false;  // the ticking thread has handled what the serving one has not looked at
   absl::Time next_keep_alive = absl::InfinitePast();
 
   std::atomic<bool> draining = false, stop_ticking = false, crowded = false;
@@ -376,6 +373,7 @@ void GrpcServer::Impl::Loop() {
     {
       absl::MutexLock lock(&loop->mutex());
       worked = loop->Poll();
+      helped = false;
       KeepAlive();
       Sweep();
       if (stopping && peers.empty()) return;
@@ -385,7 +383,7 @@ void GrpcServer::Impl::Loop() {
       ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
     } else if (!ladder.Turn()) {
       absl::MutexLock lock(&loop->mutex());
-      if (loop->Sleep(absl::Now() + kTick)) {
+      if (helped || loop->Sleep(absl::Now() + kTick)) {
         ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
       }
       Sweep();
@@ -401,7 +399,7 @@ void GrpcServer::Impl::Tick() {
     if (open_parts.load(std::memory_order_relaxed) == 0) continue;
     crowded.store(MachineIsCrowded(), std::memory_order_relaxed);
     if (!loop->mutex().TryLock()) continue;  // the other thread is at it
-    loop->Poll();
+    helped |= loop->Poll();
     KeepAlive();
     loop->mutex().Unlock();
   }

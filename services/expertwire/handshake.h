@@ -16,6 +16,9 @@ struct CreditGrant {
   uint32_t frames = 256;
 };
 
+// The stream between a router and a worker.
+inline constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
+
 // A hello without held experts. The incarnation is drawn at random.
 pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
                     const CreditGrant& grant, bool allow_mixed_numerics);

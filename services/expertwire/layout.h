@@ -18,6 +18,9 @@ inline constexpr int kReductionTreeVersion = 1;
 inline constexpr size_t kAlign = 64;
 constexpr size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
+// Room for an answer's header, beside its rows.
+inline constexpr size_t kHeaderRoom = 4096;
+
 struct AnswerLayout {
   uint32_t sums = 0;  // rows of wire dtype, from offset 0
   uint32_t rows = 0;  // rows of fp32, from rows_offset

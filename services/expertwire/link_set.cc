@@ -10,11 +10,6 @@
 #include "services/expertwire/local_link.h"
 
 namespace switchyard::expertwire {
-namespace {
-
-constexpr absl::Duration kTick = absl::Milliseconds(50);
-
-}  // namespace
 
 LinkSet::LinkSet(LinkSetOptions options) : options_(std::move(options)) {}
 
@@ -97,6 +92,7 @@ void LinkSet::Wait(absl::Time until) {
     }
     if (!ladder.Turn()) {
       absl::MutexLock lock(&loop_->mutex());
+      if (AnyEvents()) return;  // of the keeper's making: nothing would wake us for them
       loop_->Sleep(std::min(until, absl::Now() + kTick));
       Tick();
       if (AnyEvents()) return;
