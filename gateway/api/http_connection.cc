@@ -1,21 +1,19 @@
 #include "gateway/api/http_connection.h"
 
 #include <absl/synchronization/mutex.h>
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
 #include <chrono>
-#include <ctime>
 #include <optional>
 
+#include "gateway/api/http_exchange.h"
 #include "gateway/api/http_parser.h"
 
 namespace switchyard::gateway {
@@ -33,35 +31,6 @@ constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
 // before the socket is closed: closing with unread input would reset it and lose the answer.
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
 constexpr size_t kLingerBytes = 16 << 20;
-
-std::string Date() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[64];
-  const size_t n = std::strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &parts);
-  return std::string(text, n);
-}
-
-enum class Framing { kLength, kChunked, kUntilClose };
-
-void AppendHead(std::string& out, const HttpResponse& response, Framing framing, bool keep_alive) {
-  fmt::format_to(std::back_inserter(out), "HTTP/1.1 {} {}\r\ndate: {}\r\n", response.status,
-                 HttpReason(response.status), Date());
-  if (!response.content_type.empty()) {
-    fmt::format_to(std::back_inserter(out), "content-type: {}\r\n", response.content_type);
-  }
-  if (framing == Framing::kLength) {
-    fmt::format_to(std::back_inserter(out), "content-length: {}\r\n", response.body.size());
-  } else if (framing == Framing::kChunked) {
-    out += "transfer-encoding: chunked\r\n";
-  }
-  out += keep_alive ? "connection: keep-alive\r\n" : "connection: close\r\n";
-  for (const auto& [name, value] : response.headers) {
-    fmt::format_to(std::back_inserter(out), "{}: {}\r\n", name, value);
-  }
-  out += "\r\n";
-}
 
 // A body's share of what the bodies of all connections may hold, given back with it.
 class BodyHold {
@@ -87,59 +56,9 @@ class BodyHold {
   size_t held_ = 0;
 };
 
-class Connection;
-
-// Bytes go from any thread into `pending_`; the connection takes them on its io thread.
-// `io_active_` says that a flush is posted or a write is in flight, so that most writes of a burst
-// post nothing.
-class Exchange final : public HttpExchange {
- public:
-  Exchange(std::shared_ptr<Connection> connection, size_t max_buffered, bool head_only, bool http10,
-           bool keep_alive)
-      : max_buffered_(max_buffered),
-        head_only_(head_only),
-        http10_(http10),
-        keep_alive_(keep_alive),
-        connection_(std::move(connection)) {}
-
-  void Respond(HttpResponse response) override;
-  void StartStream(HttpResponse head) override;
-  bool Write(std::string_view data) override;
-  void End() override;
-  void OnGone(std::function<void()> callback) override;
-
-  // For the connection, on its thread.
-  // Fills the empty `out` with what waits; true if that was the last. An empty `out` ends the
-  // activity.
-  bool TakePending(std::string& out);
-  // The connection is closed: nothing is sent any more. Returns the callback to call, if any.
-  std::function<void()> MarkGone();
-  bool begun() const;  // a first byte of the answer is there
-  bool http10() const { return http10_; }
-  bool keep_alive() const { return keep_alive_; }
-
- private:
-  enum class State { kOpen, kStreaming, kEnded, kGone };
-
-  void AppendChunk(std::string_view data) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The connection to post a flush to, if one is needed.
-  std::shared_ptr<Connection> Activate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-
-  const size_t max_buffered_;
-  const bool head_only_;
-  const bool http10_;
-  const bool keep_alive_;
-  mutable absl::Mutex mutex_;
-  std::shared_ptr<Connection> connection_ ABSL_GUARDED_BY(mutex_);  // null once ended or gone
-  State state_ ABSL_GUARDED_BY(mutex_) = State::kOpen;
-  bool io_active_ ABSL_GUARDED_BY(mutex_) = false;
-  bool cut_off_ ABSL_GUARDED_BY(mutex_) = false;
-  size_t largest_write_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::string pending_ ABSL_GUARDED_BY(mutex_);
-  std::function<void()> on_gone_ ABSL_GUARDED_BY(mutex_);
-};
-
-class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
+class Connection final : public HttpConnection,
+                         public HttpExchangeWriter,
+                         public std::enable_shared_from_this<Connection> {
  public:
   Connection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpServerShared> shared, int fd,
              int family);
@@ -151,9 +70,12 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void Start();
   void CloseIfIdle() override;
   void Close() override;
-  void Flush();
-  void CutOff();
-  asio::io_context& io() { return *loop_->io; }
+  void PostFlush() override {
+    asio::post(*loop_->io, [self = shared_from_this()] { self->Flush(); });
+  }
+  void PostCutOff() override {
+    asio::post(*loop_->io, [self = shared_from_this()] { self->CutOff(); });
+  }
 
  private:
   enum class Phase { kIdle, kHeader, kBody, kAnswering, kWriting, kLinger };
@@ -169,6 +91,9 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void Process();
   void Dispatch();
   void Refuse(int status, const std::string& message);
+  void RefuseWith(const HttpResponse& response);
+  void Flush();
+  void CutOff();
   void StartWrite();
   void OnWritten(const ErrorCode& ec, size_t n);
   void FinishExchange();
@@ -199,139 +124,8 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   bool busy_ = false;  // counted in shared_->busy
   size_t lingered_ = 0;
   std::string out_;  // in flight
-  std::shared_ptr<Exchange> current_;
+  std::shared_ptr<BufferedHttpExchange> current_;
 };
-
-// ------------------------------------------------------------------ exchange
-
-std::shared_ptr<Connection> Exchange::Activate() {
-  if (io_active_ || !connection_) return nullptr;
-  io_active_ = true;
-  return connection_;
-}
-
-void PostFlush(std::shared_ptr<Connection> connection) {
-  if (!connection) return;
-  asio::io_context& io = connection->io();
-  asio::post(io, [connection = std::move(connection)] { connection->Flush(); });
-}
-
-void Exchange::Respond(HttpResponse response) {
-  std::shared_ptr<Connection> flush;
-  std::function<void()> dropped;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (state_ != State::kOpen) return;
-    AppendHead(pending_, response, Framing::kLength, keep_alive_);
-    if (!head_only_) pending_ += response.body;
-    state_ = State::kEnded;
-    dropped = std::move(on_gone_);
-    on_gone_ = nullptr;
-    flush = Activate();
-  }
-  PostFlush(std::move(flush));
-}
-
-void Exchange::AppendChunk(std::string_view data) {
-  if (head_only_ || data.empty()) return;
-  if (http10_) {
-    pending_ += data;
-    return;
-  }
-  fmt::format_to(std::back_inserter(pending_), "{:x}\r\n", data.size());
-  pending_ += data;
-  pending_ += "\r\n";
-}
-
-void Exchange::StartStream(HttpResponse head) {
-  std::shared_ptr<Connection> flush;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (state_ != State::kOpen) return;
-    state_ = State::kStreaming;
-    AppendHead(pending_, head, http10_ ? Framing::kUntilClose : Framing::kChunked, keep_alive_);
-    AppendChunk(head.body);
-    flush = Activate();
-  }
-  PostFlush(std::move(flush));
-}
-
-bool Exchange::Write(std::string_view data) {
-  std::shared_ptr<Connection> flush, cut;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (state_ != State::kStreaming || cut_off_) return false;
-    // One event may be larger than the bound: a client that reads must not be cut off for it.
-    largest_write_ = std::max(largest_write_, data.size());
-    if (!pending_.empty() && pending_.size() + data.size() > max_buffered_ + largest_write_) {
-      cut_off_ = true;
-      cut = connection_;
-    } else {
-      AppendChunk(data);
-      flush = Activate();
-    }
-  }
-  if (cut) {
-    asio::io_context& io = cut->io();
-    asio::post(io, [cut = std::move(cut)] { cut->CutOff(); });
-    return false;
-  }
-  PostFlush(std::move(flush));
-  return true;
-}
-
-void Exchange::End() {
-  std::shared_ptr<Connection> flush;
-  std::function<void()> dropped;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (state_ != State::kStreaming) return;
-    if (!http10_ && !head_only_) pending_ += "0\r\n\r\n";
-    state_ = State::kEnded;
-    dropped = std::move(on_gone_);
-    on_gone_ = nullptr;
-    flush = Activate();
-  }
-  PostFlush(std::move(flush));
-}
-
-void Exchange::OnGone(std::function<void()> callback) {
-  {
-    absl::MutexLock lock(&mutex_);
-    if (state_ == State::kEnded) return;
-    if (state_ != State::kGone) {
-      on_gone_ = std::move(callback);
-      return;
-    }
-  }
-  callback();
-}
-
-bool Exchange::TakePending(std::string& out) {
-  absl::MutexLock lock(&mutex_);
-  std::swap(out, pending_);
-  if (out.empty()) io_active_ = false;
-  if (state_ != State::kEnded) return false;
-  connection_ = nullptr;
-  return true;
-}
-
-std::function<void()> Exchange::MarkGone() {
-  absl::MutexLock lock(&mutex_);
-  connection_ = nullptr;
-  pending_.clear();
-  if (state_ != State::kEnded) state_ = State::kGone;
-  std::function<void()> callback = std::move(on_gone_);
-  on_gone_ = nullptr;
-  return callback;
-}
-
-bool Exchange::begun() const {
-  absl::MutexLock lock(&mutex_);
-  return state_ != State::kOpen;
-}
-
-// ---------------------------------------------------------------- connection
 
 Connection::Connection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpServerShared> shared,
                        int fd, int family)
@@ -339,7 +133,7 @@ Connection::Connection(std::shared_ptr<HttpIoLoop> loop, std::shared_ptr<HttpSer
   ++shared_->stats.open_connections;
   Socket socket(*loop_->io, asio::generic::stream_protocol(family, 0), fd);
   if (shared_->tls) {
-    tls_ = std::make_unique<TlsStream>(std::move(socket), *shared_->tls);
+    tls_ = std::make_unique<TlsStream>(std::move(socket), shared_->tls->NewSession());
   } else {
     plain_.emplace(std::move(socket));
   }
@@ -479,6 +273,9 @@ void Connection::Process() {
       continue;
     }
     if (parser_->state() == HttpParser::State::kBody && phase_ != Phase::kBody) {
+      if (const auto refusal = shared_->handler->RefuseHead(parser_->Head())) {
+        return RefuseWith(*refusal);
+      }
       Enter(Phase::kBody, o.body_timeout);
       if (parser_->ExpectsContinue() && !continue_sent_ && !writing_) {
         continue_sent_ = true;
@@ -487,7 +284,7 @@ void Connection::Process() {
       }
     }
     if (in_.size() > o.limits.header_bytes + kReadBytes) {
-      return Refuse(431, "the request headers are larger than this server takes");
+      return Refuse(431, HttpParser::HeadersTooLarge(o.limits));
     }
     if (used == 0) break;
   }
@@ -508,20 +305,28 @@ void Connection::Dispatch() {
   const bool head_only = request.method == "HEAD";
   if (head_only) request.method = "GET";
   // Until-close framing cannot be kept alive, whatever the client wishes.
-  current_ = std::make_shared<Exchange>(shared_from_this(), shared_->options.max_buffered_bytes,
-                                        head_only, http10, keep_alive && !http10);
+  current_ = std::make_shared<BufferedHttpExchange>(
+      shared_from_this(),
+      BufferedHttpExchange::Options{.max_buffered = shared_->options.max_buffered_bytes,
+                                    .head_only = head_only,
+                                    .http10 = http10,
+                                    .keep_alive = keep_alive && !http10});
   shared_->handler->Handle(std::move(request), current_);
 }
 
 void Connection::Refuse(int status, const std::string& message) {
   if (closing_ || writing_) return Close();
+  ++shared_->stats.clients_cut_off;
+  RefuseWith(shared_->handler->Refusal(status, message));
+}
+
+void Connection::RefuseWith(const HttpResponse& response) {
+  if (closing_ || writing_) return Close();
   closing_ = true;
   SetBusy(true);
   hold_ = nullptr;
-  ++shared_->stats.clients_cut_off;
-  const HttpResponse response = shared_->handler->Refusal(status, message);
   out_.clear();
-  AppendHead(out_, response, Framing::kLength, false);
+  AppendHttpHead(out_, response, HttpFraming::kLength, false);
   out_ += response.body;
   StartWrite();
   MaybeRead();
@@ -610,7 +415,7 @@ void Connection::Close() {
   socket().close(ignored);
   timer_.cancel(ignored);
   if (!current_) return;
-  const std::shared_ptr<Exchange> exchange = std::move(current_);
+  const std::shared_ptr<BufferedHttpExchange> exchange = std::move(current_);
   if (const auto callback = exchange->MarkGone()) callback();
 }
 

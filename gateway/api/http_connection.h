@@ -9,13 +9,11 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "gateway/api/http_server.h"
+#include "gateway/api/http_tls.h"
 
 namespace boost::asio {
 class io_context;
-namespace ssl {
-class context;
 }
-}  // namespace boost::asio
 
 namespace switchyard::gateway {
 
@@ -43,8 +41,8 @@ struct HttpServerShared {
   std::atomic<bool> draining{false};
   std::atomic<size_t> body_bytes{0};  // of all requests, received and not yet parsed
   absl::Mutex mutex;
-  int busy ABSL_GUARDED_BY(mutex) = 0;             // connections with an answer that is not out
-  std::shared_ptr<boost::asio::ssl::context> tls;  // null: plain
+  int busy ABSL_GUARDED_BY(mutex) = 0;  // connections with an answer that is not out
+  std::unique_ptr<HttpTls> tls;         // null: plain
 };
 
 // Takes the accepted, non-blocking socket `fd` of `family`. Called on the loop's thread.

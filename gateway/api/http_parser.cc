@@ -1,5 +1,7 @@
 #include "gateway/api/http_parser.h"
 
+#include <fmt/format.h>
+
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
@@ -15,7 +17,8 @@ struct HttpParser::Impl {
   http::request_parser<http::string_body> parser;
 };
 
-HttpParser::HttpParser(const HttpLimits& limits) : impl_(std::make_unique<Impl>()) {
+HttpParser::HttpParser(const HttpLimits& limits)
+    : limits_(limits), impl_(std::make_unique<Impl>()) {
   impl_->parser.header_limit(static_cast<uint32_t>(limits.header_bytes));
   impl_->parser.body_limit(limits.body_bytes);
   impl_->parser.eager(true);
@@ -31,10 +34,11 @@ size_t HttpParser::Feed(std::string_view data) {
     state_ = State::kFailed;
     if (ec == http::error::body_limit) {
       error_status_ = 413;
-      error_ = "the request body is larger than this server takes";
+      error_ = fmt::format("the request body is larger than the {} bytes that this server takes",
+                           limits_.body_bytes);
     } else if (ec == http::error::header_limit) {
       error_status_ = 431;
-      error_ = "the request headers are larger than this server takes";
+      error_ = HeadersTooLarge(limits_);
     } else {
       error_status_ = 400;
       error_ = "not a valid HTTP/1.1 request: " + ec.message();
@@ -47,6 +51,11 @@ size_t HttpParser::Feed(std::string_view data) {
     state_ = State::kBody;
   }
   return used;
+}
+
+std::string HttpParser::HeadersTooLarge(const HttpLimits& limits) {
+  return fmt::format("the request headers are larger than the {} bytes that this server takes",
+                     limits.header_bytes);
 }
 
 size_t HttpParser::body_bytes() const { return impl_->parser.get().body().size(); }
@@ -86,11 +95,7 @@ std::string PercentDecode(std::string_view text) {
   return out;
 }
 
-}  // namespace
-
-HttpRequest HttpParser::Take() {
-  SY_CHECK(state_ == State::kDone);
-  auto message = impl_->parser.release();
+HttpRequest HeadOf(const http::request_header<>& message) {
   HttpRequest request;
   request.method = std::string(message.method_string());
   const auto target = message.target();
@@ -103,6 +108,20 @@ HttpRequest HttpParser::Take() {
     for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     request.headers.emplace_back(std::move(name), std::string(field.value()));
   }
+  return request;
+}
+
+}  // namespace
+
+HttpRequest HttpParser::Head() const {
+  SY_CHECK(state_ == State::kBody);
+  return HeadOf(impl_->parser.get());
+}
+
+HttpRequest HttpParser::Take() {
+  SY_CHECK(state_ == State::kDone);
+  auto message = impl_->parser.release();
+  HttpRequest request = HeadOf(message);
   request.body = std::move(message.body());
   return request;
 }

@@ -34,6 +34,11 @@ class HttpParser {
   // After the header: the client waits for "100 Continue" before it sends the body.
   bool ExpectsContinue() const;
 
+  // With kBody: the request without its body.
+  HttpRequest Head() const;
+  // What is wrong with a header that never ends.
+  static std::string HeadersTooLarge(const HttpLimits& limits);
+
   // With kDone.
   bool KeepAlive() const;
   bool IsHttp10() const;
@@ -41,6 +46,7 @@ class HttpParser {
 
  private:
   struct Impl;
+  const HttpLimits limits_;
   std::unique_ptr<Impl> impl_;
   State state_ = State::kHeader;
   int error_status_ = 0;

@@ -11,7 +11,6 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cerrno>
 #include <charconv>
@@ -128,47 +127,18 @@ absl::StatusOr<Listener> ListenTcp(const std::string& address) {
   return listener;
 }
 
-absl::StatusOr<std::shared_ptr<asio::ssl::context>> MakeTls(const HttpServerOptions& options) {
+absl::StatusOr<std::unique_ptr<HttpTls>> MakeTls(const HttpServerOptions& options) {
   if (options.tls_cert.empty() && options.tls_key.empty()) {
     if (!options.tls_ca.empty()) {
       return InvalidArgument("--tls-ca needs --tls-cert and --tls-key on the HTTP listener");
     }
-    return std::shared_ptr<asio::ssl::context>();
+    return std::unique_ptr<HttpTls>();
   }
   if (options.tls_cert.empty() || options.tls_key.empty()) {
     return InvalidArgument("--tls-cert and --tls-key are given together or not at all");
   }
-  auto context = std::make_shared<asio::ssl::context>(asio::ssl::context::tls_server);
-  ErrorCode ec;
-  context->set_options(asio::ssl::context::default_workarounds | asio::ssl::context::no_tlsv1 |
-                           asio::ssl::context::no_tlsv1_1,
-                       ec);
-  context->use_certificate_chain_file(options.tls_cert, ec);
-  if (ec) return InvalidArgument("--tls-cert {}: {}", options.tls_cert, ec.message());
-  context->use_private_key_file(options.tls_key, asio::ssl::context::pem, ec);
-  if (ec) {
-    return InvalidArgument("--tls-key {} (of --tls-cert {}): {}", options.tls_key, options.tls_cert,
-                           ec.message());
-  }
-  // A key of another kind than the certificate's is taken without a word above.
-  if (::SSL_CTX_check_private_key(context->native_handle()) != 1) {
-    ::ERR_clear_error();
-    return InvalidArgument("--tls-key {} is not the key of --tls-cert {}", options.tls_key,
-                           options.tls_cert);
-  }
-  if (!options.tls_ca.empty()) {
-    context->load_verify_file(options.tls_ca, ec);
-    if (ec) return InvalidArgument("--tls-ca {}: {}", options.tls_ca, ec.message());
-    context->set_verify_mode(asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert, ec);
-    if (ec) return InvalidArgument("--tls-ca {}: {}", options.tls_ca, ec.message());
-    // Without it a client that resumes its session is refused.
-    static constexpr unsigned char kSessions[] = "switchyard-http";
-    if (::SSL_CTX_set_session_id_context(context->native_handle(), kSessions,
-                                         sizeof kSessions - 1) != 1) {
-      return InvalidArgument("--tls-ca {}: no session context can be set", options.tls_ca);
-    }
-  }
-  return context;
+  return HttpTls::Create({.cert = options.tls_cert, .key = options.tls_key, .ca = options.tls_ca},
+                         options.tls_look_every);
 }
 
 }  // namespace

@@ -39,11 +39,12 @@ struct HttpServerOptions {
   absl::Duration idle_timeout = absl::Seconds(90);   // between requests of a connection
   absl::Duration write_timeout = absl::Seconds(30);  // without a client taking what was written
   absl::Duration exchange_timeout = absl::Hours(2);  // from a request to the end of its answer
-  // PEM files. With cert and key the server speaks TLS only; with a CA it asks for a client
-  // certificate of that CA and refuses clients without.
+  // PEM files, which may be renewed (see http_tls.h). With cert and key the server speaks TLS only;
+  // with a CA it asks for a client certificate of that CA and refuses clients without.
   std::string tls_cert;
   std::string tls_key;
   std::string tls_ca;
+  absl::Duration tls_look_every = absl::Seconds(1);  // at the earliest, for renewed files
 };
 
 // Counted by the server, read by metrics.

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -57,6 +58,9 @@ class HttpHandler {
  public:
   virtual ~HttpHandler() = default;
   virtual void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) = 0;
+  // Asked once the head of a request is there whose body is still to come: an answer here is given
+  // instead of reading the body, and ends the connection.
+  virtual std::optional<HttpResponse> RefuseHead(const HttpRequest& head) = 0;
   // The answer to what the server refuses itself (413, 400, 408, …), before there is a request.
   virtual HttpResponse Refusal(int status, const std::string& message) = 0;
 };

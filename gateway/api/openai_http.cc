@@ -117,7 +117,7 @@ void OpenAiHttp::WorkOnLargeBodies() {
   }
 }
 
-const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, bool* path_known) {
+const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, std::string* allowed) {
   static constexpr Route kRoutes[] = {
       {"POST", "/v1/chat/completions", true, &OpenAiHttp::Chat},
       {"POST", "/v1/completions", true, &OpenAiHttp::Completions},
@@ -130,7 +130,6 @@ const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, bool*
       {"GET", "/metrics", true, &OpenAiHttp::Metrics},
       {"GET", "/admin/experts", true, &OpenAiHttp::Experts},
   };
-  *path_known = false;
   for (const Route& route : kRoutes) {
     std::string_view path = route.path;
     const bool prefix = path.back() == '*';
@@ -139,38 +138,60 @@ const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, bool*
                : request.path != path) {
       continue;
     }
-    *path_known = true;
     if (request.method == route.method) return &route;
+    *allowed += allowed->empty() ? "" : ", ";
+    *allowed += route.method == std::string_view("GET") ? "GET, HEAD" : route.method;
   }
   return nullptr;
 }
 
+std::optional<HttpResponse> OpenAiHttp::Admit(Call& call, const Route** route) const {
+  call.start = absl::Now();
+  const std::string_view given = call.request.Header("x-request-id");
+  call.request_id = IsRequestId(given) ? std::string(given) : MakeRequestId();
+  std::string allowed;
+  *route = FindRoute(call.request, &allowed);
+  if (*route == nullptr) {
+    call.route = "other";
+    HttpResponse response;
+    response.status = allowed.empty() ? 404 : 405;
+    response.body = ErrorJson(
+        response.status,
+        fmt::format("{} {}: {}", call.request.method, call.request.path,
+                    allowed.empty() ? "no such path" : "the method is not allowed; use " + allowed),
+        "", "", call.request_id);
+    if (!allowed.empty()) response.headers.emplace_back("allow", allowed);
+    return response;
+  }
+  call.route = (*route)->path;
+  if (!(*route)->needs_key) return std::nullopt;
+  auto key = Authorize(options_.keys, call.request.Header("authorization"));
+  if (!key.ok()) {
+    HttpResponse response = ErrorResponse(key.status(), call.request_id);
+    response.headers.emplace_back("www-authenticate", "Bearer");
+    return response;
+  }
+  call.fair_key = *std::move(key);
+  return std::nullopt;
+}
+
+std::optional<HttpResponse> OpenAiHttp::RefuseHead(const HttpRequest& head) {
+  Call call;
+  call.request = head;
+  const Route* route = nullptr;
+  std::optional<HttpResponse> refusal = Admit(call, &route);
+  if (!refusal.has_value()) return std::nullopt;
+  refusal->headers.emplace_back("x-request-id", call.request_id);
+  Ended(call, refusal->status);
+  return refusal;
+}
+
 void OpenAiHttp::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) {
   auto call = std::make_shared<Call>();
-  call->start = absl::Now();
-  const std::string_view given = request.Header("x-request-id");
-  call->request_id = IsRequestId(given) ? std::string(given) : MakeRequestId();
-  call->exchange = std::move(exchange);
-  bool path_known = false;
-  const Route* route = FindRoute(request, &path_known);
   call->request = std::move(request);
-  if (route == nullptr) {
-    call->route = "other";
-    HttpResponse response;
-    response.status = path_known ? 405 : 404;
-    response.body =
-        ErrorJson(response.status,
-                  fmt::format("{} {}: {}", call->request.method, call->request.path,
-                              path_known ? "the method is not allowed" : "no such path"),
-                  "", "", call->request_id);
-    return Respond(call, std::move(response));
-  }
-  call->route = route->path;
-  if (route->needs_key) {
-    auto key = Authorize(options_.keys, call->request.Header("authorization"));
-    if (!key.ok()) return Respond(call, key.status());
-    call->fair_key = *std::move(key);
-  }
+  call->exchange = std::move(exchange);
+  const Route* route = nullptr;
+  if (auto refusal = Admit(*call, &route)) return Respond(call, *std::move(refusal));
   if (call->request.body.size() < options_.large_body_bytes) return (this->*route->serve)(call);
   const auto serve = route->serve;
   if (!large_.TryPush([this, serve, call] { (this->*serve)(call); })) {
@@ -204,9 +225,7 @@ void OpenAiHttp::Respond(const CallPtr& call, HttpResponse response) {
 }
 
 void OpenAiHttp::Respond(const CallPtr& call, const absl::Status& status) {
-  HttpResponse response = ErrorResponse(status, call->request_id);
-  if (response.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
-  Respond(call, std::move(response));
+  Respond(call, ErrorResponse(status, call->request_id));
 }
 
 void OpenAiHttp::Health(CallPtr call) { Respond(call, HttpResponse{.body = R"({"status":"ok"})"}); }

@@ -43,6 +43,8 @@ class OpenAiHttp final : public HttpHandler {
   ~OpenAiHttp() override;
 
   void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) override;
+  // What is wrong with path, method or key is said without reading a body.
+  std::optional<HttpResponse> RefuseHead(const HttpRequest& head) override;
   HttpResponse Refusal(int status, const std::string& message) override;
 
  private:
@@ -62,7 +64,10 @@ class OpenAiHttp final : public HttpHandler {
     void (OpenAiHttp::*serve)(CallPtr);
   };
 
-  static const Route* FindRoute(const HttpRequest& request, bool* path_known);
+  // Null, and then `allowed` has the methods that the path has (none: no such path).
+  static const Route* FindRoute(const HttpRequest& request, std::string* allowed);
+  // Fills the call's id, route and fair-share key. An answer if it is refused.
+  std::optional<HttpResponse> Admit(Call& call, const Route** route) const;
   void Health(CallPtr call);
   void Ready(CallPtr call);
   void Metrics(CallPtr call);

@@ -41,8 +41,10 @@ def test_oversized_body_is_a_413(embedded):
 
 def test_unknown_paths_and_methods(embedded):
     assert requests.get(embedded.url + "/nothing", timeout=30).status_code == 404
-    assert requests.get(embedded.url + "/v1/completions", timeout=30).status_code == 405
-    assert requests.post(embedded.url + "/v1/models", timeout=30).status_code == 405
+    for method, path, allow in (("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET, HEAD"), ("DELETE", "/metrics", "GET, HEAD")):
+        answer = requests.request(method, embedded.url + path, timeout=30)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+        assert allow in answer.json()["error"]["message"]
 
 
 def test_a_client_that_leaves_stops_its_request(embedded):
@@ -128,6 +130,12 @@ def test_keys(tmp_path):
             headers = {"Authorization": header} if header else {}
             assert requests.get(server.url + "/v1/models", headers=headers, timeout=30).status_code == status
         assert requests.get(server.url + "/health", timeout=30).status_code == 200
+        # Refused without its body, which never comes.
+        for head, status in (("POST /v1/completions", b"401"), ("POST /nothing", b"404"), ("PUT /v1/completions", b"405")):
+            with socket.create_connection(address(server)) as s:
+                s.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n".encode())
+                answer = b"".join(iter(lambda: s.recv(4096), b""))
+                assert answer.split(b" ")[1] == status and b"x-request-id" in answer
         assert not any("first-key" in (line or "") for line in server.log)
 
 

@@ -5,11 +5,14 @@
 #include <absl/synchronization/notification.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 
 #include <thread>
 
@@ -61,6 +64,10 @@ class Handler : public HttpHandler {
     } else {
       exchange->Respond({.status = 404});
     }
+  }
+  std::optional<HttpResponse> RefuseHead(const HttpRequest& head) override {
+    if (head.Header("authorization") != "no") return std::nullopt;
+    return HttpResponse{.status = 401, .body = head.method + " " + head.path};
   }
   HttpResponse Refusal(int status, const std::string& message) override {
     return {.status = status, .headers = {{"x-refused", "yes"}}, .body = message};
@@ -182,7 +189,30 @@ TEST_F(HttpServerTest, AnswersBeforeClosingOnAClientThatStillSends) {
   client.Send(std::string(400000, 'x'));
   const std::string answer = client.ReadAll();
   EXPECT_EQ(StatusOf(answer), 413);
-  EXPECT_THAT(answer, HasSubstr("larger than this server takes"));
+  EXPECT_THAT(answer, HasSubstr("1000 bytes that this server takes"));
+}
+
+TEST_F(HttpServerTest, RefusesAHeadWithoutReadingItsBody) {
+  Start();
+  for (const char* expect : {"", "expect: 100-continue\r\n"}) {
+    RawClient client(server_->address());
+    client.Send("POST /echo HTTP/1.1\r\nhost: x\r\nauthorization: no\r\n" + std::string(expect) +
+                "content-length: 1000000\r\n\r\n");
+    const std::string answer = client.ReadAll();  // nothing of the body was sent
+    EXPECT_EQ(StatusOf(answer), 401);
+    EXPECT_EQ(BodyOf(answer), "POST /echo");
+    EXPECT_THAT(answer, HasSubstr("connection: close"));
+  }
+  EXPECT_EQ(server_->stats().clients_cut_off, 0u);
+}
+
+TEST_F(HttpServerTest, NamesTheLimitThatARequestExceeds) {
+  options_.limits = {.header_bytes = 2000, .body_bytes = 1234};
+  Start();
+  EXPECT_THAT(Ask("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1235\r\n\r\n"),
+              HasSubstr("1234 bytes"));
+  EXPECT_THAT(Ask("GET /echo HTTP/1.1\r\nhost: x\r\nlong: " + std::string(3000, 'x') + "\r\n\r\n"),
+              HasSubstr("2000 bytes"));
 }
 
 TEST_F(HttpServerTest, RefusesLargeHeaders) {
@@ -479,6 +509,48 @@ TEST_F(HttpServerTlsTest, ResumesSessionsOfVerifiedClients) {
     EXPECT_EQ(StatusOf(AskTls(context.get(), server_->address(), &session, &resumed)), 200);
     EXPECT_TRUE(resumed) << version;
   }
+}
+
+// The certificate that the server shows now, in PEM.
+std::string ShownCertificate(const std::string& address) {
+  const std::unique_ptr<SSL_CTX, Freed> context(::SSL_CTX_new(::TLS_client_method()));
+  const std::unique_ptr<BIO, decltype(&::BIO_free_all)> bio(::BIO_new_connect(address.c_str()),
+                                                            &::BIO_free_all);
+  const std::unique_ptr<SSL, Freed> ssl(::SSL_new(context.get()));
+  if (::BIO_do_connect(bio.get()) != 1) return "no connection";
+  ::BIO_up_ref(bio.get());
+  ::SSL_set_bio(ssl.get(), bio.get(), bio.get());
+  if (::SSL_connect(ssl.get()) != 1) return "no handshake";
+  const std::unique_ptr<X509, decltype(&::X509_free)> shown(::SSL_get1_peer_certificate(ssl.get()),
+                                                            &::X509_free);
+  const std::unique_ptr<BIO, decltype(&::BIO_free_all)> text(::BIO_new(::BIO_s_mem()),
+                                                             &::BIO_free_all);
+  ::PEM_write_bio_X509(text.get(), shown.get());
+  char* data = nullptr;
+  const long size = BIO_get_mem_data(text.get(), &data);
+  return std::string(data, static_cast<size_t>(size));
+}
+
+TEST_F(HttpServerTlsTest, ShowsARenewedCertificateAndKeepsTheOldOneWhereTheNewIsBroken) {
+  options_.tls_look_every = absl::ZeroDuration();
+  Start();
+  const auto read = [this](const std::string& name) {
+    std::ifstream in(directory_ + "/" + name);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  const auto put = [this](const std::string& text, const std::string& name) {
+    const std::string to = directory_ + "/" + name;
+    std::ofstream(to + ".new") << text;
+    std::filesystem::rename(to + ".new", to);
+  };
+  const std::string first = read("own.pem"), second = read("other.pem");
+  EXPECT_EQ(ShownCertificate(server_->address()), first);
+  put(second, "own.pem");  // without its key as yet
+  EXPECT_EQ(ShownCertificate(server_->address()), first);
+  put(read("other.key"), "own.key");
+  EXPECT_EQ(ShownCertificate(server_->address()), second);
+  put("nothing in PEM", "own.pem");
+  EXPECT_EQ(ShownCertificate(server_->address()), second);
 }
 
 TEST_F(HttpServerTlsTest, NamesTheFilesOfAKeyThatIsNotTheCertificates) {
