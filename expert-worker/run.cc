@@ -3,14 +3,13 @@
 #include <grpcpp/server_builder.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <iostream>
-#include <thread>
 
 #include "absl/time/clock.h"
 #include "expert-worker/held_weights.h"
 #include "expert-worker/worker.h"
 #include "expert-worker/worker_metrics.h"
+#include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/memory.h"
 #include "services/base/status.h"
@@ -48,9 +47,8 @@ WorkerOptions OptionsFrom(const config::v1::WorkerConfig& config) {
   options.experts = config.experts();
   options.dtype = config.weights().dtype() == "float32" ? DType::kF32 : DType::kBF16;
   options.isa = config.compute().isa();
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  options.threads =
-      config.compute().threads() > 0 ? config.compute().threads() : std::max(1, cores);
+  const int threads = config.compute().threads();
+  options.threads = threads > 0 ? threads : UsableCores();
   options.allow_mixed_numerics = config.allow_mixed_numerics();
   return options;
 }

@@ -12,6 +12,7 @@
 #include "router/kv/kv_storage.h"
 #include "router/kv_plan.h"
 #include "services/base/check.h"
+#include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/memory.h"
 #include "services/base/status.h"
@@ -190,8 +191,7 @@ absl::Status Router::Impl::Load() {
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options_.isa));
   kernels::ThreadPool* pool = shared_.pool;
   if (pool == nullptr) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    const int threads = options_.threads > 0 ? options_.threads : std::max(1, cores);
+    const int threads = options_.threads > 0 ? options_.threads : UsableCores();
     own_pool_ = std::make_unique<kernels::ThreadPool>(threads);
     pool = own_pool_.get();
   }

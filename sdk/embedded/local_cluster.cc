@@ -5,11 +5,11 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
-#include <thread>
 
 #include "absl/time/clock.h"
 #include "expert-worker/held_weights.h"
 #include "expert-worker/worker_metrics.h"
+#include "services/base/cores.h"
 #include "services/base/status.h"
 #include "services/checkpoint/progress.h"
 #include "services/config/load.h"
@@ -39,9 +39,8 @@ class LocalCluster::Impl {
       metrics_->AddProcess(service, config::Version());
     }
     SY_ASSIGN_OR_RETURN(model_, router::OpenModel(options_.model_dir));
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    pool_ = std::make_unique<kernels::ThreadPool>(options_.threads > 0 ? options_.threads
-                                                                       : std::max(1, cores));
+    const int threads = options_.threads > 0 ? options_.threads : UsableCores();
+    pool_ = std::make_unique<kernels::ThreadPool>(threads);
     workers_.resize(options_.parts.size());
     for (size_t i = 0; i < workers_.size(); ++i) SY_RETURN_IF_ERROR(StartWorker(i));
     SY_RETURN_IF_ERROR(StartRouter());

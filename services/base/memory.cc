@@ -4,7 +4,8 @@
 #include <fstream>
 #include <optional>
 #include <sstream>
-#include <vector>
+
+#include "services/base/control_group.h"
 
 namespace switchyard {
 namespace {
@@ -43,28 +44,17 @@ uint64_t AvailableMemoryBytes(const std::string& root) {
   const auto machine = NumberIn(root + "/proc/meminfo", "MemAvailable:");
   if (!machine) return 0;
   uint64_t least = *machine * 1024;
-  // The group's own folder, as /proc names it, and the top one, which is ours inside of a
-  // container.
-  std::vector<std::string> v1 = {""}, v2 = {""};
-  std::ifstream groups(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    const size_t colon = line.find(':'), second = line.find(':', colon + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(colon + 1, second - colon - 1);
-    if (controllers.empty()) v2.push_back(line.substr(second + 1));
-    if (controllers == "memory") v1.push_back(line.substr(second + 1));
-  }
   const auto take = [&](const Files& files) {
     if (const auto left = LeftInGroup(files)) least = std::min(least, *left);
   };
-  for (const std::string& path : v2) {
-    const std::string base = root + "/sys/fs/cgroup" + path;
-    take({base + "/memory.max", base + "/memory.current", base + "/memory.stat", "inactive_file"});
+  const ControlGroups groups = FindControlGroups("memory", root);
+  for (const std::string& group : groups.v2) {
+    take({group + "/memory.max", group + "/memory.current", group + "/memory.stat",
+          "inactive_file"});
   }
-  for (const std::string& path : v1) {
-    const std::string base = root + "/sys/fs/cgroup/memory" + path;
-    take({base + "/memory.limit_in_bytes", base + "/memory.usage_in_bytes", base + "/memory.stat",
-          "total_inactive_file"});
+  for (const std::string& group : groups.v1) {
+    take({group + "/memory.limit_in_bytes", group + "/memory.usage_in_bytes",
+          group + "/memory.stat", "total_inactive_file"});
   }
   return least;
 }

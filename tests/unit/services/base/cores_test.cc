@@ -1,0 +1,57 @@
+#include "services/base/cores.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+namespace switchyard {
+namespace {
+
+class CoresTest : public ::testing::Test {
+ protected:
+  ~CoresTest() override { std::filesystem::remove_all(root_); }
+  void Write(const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
+    std::ofstream(root_ + path) << text;
+  }
+  const std::string root_ = ::testing::TempDir() + "cores_" + std::to_string(::getpid());
+  const int all_ = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+};
+
+TEST_F(CoresTest, WithoutALimitAll) {
+  EXPECT_EQ(UsableCores(root_), all_);
+  Write("/proc/self/cgroup", "0::/job\n");
+  Write("/sys/fs/cgroup/job/cpu.max", "max 100000\n");
+  EXPECT_EQ(UsableCores(root_), all_);
+}
+
+TEST_F(CoresTest, AQuotaIsRoundedUp) {
+  Write("/proc/self/cgroup", "0::/job\n");
+  Write("/sys/fs/cgroup/job/cpu.max", "50000 100000\n");
+  EXPECT_EQ(UsableCores(root_), 1);
+  Write("/sys/fs/cgroup/job/cpu.max", "110000 100000\n");
+  EXPECT_EQ(UsableCores(root_), std::min(2, all_));
+  Write("/sys/fs/cgroup/job/cpu.max", "900000000 100000\n");
+  EXPECT_EQ(UsableCores(root_), all_);
+}
+
+TEST_F(CoresTest, TheTopGroupIsOursInAContainer) {
+  Write("/proc/self/cgroup", "0::/\n");
+  Write("/sys/fs/cgroup/cpu.max", "100000 100000\n");
+  EXPECT_EQ(UsableCores(root_), 1);
+}
+
+TEST_F(CoresTest, FirstVersionGroups) {
+  Write("/proc/self/cgroup", "3:cpu,cpuacct:/job\n");
+  Write("/sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "-1\n");
+  Write("/sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(UsableCores(root_), all_);
+  Write("/sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "70000\n");
+  EXPECT_EQ(UsableCores(root_), 1);
+}
+
+}  // namespace
+}  // namespace switchyard
