@@ -58,6 +58,7 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
         kPackRows * kChainBlock + kChainBlock * kPackOutputs + kPackRows * kPackOutputs;
     return rows < blocks ? blocks : rows;
   }
+  if (task.x.dtype != DType::kBF16 || task.w.dtype != DType::kBF16) return rows;
   const int64_t panel = task.rows < kAmxPanelRows ? task.rows : kAmxPanelRows;
   const int64_t packed = (panel + 15) / 16 * ((task.w.in + 31) / 32) * 256 + 16;
   return rows < packed ? packed : rows;

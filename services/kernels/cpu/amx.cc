@@ -30,6 +30,9 @@ namespace {
 
 constexpr int64_t kTileOutputs = 16, kTileK = 32, kRowsWide = 16, kRowsNarrow = 4;
 constexpr int64_t kGroupTiles = 4;  // tiles of outputs whose sums are held at once
+// From this length of k on weights are foreseen to come from afar: they are asked for ahead, and
+// fewer rows of them are passed at once.
+constexpr int64_t kLongK = 512, kLongGroupTiles = 2;
 constexpr int64_t kTileBytes = 1024;
 
 struct alignas(64) TileConfig {
@@ -189,7 +192,7 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte*
               float* sums) {
   const int64_t pair_bytes = rows.pair_bytes();
   const std::byte* x = rows.data;
-  const bool prefetch = w.in >= 512;
+  const bool prefetch = w.in >= kLongK;
   SY_TILE_ZERO(0);
   if constexpr (kTiles > 1) SY_TILE_ZERO(1);
   if constexpr (kTiles > 2) SY_TILE_ZERO(2);
@@ -216,7 +219,8 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte*
       SY_TILE_DOT(3, 5, 4);
     }
   }
-  // Rows of a narrow tile are stored over the dropped end of those before them.
+  // Rows are stored in ascending order (tilestored is defined so, as it can resume at a row): those
+  // of a narrow tile over the dropped end of those before them.
   const int64_t tile_floats = kTileOutputs * rows.width();
   SY_TILE_STORE(0, sums, pair_bytes);
   if constexpr (kTiles > 1) SY_TILE_STORE(1, sums + tile_floats, pair_bytes);
@@ -268,6 +272,11 @@ void StoreTile(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const 
   }
 }
 
+inline int64_t GroupOutputs(const WeightView& w) {
+  return (w.in >= kLongK ? kLongGroupTiles : kGroupTiles) * kTileOutputs;
+}
+
+// Outputs [n, n1) of one set of rows, no more than a group.
 void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows& rows,
               std::byte* edge, float* sums) {
   const int64_t tiles = (n1 - n + kTileOutputs - 1) / kTileOutputs;
@@ -284,7 +293,7 @@ void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const P
     default:
       DotGroup<kGroupTiles>(task.w, n, rows, edge, sums);
   }
-  for (int64_t t = 0; t < tiles && t < kGroupTiles; ++t, n += kTileOutputs) {
+  for (int64_t t = 0; t < tiles; ++t, n += kTileOutputs) {
     StoreTile(task, m0, n, n1, rows, sums + t * kTileOutputs * rows.width());
   }
 }
@@ -310,9 +319,10 @@ void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64
       Pack(task, m, packed[sets]);
       to += (task.w.in + kTileK - 1) / kTileK * kTileBytes;
     }
-    for (int64_t n = n0; n < n1; n += kGroupTiles * kTileOutputs) {
+    for (int64_t n = n0; n < n1; n += GroupOutputs(task.w)) {
+      const int64_t n_end = n1 - n < GroupOutputs(task.w) ? n1 : n + GroupOutputs(task.w);
       for (int64_t s = 0; s < sets; ++s) {
-        RunGroup(task, m0 + s * kRowsWide, n, n1, packed[s], edge, sums);
+        RunGroup(task, m0 + s * kRowsWide, n, n_end, packed[s], edge, sums);
       }
     }
   }
