@@ -30,7 +30,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
   SY_ASSIGN_OR_RETURN(gateway->model_,
                       ServedModel::Load(options.model_dir, options.served_model_name));
   if (!options.api_key_file.empty()) {
-    SY_ASSIGN_OR_RETURN(gateway->keys_, security::KeySet::Load(options.api_key_file));
+    auto keys = security::KeySet::Load(options.api_key_file);
+    if (!keys.ok()) return Annotate(keys.status(), "--api-key-file");
+    gateway->keys_ = *std::move(keys);
   }
   gateway->registry_ = std::move(metrics);
   gateway->metrics_ = std::make_unique<GatewayMetrics>(gateway->registry_);
@@ -86,8 +88,8 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
     http.tls_cert = options.tls.cert;
     http.tls_key = options.tls.key;
     http.tls_ca = options.tls.ca;
-    security::WarnIfExposed(http.address, options.tls);
     SY_ASSIGN_OR_RETURN(http_, HttpServer::Create(http, *openai_));
+    security::WarnIfExposed(http_->address(), options.tls);
   }
   return absl::OkStatus();
 }

@@ -56,6 +56,13 @@ class BodyHold {
   size_t held_ = 0;
 };
 
+// A HEAD is handled as the GET that it asks about; whether the request was one.
+bool AsGet(HttpRequest& request) {
+  if (request.method != "HEAD") return false;
+  request.method = "GET";
+  return true;
+}
+
 class Connection final : public HttpConnection,
                          public HttpExchangeWriter,
                          public std::enable_shared_from_this<Connection> {
@@ -91,7 +98,7 @@ class Connection final : public HttpConnection,
   void Process();
   void Dispatch();
   void Refuse(int status, const std::string& message);
-  void RefuseWith(const HttpResponse& response);
+  void RefuseWith(const HttpResponse& response, bool head_only);
   void Flush();
   void CutOff();
   void StartWrite();
@@ -273,8 +280,10 @@ void Connection::Process() {
       continue;
     }
     if (parser_->state() == HttpParser::State::kBody && phase_ != Phase::kBody) {
-      if (const auto refusal = shared_->handler->RefuseHead(parser_->Head())) {
-        return RefuseWith(*refusal);
+      HttpRequest head = parser_->Head();
+      const bool head_only = AsGet(head);
+      if (const auto refusal = shared_->handler->RefuseHead(head)) {
+        return RefuseWith(*refusal, head_only);
       }
       Enter(Phase::kBody, o.body_timeout);
       if (parser_->ExpectsContinue() && !continue_sent_ && !writing_) {
@@ -302,8 +311,7 @@ void Connection::Dispatch() {
   continue_sent_ = false;
   Enter(Phase::kAnswering, shared_->options.exchange_timeout);
   exchange_deadline_ = deadline_;
-  const bool head_only = request.method == "HEAD";
-  if (head_only) request.method = "GET";
+  const bool head_only = AsGet(request);
   // Until-close framing cannot be kept alive, whatever the client wishes.
   current_ = std::make_shared<BufferedHttpExchange>(
       shared_from_this(),
@@ -317,17 +325,17 @@ void Connection::Dispatch() {
 void Connection::Refuse(int status, const std::string& message) {
   if (closing_ || writing_) return Close();
   ++shared_->stats.clients_cut_off;
-  RefuseWith(shared_->handler->Refusal(status, message));
+  RefuseWith(shared_->handler->Refusal(status, message), false);
 }
 
-void Connection::RefuseWith(const HttpResponse& response) {
+void Connection::RefuseWith(const HttpResponse& response, bool head_only) {
   if (closing_ || writing_) return Close();
   closing_ = true;
   SetBusy(true);
   hold_ = nullptr;
   out_.clear();
   AppendHttpHead(out_, response, HttpFraming::kLength, false);
-  out_ += response.body;
+  if (!head_only) out_ += response.body;
   StartWrite();
   MaybeRead();
 }

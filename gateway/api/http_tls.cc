@@ -85,7 +85,8 @@ HttpTls::Stamps HttpTls::Look() const {
 ssl_st* HttpTls::NewSession() {
   absl::MutexLock lock(&mutex_);
   const absl::Time now = absl::Now();
-  if (now >= next_look_) {
+  // A clock that was set back does not put it off.
+  if (now >= next_look_ || next_look_ - now > look_every_) {
     next_look_ = now + look_every_;
     // Looked at before they are read: what changes in between is seen the next time.
     const Stamps stamps = Look();

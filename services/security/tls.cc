@@ -21,18 +21,20 @@ constexpr unsigned kRefreshSeconds = 1;
 using CertificatePtr = std::unique_ptr<X509, decltype(&X509_free)>;
 using KeyPtr = std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)>;
 
-// Runs a PEM reader over a whole file.
+// Runs a PEM reader over the whole file that a flag names.
 template <typename T>
-absl::StatusOr<T*> ReadPem(const std::string& path, std::string_view what,
+absl::StatusOr<T*> ReadPem(std::string_view flag, const std::string& path, std::string_view what,
                            T* (*read)(BIO*, T**, pem_password_cb*, void*)) {
-  SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kPemBytesMax));
+  const absl::StatusOr<std::string> file = ReadFile(path, kPemBytesMax);
+  if (!file.ok()) return Annotate(file.status(), flag);
+  const std::string& text = *file;
   std::unique_ptr<BIO, decltype(&BIO_free)> bio(
       BIO_new_mem_buf(text.data(), static_cast<int>(text.size())), BIO_free);
   // An empty password instead of a prompt on the terminal.
   static constexpr char kNoPassword[] = "";
   T* value = read(bio.get(), nullptr, nullptr, const_cast<char*>(kNoPassword));
   ERR_clear_error();
-  if (value == nullptr) return InvalidArgument("{}: holds no {} in PEM", path, what);
+  if (value == nullptr) return InvalidArgument("{}: {}: holds no {} in PEM", flag, path, what);
   return value;
 }
 
@@ -50,20 +52,23 @@ absl::Status CheckTlsFiles(const TlsFiles& files) {
                            files.cert.empty() ? "cert" : "key");
   }
   if (!files.ca.empty()) {
-    SY_ASSIGN_OR_RETURN(X509 * ca, ReadPem<X509>(files.ca, "certificate", PEM_read_bio_X509));
+    SY_ASSIGN_OR_RETURN(X509 * ca,
+                        ReadPem<X509>("--tls-ca", files.ca, "certificate", PEM_read_bio_X509));
     X509_free(ca);
   }
   if (files.cert.empty()) return absl::OkStatus();
-  SY_ASSIGN_OR_RETURN(X509 * raw_cert, ReadPem<X509>(files.cert, "certificate", PEM_read_bio_X509));
+  SY_ASSIGN_OR_RETURN(X509 * raw_cert,
+                      ReadPem<X509>("--tls-cert", files.cert, "certificate", PEM_read_bio_X509));
   const CertificatePtr cert(raw_cert, X509_free);
-  SY_ASSIGN_OR_RETURN(
-      EVP_PKEY * raw_key,
-      ReadPem<EVP_PKEY>(files.key, "private key without a password", PEM_read_bio_PrivateKey));
+  SY_ASSIGN_OR_RETURN(EVP_PKEY * raw_key,
+                      ReadPem<EVP_PKEY>("--tls-key", files.key, "private key without a password",
+                                        PEM_read_bio_PrivateKey));
   const KeyPtr key(raw_key, EVP_PKEY_free);
   const bool match = X509_check_private_key(cert.get(), key.get()) == 1;
   ERR_clear_error();
   if (!match) {
-    return InvalidArgument("{}: is not the private key of {}", files.key, files.cert);
+    return InvalidArgument("--tls-key {}: is not the private key of --tls-cert {}", files.key,
+                           files.cert);
   }
   return absl::OkStatus();
 }

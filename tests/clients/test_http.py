@@ -47,6 +47,19 @@ def test_unknown_paths_and_methods(embedded):
         assert allow in answer.json()["error"]["message"]
 
 
+def test_head_before_its_body_is_as_get(embedded):
+    for path, status in (("/health", b" 200 "), ("/v1/completions", b" 405 ")):
+        with socket.create_connection(address(embedded)) as s:
+            s.settimeout(30)
+            s.sendall(b"HEAD %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\n12" % path.encode())
+            if status == b" 200 ":
+                s.sendall(b"345")
+            answer = b""
+            while more := s.recv(4096):
+                answer += more
+            assert status in answer and answer.endswith(b"\r\n\r\n")
+
+
 def test_a_client_that_leaves_stops_its_request(embedded):
     body = json.dumps({"model": "tiny-r1", "prompt": [5], "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
     for _ in range(8):

@@ -38,6 +38,13 @@ TEST_F(CoresTest, AQuotaIsRoundedUp) {
   EXPECT_EQ(UsableCores(root_), all_);
 }
 
+TEST_F(CoresTest, GroupsAboveOursLimitToo) {
+  Write("/proc/self/cgroup", "0::/pod/container/job\n");
+  Write("/sys/fs/cgroup/pod/container/job/cpu.max", "max 100000\n");
+  Write("/sys/fs/cgroup/pod/cpu.max", "100000 100000\n");
+  EXPECT_EQ(UsableCores(root_), 1);
+}
+
 TEST_F(CoresTest, TheTopGroupIsOursInAContainer) {
   Write("/proc/self/cgroup", "0::/\n");
   Write("/sys/fs/cgroup/cpu.max", "100000 100000\n");
