@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iostream>
+#include <map>
 #include <utility>
 
 #include "services/base/check.h"
@@ -31,6 +32,16 @@ router::KvStorage PoisonedKv(const ModelSpec& spec, const HarnessOptions& option
 }
 
 }  // namespace
+
+std::vector<kernels::Isa> WidestOfEachClass(DType dtype) {
+  std::map<std::string_view, kernels::Isa> widest;
+  for (const kernels::Isa isa : kernels::SupportedIsas()) {
+    widest[kernels::ArithmeticClass(dtype, isa)] = isa;
+  }
+  std::vector<kernels::Isa> isas;
+  for (const auto& [name, isa] : widest) isas.push_back(isa);
+  return isas;
+}
 
 LoadedModel::LoadedModel(const std::string& directory)
     : spec(OrDie(LoadSpec(directory), directory)),

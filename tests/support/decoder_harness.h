@@ -25,6 +25,9 @@ struct LoadedModel {
   DirectExperts experts;
 };
 
+// The widest instruction set of each arithmetic class that this CPU has.
+std::vector<kernels::Isa> WidestOfEachClass(DType dtype);
+
 struct HarnessOptions {
   DType dtype = DType::kF32;
   kernels::Isa isa = kernels::SupportedIsas().back();

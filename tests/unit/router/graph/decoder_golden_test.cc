@@ -85,9 +85,9 @@ struct Agreement {
 };
 
 // Steps at which the largest logit is the golden's next token, where all before were the golden's.
-Agreement TeacherForced(const GoldenModel& golden) {
+Agreement TeacherForced(const GoldenModel& golden, kernels::Isa isa) {
   const LoadedModel& model = ModelOf(golden);
-  DecoderHarness harness(model, {.dtype = DType::kBF16, .threads = 2});
+  DecoderHarness harness(model, {.dtype = DType::kBF16, .isa = isa, .threads = 2});
   const size_t vocab = static_cast<size_t>(model.spec.vocab);
   Agreement agreement;
   for (const GoldenCase& c : golden.cases) {
@@ -112,10 +112,12 @@ Agreement TeacherForced(const GoldenModel& golden) {
 // A random model's logits lie so close that rounding flips some: of these cases transformers itself
 // agrees in bfloat16 with 84 to 96 % a model, and a single unlucky case is worth 4 %. So the bar of
 // 95 % is on the random models together, with a floor for each.
-TEST(DecoderGoldenBFloat16Test, AgreesTeacherForced) {
+class DecoderGoldenBFloat16Test : public ::testing::TestWithParam<kernels::Isa> {};
+
+TEST_P(DecoderGoldenBFloat16Test, AgreesTeacherForced) {
   Agreement random;
   for (const std::string& name : GoldenModelNames()) {
-    const Agreement agreement = TeacherForced(LoadGolden(name));
+    const Agreement agreement = TeacherForced(LoadGolden(name), GetParam());
     RecordProperty(name, std::to_string(agreement.share()));
     if (name == "tiny-r1") {
       EXPECT_GE(agreement.share(), 0.98) << name;
@@ -127,6 +129,10 @@ TEST(DecoderGoldenBFloat16Test, AgreesTeacherForced) {
   }
   EXPECT_GE(random.share(), 0.95);
 }
+
+INSTANTIATE_TEST_SUITE_P(Classes, DecoderGoldenBFloat16Test,
+                         ::testing::ValuesIn(WidestOfEachClass(DType::kBF16)),
+                         [](const auto& info) { return std::string(kernels::Name(info.param)); });
 
 INSTANTIATE_TEST_SUITE_P(Models, DecoderGoldenTest, ::testing::ValuesIn(GoldenModelNames()),
                          [](const auto& info) {

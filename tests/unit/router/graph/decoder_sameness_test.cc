@@ -199,16 +199,13 @@ TEST_P(DecoderSamenessTest, NanStaysWithItsSequence) {
   ExpectSame(logits, "beside a NaN");
 }
 
-// The widest instruction set of each arithmetic class that this CPU has.
 std::vector<std::tuple<const char*, DType, kernels::Isa>> Params() {
   std::vector<std::tuple<const char*, DType, kernels::Isa>> params;
   for (const char* model : kModels) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      std::map<std::string_view, kernels::Isa> widest;
-      for (const kernels::Isa isa : kernels::SupportedIsas()) {
-        widest[kernels::ArithmeticClass(dtype, isa)] = isa;
+      for (const kernels::Isa isa : WidestOfEachClass(dtype)) {
+        params.emplace_back(model, dtype, isa);
       }
-      for (const auto& [name, isa] : widest) params.emplace_back(model, dtype, isa);
     }
   }
   return params;
