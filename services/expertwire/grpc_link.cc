@@ -343,7 +343,9 @@ void GrpcLink::Tick(absl::Time now) {
 
 void GrpcLink::Stop() {
   stopping_ = true;
-  if (lane_) lane_->Close(Cancelled("shutting down"));
+  if (!lane_) return;
+  lane_->Close(Cancelled("shutting down"));
+  lane_->CutOff(absl::InfiniteFuture());  // one that was ending: nobody ticks any more
 }
 
 void GrpcLink::OnLaneEnd(absl::Status why) {

@@ -1,13 +1,14 @@
 // Linked into every binary of a ThreadSanitizer build: Debian's Abseil is not instrumented, so TSan
-// would see none of the order that absl::Mutex makes. These functions take the place of the
-// library's own by their symbols, tell TSan, and call them. Conditions are evaluated by the library
-// under the lock, but inside of Unlock and Await, where TSan cannot know that it is held: what they
-// touch is not looked at.
+// would see none of the order that absl::Mutex and absl::Notification make. These functions take
+// the place of the library's own by their symbols, tell TSan, and call them. Conditions are
+// evaluated by the library under the lock, but inside of Unlock and Await, where TSan cannot know
+// that it is held: what they touch is not looked at.
 #include <dlfcn.h>
 
 #include <type_traits>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 
 extern "C" {
@@ -61,11 +62,12 @@ using absl::Condition;
 using absl::CondVar;
 using absl::Duration;
 using absl::Mutex;
+using absl::Notification;
 using absl::Time;
 
 }  // namespace
 
-// Defines the function of `symbol`; the mutex is its parameter m.
+// Defines the function of `symbol`; the mutex or notification is its parameter m.
 #define SY_HOOK(name, symbol, effect, returns, parameters, ...) \
   extern "C" returns name parameters __asm__(symbol);           \
   extern "C" returns name parameters {                          \
@@ -74,6 +76,7 @@ using absl::Time;
   }
 #define SY_MUTEX "_ZN4absl7debian35Mutex"
 #define SY_CONDVAR "_ZN4absl7debian37CondVar"
+#define SY_NOTIFICATION "4absl7debian312Notification"
 
 SY_HOOK(SyLock, SY_MUTEX "4LockEv", kTakes, void, (Mutex * m), m)
 SY_HOOK(SyTryLock, SY_MUTEX "7TryLockEv", kTakesIfTrue, bool, (Mutex * m), m)
@@ -94,3 +97,12 @@ SY_HOOK(SyWaitTimeout, SY_CONDVAR "15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE"
         bool, (CondVar * v, Mutex* m, Duration d), v, m, d)
 SY_HOOK(SyWaitDeadline, SY_CONDVAR "16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE", kGivesUpAndTakes,
         bool, (CondVar * v, Mutex* m, Time t), v, m, t)
+SY_HOOK(SyNotify, "_ZN" SY_NOTIFICATION "6NotifyEv", kGivesUp, void, (Notification * m), m)
+SY_HOOK(SyWaitNotified, "_ZNK" SY_NOTIFICATION "19WaitForNotificationEv", kTakes, void,
+        (Notification * m), m)
+SY_HOOK(SyWaitNotifiedTimeout,
+        "_ZNK" SY_NOTIFICATION "30WaitForNotificationWithTimeoutENS0_8DurationE", kTakesIfTrue,
+        bool, (Notification * m, Duration d), m, d)
+SY_HOOK(SyWaitNotifiedDeadline,
+        "_ZNK" SY_NOTIFICATION "31WaitForNotificationWithDeadlineENS0_4TimeE", kTakesIfTrue, bool,
+        (Notification * m, Time t), m, t)

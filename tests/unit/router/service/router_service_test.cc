@@ -21,7 +21,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 namespace pb = internal::v1;
 
-constexpr absl::Duration kPatience = absl::Seconds(30);
+constexpr absl::Duration kPatience = absl::Seconds(60);
 
 // A gateway's end of the stream, read by the test's own thread.
 class Client {
@@ -385,11 +385,12 @@ TEST_F(RouterServiceTest, HalfClosedStreamEnds) {
 }
 
 TEST_F(RouterServiceTest, GatewayThatDoesNotReadLosesItsStreamAndNobodyElse) {
-  Start({.max_model_len = 4096, .kv_blocks = 2048, .max_running = 256}, /*max_queued_bytes=*/4096);
+  Start({.max_model_len = 4096, .kv_blocks = 2048, .max_running = 256}, /*max_queued_bytes=*/4096,
+        /*moe_layers=*/16);
   Client deaf(address());
   deaf.Hello();
   // More than gRPC's windows and the kernel's buffers take.
-  for (uint64_t id = 1; id <= 200; ++id) deaf.Submit(id, 4000);
+  for (uint64_t id = 1; id <= 200; ++id) deaf.SubmitTraced(id, 1000);
   ASSERT_TRUE(slow_.WaitForNotificationWithTimeout(kPatience));
   AwaitIdle();
   Client other(address());
