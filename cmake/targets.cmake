@@ -1,13 +1,11 @@
 # sy_library(NAME SRCS ... DEPS ...)    one library a folder; sources are listed, never globbed
 # sy_binary(NAME SRCS ... DEPS ...)
-# sy_test(NAME SRCS ... DEPS ... [LABELS unit|cluster] [TIMEOUT seconds] [THREADS])
-#   THREADS: code under test runs on several threads; ThreadSanitizer runs these tests only
+# sy_test(NAME SRCS ... DEPS ... [LABELS unit|cluster] [TIMEOUT seconds])
 # sy_fuzzer(NAME SRCS ... DEPS ... CORPUS dir)
 # sy_protos(NAME SRCS ... [DEPS ...])   C++ and gRPC code of .proto files
 
 add_custom_target(unit_tests)
 add_custom_target(cluster_tests)
-add_custom_target(thread_tests)
 add_custom_target(fuzzers)
 file(WRITE ${CMAKE_BINARY_DIR}/fuzzers.txt "")  # name and corpus of each, for scripts/test
 
@@ -30,7 +28,7 @@ function(sy_binary NAME)
 endfunction()
 
 function(sy_test NAME)
-  cmake_parse_arguments(A "THREADS" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
   sy_binary(${NAME} SRCS ${A_SRCS} DEPS ${A_DEPS} GTest::gmock GTest::gtest_main)
   set_target_properties(${NAME} PROPERTIES UNITY_BUILD OFF)  # tests repeat the names of helpers
   add_test(NAME ${NAME} COMMAND ${NAME})
@@ -38,10 +36,6 @@ function(sy_test NAME)
     set(A_LABELS unit)
   endif()
   add_dependencies(${A_LABELS}_tests ${NAME})
-  if(A_THREADS)
-    add_dependencies(thread_tests ${NAME})
-    list(APPEND A_LABELS threads)
-  endif()
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 300)
   endif()
