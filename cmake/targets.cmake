@@ -42,7 +42,8 @@ function(sy_test NAME)
   if(SWITCHYARD_SANITIZE)
     math(EXPR A_TIMEOUT "4 * ${A_TIMEOUT}")
   endif()
-  set_tests_properties(${NAME} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT}
+  # The cost: what may run long begins first.
+  set_tests_properties(${NAME} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT} COST ${A_TIMEOUT}
     ENVIRONMENT "SWITCHYARD_SOURCE_DIR=${CMAKE_SOURCE_DIR};SWITCHYARD_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
 endfunction()
 
