@@ -28,9 +28,7 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double MatMulNs(const MatMulTask& task, const Ops& ops) {
   const double macs = static_cast<double>(task.rows * task.w.out * task.w.in);
-  const bool bf16_dot = task.x.dtype == DType::kBF16 && task.w.dtype == DType::kBF16 &&
-                        task.w.layout == WeightLayout::kOutIn;
-  const double speed = bf16_dot ? ops.bf16_macs_per_ns : ops.macs_per_ns;
+  const double speed = IsBF16Dot(task) ? ops.bf16_macs_per_ns : ops.macs_per_ns;
   return std::max(macs / speed, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
 }
 

@@ -40,6 +40,30 @@ const Ops& OpsFor(Isa isa);
 // The plain loops that define what OpsFor(isa) computes, bit for bit.
 const Ops& ReferenceFor(Isa isa);
 
+// The products that a class of bf16 may compute in its own way; all others are the fma class's.
+inline bool IsBF16Dot(const MatMulTask& task) {
+  return task.x.dtype == DType::kBF16 && task.w.dtype == DType::kBF16 &&
+         task.w.layout == WeightLayout::kOutIn;
+}
+
+// Row m of x, through the task's gather.
+inline const std::byte* RowAt(const MatMulTask& task, int64_t m) {
+  const int64_t row = task.gather != nullptr ? task.gather[m] : m;
+  const int64_t size = task.x.dtype == DType::kBF16 ? 2 : 4;
+  return static_cast<const std::byte*>(task.x.data) + row * task.x.stride * size;
+}
+
+inline float LoadOne(VectorView v, int64_t i) {
+  switch (v.dtype) {
+    case DType::kBF16:
+      return ToFloat(reinterpret_cast<const bf16*>(v.data)[i]);
+    case DType::kF16:
+      return ToFloat(reinterpret_cast<const f16*>(v.data)[i]);
+    default:
+      return reinterpret_cast<const float*>(v.data)[i];
+  }
+}
+
 inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 
 // Products with kInOut weights go through blocks: values of k, rows, outputs.
@@ -58,7 +82,7 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
         kPackRows * kChainBlock + kChainBlock * kPackOutputs + kPackRows * kPackOutputs;
     return rows < blocks ? blocks : rows;
   }
-  if (task.x.dtype != DType::kBF16 || task.w.dtype != DType::kBF16) return rows;
+  if (!IsBF16Dot(task)) return rows;
   const int64_t panel = task.rows < kAmxPanelRows ? task.rows : kAmxPanelRows;
   const int64_t packed = (panel + 15) / 16 * ((task.w.in + 31) / 32) * 256 + 16;
   return rows < packed ? packed : rows;

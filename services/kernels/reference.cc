@@ -101,12 +101,6 @@ float DotAmx(int64_t n, const bf16* a, const bf16* b) {
   return sum;
 }
 
-const void* RowOf(const MatMulTask& task, int64_t m) {
-  const int64_t row = task.gather != nullptr ? task.gather[m] : m;
-  return static_cast<const std::byte*>(task.x.data) +
-         row * task.x.stride * static_cast<int64_t>(SizeOf(task.x.dtype));
-}
-
 template <typename X, typename W>
 float Product(const MatMulTask& task, const X* x, int64_t n) {
   const W* w = reinterpret_cast<const W*>(task.w.data);
@@ -148,10 +142,9 @@ using BF16Dot = float (*)(int64_t, const bf16*, const bf16*);
 template <BF16Dot kBF16Dot>
 void MatMul(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float*) {
   const bool x_bf16 = task.x.dtype == DType::kBF16;
-  const bool bf16_dot = kBF16Dot != nullptr && x_bf16 && task.w.dtype == DType::kBF16 &&
-                        task.w.layout == WeightLayout::kOutIn;
+  const bool bf16_dot = kBF16Dot != nullptr && IsBF16Dot(task);
   for (int64_t m = m0; m < m1; ++m) {
-    const void* x = RowOf(task, m);
+    const void* x = RowAt(task, m);
     for (int64_t n = n0; n < n1; ++n) {
       float y;
       if (bf16_dot) {

@@ -61,11 +61,6 @@ struct PackedRows {
   int64_t block_bytes() const { return kTileK / 2 * pair_bytes(); }
 };
 
-inline const bf16* RowAt(const MatMulTask& task, int64_t m) {
-  const int64_t row = task.gather != nullptr ? task.gather[m] : m;
-  return static_cast<const bf16*>(task.x.data) + row * task.x.stride;
-}
-
 // Values k..k+31 of a row; zeros behind its end.
 inline __m512i LoadPairs(const bf16* x, int64_t left) {
   if (left >= kTileK) return _mm512_loadu_si512(x);
@@ -144,7 +139,8 @@ void PackNarrow(const bf16* const* x, int64_t count, int64_t in, std::byte* out)
 
 void Pack(const MatMulTask& task, int64_t m0, const PackedRows& rows) {
   const bf16* x[kRowsWide] = {};
-  for (int64_t m = 0; m < rows.count; ++m) x[m] = RowAt(task, m0 + m);
+  for (int64_t m = 0; m < rows.count; ++m)
+    x[m] = reinterpret_cast<const bf16*>(RowAt(task, m0 + m));
   if (rows.count <= kRowsNarrow) {
     PackNarrow(x, rows.count, task.w.in, rows.data);
   } else {
@@ -230,12 +226,7 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte*
 
 inline __m512 BiasAt(VectorView bias, int64_t n, int64_t outputs) {
   float values[kTileOutputs] = {};
-  for (int64_t i = 0; i < outputs; ++i) {
-    const std::byte* data = bias.data;
-    values[i] = bias.dtype == DType::kBF16  ? ToFloat(reinterpret_cast<const bf16*>(data)[n + i])
-                : bias.dtype == DType::kF16 ? ToFloat(reinterpret_cast<const f16*>(data)[n + i])
-                                            : reinterpret_cast<const float*>(data)[n + i];
-  }
+  for (int64_t i = 0; i < outputs; ++i) values[i] = LoadOne(bias, n + i);
   return _mm512_loadu_ps(values);
 }
 
@@ -302,9 +293,7 @@ void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const P
 
 void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                float* scratch) {
-  const bool dot = task.x.dtype == DType::kBF16 && task.w.dtype == DType::kBF16 &&
-                   task.w.layout == WeightLayout::kOutIn;
-  if (!dot) return kAvx512Ops.mat_mul(task, m0, m1, n0, n1, scratch);
+  if (!IsBF16Dot(task)) return kAvx512Ops.mat_mul(task, m0, m1, n0, n1, scratch);
   alignas(64) std::byte edge[kTileBytes];
   // A narrow tile ends in a row of full width.
   alignas(64) float sums[kGroupTiles * kTileBytes / 4 + kRowsWide];

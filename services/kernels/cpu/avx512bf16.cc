@@ -59,9 +59,7 @@ SY_INLINE void DotTile(const bf16* const* x, const bf16* w, int64_t stride, int6
 
 void MatMulAvx512Bf16(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                       float* scratch) {
-  const bool dot = task.x.dtype == DType::kBF16 && task.w.dtype == DType::kBF16 &&
-                   task.w.layout == WeightLayout::kOutIn;
-  if (!dot) return kAvx512Ops.mat_mul(task, m0, m1, n0, n1, scratch);
+  if (!IsBF16Dot(task)) return kAvx512Ops.mat_mul(task, m0, m1, n0, n1, scratch);
   RunRows<bf16, bf16>(task, m0, m1, n0, n1, nullptr);
 }
 
