@@ -288,18 +288,28 @@ TEST(LinkDispatcher, AWorkerKilledInMidCallNeverHangsAJob) {
   }
 }
 
+// Jobs of 150 rows that are in flight together.
+struct Jobs {
+  std::vector<std::unique_ptr<MoeBatch>> batches;
+  std::vector<MoeTicket> tickets;
+};
+
+Jobs StartMany(Router& router, const ModelSpec& spec, uint32_t count) {
+  Jobs jobs;
+  for (uint32_t i = 0; i < count; ++i) {
+    jobs.batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 150, i));
+    jobs.tickets.push_back(router.Start(*jobs.batches.back()));
+  }
+  return jobs;
+}
+
 TEST(LinkDispatcher, TinyCreditsSlowThingsDownAndNothingElse) {
   const ModelSpec spec = testing::MoeSpec(kPlain);
   const expertwire::CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
   ServedWorker served(spec, {.grant = tiny});
   Router router(spec, DType::kBF16, {served.address()}, tiny);
   ASSERT_TRUE(router.WhenReady());
-  std::vector<std::unique_ptr<MoeBatch>> batches;
-  std::vector<MoeTicket> tickets;
-  for (uint32_t i = 0; i < 6; ++i) {
-    batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 150, i));
-    tickets.push_back(router.Start(*batches.back()));
-  }
+  auto [batches, tickets] = StartMany(router, spec, 6);
   for (size_t i = 0; i < tickets.size(); ++i) {
     router.Finish(tickets[i]);
     ExpectSame(*batches[i], Expected(spec, DType::kBF16, 1, *batches[i]));
@@ -314,12 +324,7 @@ TEST(LinkDispatcher, AnAbandonedJobLeavesTheOthersAlone) {
   ServedWorker served(spec, {.grant = tiny});
   Router router(spec, DType::kBF16, {served.address()}, tiny);
   ASSERT_TRUE(router.WhenReady());
-  std::vector<std::unique_ptr<MoeBatch>> batches;
-  std::vector<MoeTicket> tickets;
-  for (uint32_t i = 0; i < 8; ++i) {
-    batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 150, i));
-    tickets.push_back(router.Start(*batches.back()));
-  }
+  auto [batches, tickets] = StartMany(router, spec, 8);
   for (size_t i = 0; i < tickets.size(); i += 2) {
     router.dispatcher().Abandon(tickets[i]);
     batches[i].reset();  // its memory is not used any more

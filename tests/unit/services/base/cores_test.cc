@@ -1,23 +1,17 @@
 #include "services/base/cores.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
+#include <algorithm>
 #include <thread>
+
+#include "tests/unit/services/base/fake_root.h"
 
 namespace switchyard {
 namespace {
 
-class CoresTest : public ::testing::Test {
+class CoresTest : public FakeRootTest {
  protected:
-  ~CoresTest() override { std::filesystem::remove_all(root_); }
-  void Write(const std::string& path, const std::string& text) {
-    std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
-    std::ofstream(root_ + path) << text;
-  }
-  const std::string root_ = ::testing::TempDir() + "cores_" + std::to_string(::getpid());
   const int all_ = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
 

@@ -1,23 +1,15 @@
 #include "services/base/memory.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
+#include "tests/unit/services/base/fake_root.h"
 
 namespace switchyard {
 namespace {
 
-class MemoryTest : public ::testing::Test {
+class MemoryTest : public FakeRootTest {
  protected:
   MemoryTest() { Write("/proc/meminfo", "MemTotal: 100 kB\nMemAvailable:    64 kB\n"); }
-  ~MemoryTest() override { std::filesystem::remove_all(root_); }
-  void Write(const std::string& path, const std::string& text) {
-    std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
-    std::ofstream(root_ + path) << text;
-  }
-  const std::string root_ = ::testing::TempDir() + "memory_" + std::to_string(::getpid());
 };
 
 TEST_F(MemoryTest, TheMachineWithoutGroups) { EXPECT_EQ(AvailableMemoryBytes(root_), 64u * 1024); }
