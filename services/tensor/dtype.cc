@@ -1,5 +1,6 @@
 #include "services/tensor/dtype.h"
 
+#include "services/base/check.h"
 #include "services/base/status.h"
 
 namespace switchyard {
@@ -7,34 +8,46 @@ namespace {
 
 struct Row {
   DType dtype;
-  size_t bytes;
+  BlockShape block;
   std::string_view name;
-  std::string_view safetensors;
+  std::string_view safetensors;  // empty: none
 };
 
 constexpr Row kRows[] = {
-    {DType::kF32, 4, "float32", "F32"},
-    {DType::kBF16, 2, "bfloat16", "BF16"},
-    {DType::kF16, 2, "float16", "F16"},
-    {DType::kF8E4M3, 1, "float8_e4m3", "F8_E4M3"},
-    {DType::kF8E5M2, 1, "float8_e5m2", "F8_E5M2"},
-    {DType::kF64, 8, "float64", "F64"},
-    {DType::kI64, 8, "int64", "I64"},
-    {DType::kI32, 4, "int32", "I32"},
-    {DType::kI16, 2, "int16", "I16"},
-    {DType::kI8, 1, "int8", "I8"},
-    {DType::kU8, 1, "uint8", "U8"},
-    {DType::kBool, 1, "bool", "BOOL"},
+    {DType::kF32, {1, 4}, "float32", "F32"},
+    {DType::kBF16, {1, 2}, "bfloat16", "BF16"},
+    {DType::kF16, {1, 2}, "float16", "F16"},
+    {DType::kF8E4M3, {1, 1}, "float8_e4m3", "F8_E4M3"},
+    {DType::kF8E5M2, {1, 1}, "float8_e5m2", "F8_E5M2"},
+    {DType::kF64, {1, 8}, "float64", "F64"},
+    {DType::kI64, {1, 8}, "int64", "I64"},
+    {DType::kI32, {1, 4}, "int32", "I32"},
+    {DType::kI16, {1, 2}, "int16", "I16"},
+    {DType::kI8, {1, 1}, "int8", "I8"},
+    {DType::kU8, {1, 1}, "uint8", "U8"},
+    {DType::kBool, {1, 1}, "bool", "BOOL"},
+    {DType::kQ8_0, {32, 34}, "Q8_0", ""},
+    {DType::kQ4_0, {32, 18}, "Q4_0", ""},
+    {DType::kQ4K, {256, 144}, "Q4_K", ""},
+    {DType::kQ5K, {256, 176}, "Q5_K", ""},
+    {DType::kQ6K, {256, 210}, "Q6_K", ""},
+    {DType::kMXFP4, {32, 17}, "MXFP4", ""},
 };
 
 }  // namespace
 
-size_t SizeOf(DType dtype) { return kRows[static_cast<size_t>(dtype)].bytes; }
+BlockShape BlockOf(DType dtype) { return kRows[static_cast<size_t>(dtype)].block; }
+
+size_t SizeOf(DType dtype) {
+  SY_CHECK(!IsBlocked(dtype));
+  return static_cast<size_t>(BlockOf(dtype).bytes);
+}
+
 std::string_view Name(DType dtype) { return kRows[static_cast<size_t>(dtype)].name; }
 
 absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name) {
   for (const Row& row : kRows) {
-    if (row.safetensors == name) return row.dtype;
+    if (!name.empty() && row.safetensors == name) return row.dtype;
   }
   return InvalidArgument(
       "unknown dtype \"{}\"; known: F32, BF16, F16, F8_E4M3, F8_E5M2, F64, I64, I32, I16, I8, U8, "

@@ -23,12 +23,33 @@ enum class DType : uint8_t {
   kI16,
   kI8,
   kU8,
-  kBool
+  kBool,
+  // GGUF's blocks, as they lie in the file: weights only, a row is a whole number of blocks.
+  // https://github.com/ggml-org/ggml, ggml-common.h (block_q8_0, …)
+  kQ8_0,
+  kQ4_0,
+  kQ4K,
+  kQ5K,
+  kQ6K,
+  kMXFP4,
 };
 
-// Bytes of one element.
+// Elements that are stored as one unit, and its bytes: {1, size} of a plain dtype, {32, 34} of
+// Q8_0.
+struct BlockShape {
+  int64_t elements = 1;
+  int64_t bytes = 0;
+};
+BlockShape BlockOf(DType dtype);
+inline bool IsBlocked(DType dtype) { return dtype >= DType::kQ8_0; }
+// Bytes of `elements` elements; of a blocked dtype a whole number of blocks.
+inline int64_t BytesOf(DType dtype, int64_t elements) {
+  const BlockShape block = BlockOf(dtype);
+  return elements / block.elements * block.bytes;
+}
+// Bytes of one element of a dtype that is not blocked (programmer's error otherwise).
 size_t SizeOf(DType dtype);
-// "bfloat16", "float32", … as users and config.json write them.
+// "bfloat16", "float32", … as users and config.json write them; "Q8_0", … of blocks.
 std::string_view Name(DType dtype);
 // safetensors' names ("BF16", "F32", …). INVALID_ARGUMENT names what is supported.
 absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name);

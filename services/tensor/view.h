@@ -18,14 +18,14 @@ enum class WeightLayout : uint8_t {
 // A weight matrix as it lies in the mapped checkpoint (or, where it was made at load, in a buffer).
 struct WeightView {
   const std::byte* data = nullptr;
-  DType dtype = DType::kBF16;  // kF32, kBF16 or kF16
+  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, or blocks along `in` (kOutIn only)
   WeightLayout layout = WeightLayout::kOutIn;
   int64_t out = 0;     // width of y
   int64_t in = 0;      // width of x
   int64_t stride = 0;  // elements from one stored row to the next
 
   explicit operator bool() const { return data != nullptr; }
-  size_t bytes() const { return static_cast<size_t>(out * in) * SizeOf(dtype); }
+  size_t bytes() const { return static_cast<size_t>(BytesOf(dtype, out * in)); }
 };
 
 // A vector of weights (norm, bias, sinks).
