@@ -99,7 +99,7 @@ void Decoder::BeginPart(int64_t begin, int64_t end, MicroBatch& part) {
 void Decoder::Embed(MicroBatch& part) {
   const int64_t hidden = spec_.hidden;
   const WeightView& table = weights_.embedding;
-  const int64_t row_bytes = table.stride * static_cast<int64_t>(SizeOf(table.dtype));
+  const int64_t row_bytes = BytesOf(table.dtype, table.stride);
   float* residual = Floats(part.residual, part.rows * hidden);
   const int32_t* tokens = batch_->tokens.data() + part.begin;
   ForRows(context_.compute, part.rows, hidden, [&](int64_t begin, int64_t end) {

@@ -74,7 +74,7 @@ GqaWeights BindGqa(const AttentionTensors& names, Binder& bind) {
 void SplitKvB(const AttentionSpec& spec, const WeightView& kv_b, MlaWeights& mla) {
   if (!kv_b) return;
   const int64_t nope = spec.qk_nope_head_dim, v = spec.v_head_dim;
-  const size_t row_bytes = static_cast<size_t>(kv_b.stride) * SizeOf(kv_b.dtype);
+  const size_t row_bytes = static_cast<size_t>(BytesOf(kv_b.dtype, kv_b.stride));
   for (int64_t head = 0; head < spec.heads; ++head) {
     const std::byte* rows = kv_b.data + static_cast<size_t>(head * (nope + v)) * row_bytes;
     mla.key_up.push_back({.data = rows,

@@ -50,6 +50,48 @@ bool AllFinite(const std::byte* data, size_t bytes, const Lanes& lanes) {
   return (seen & lanes.signs) == 0;
 }
 
+// Where the float16 scales of a block lie; anything else of a block is finite whatever its bits.
+struct ScalePlaces {
+  int count;
+  size_t at[2];
+};
+
+ScalePlaces ScalesOf(DType dtype) {
+  switch (dtype) {
+    case DType::kQ4K:
+    case DType::kQ5K:
+      return {2, {0, 2}};
+    case DType::kQ6K:
+      return {1, {208}};
+    default:
+      return {1, {0}};
+  }
+}
+
+// MXFP4's scale is a power of two, of which only 255 is no number.
+bool BlockIsFinite(const std::byte* block, DType dtype) {
+  if (dtype == DType::kMXFP4) return block[0] != std::byte{255};
+  const ScalePlaces scales = ScalesOf(dtype);
+  for (int i = 0; i < scales.count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, block + scales.at[i], sizeof(bits));
+    if ((bits & 0x7c00u) == 0x7c00u) return false;
+  }
+  return true;
+}
+
+// The first block of a range that holds a NaN or an infinity, or -1.
+int64_t FirstBadBlock(const MappedTensor& tensor, uint64_t begin, size_t bytes) {
+  const BlockShape shape = BlockOf(tensor.dtype);
+  const std::byte* data = tensor.data + begin;
+  for (size_t at = 0; at < bytes; at += static_cast<size_t>(shape.bytes)) {
+    if (!BlockIsFinite(data + at, tensor.dtype)) {
+      return static_cast<int64_t>((begin + at) / static_cast<uint64_t>(shape.bytes));
+    }
+  }
+  return -1;
+}
+
 float Element(const std::byte* data, size_t index, DType dtype) {
   if (dtype == DType::kF32) {
     float value;
@@ -71,6 +113,32 @@ absl::Status Describe(const TensorSource& source, const TensorRange& range, cons
                   std::isnan(Element(data, i, dtype)) ? "NaN" : "infinite");
 }
 
+// Elements of the whole tensor that lie before the range.
+uint64_t ElementsBefore(const TensorRange& range, const MappedTensor& tensor, uint64_t bytes) {
+  if (tensor.shape.empty() || range.first <= 0) return 0;
+  const BlockShape block = BlockOf(tensor.dtype);
+  const uint64_t elements =
+      bytes / static_cast<uint64_t>(block.bytes) * static_cast<uint64_t>(block.elements);
+  return static_cast<uint64_t>(range.first) * (elements / static_cast<uint64_t>(tensor.shape[0]));
+}
+
+absl::Status CheckChunk(const TensorSource& source, const TensorRange& range,
+                        const MappedTensor& tensor, uint64_t before, uint64_t at, size_t chunk) {
+  if (IsBlocked(tensor.dtype)) {
+    const int64_t bad = FirstBadBlock(tensor, at, chunk);
+    if (bad < 0) return absl::OkStatus();
+    const TensorInfo* info = source.Find(range.name);
+    return DataLoss(
+        "{}: tensor \"{}\": the scale of the block at element {} is no finite number; "
+        "the checkpoint is damaged",
+        source.files()[static_cast<size_t>(info->file)], range.name,
+        before + static_cast<uint64_t>(bad * BlockOf(tensor.dtype).elements));
+  }
+  if (AllFinite(tensor.data + at, chunk, *LanesOf(tensor.dtype))) return absl::OkStatus();
+  const size_t size = SizeOf(tensor.dtype);
+  return Describe(source, range, tensor.data + at, before + at / size, chunk / size, tensor.dtype);
+}
+
 }  // namespace
 
 absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRange>& ranges,
@@ -78,9 +146,9 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
   std::vector<MappedTensor> tensors;
   uint64_t total = 0;
   const auto bytes_of = [](const MappedTensor& tensor) {
-    uint64_t bytes = SizeOf(tensor.dtype);
-    for (int64_t size : tensor.shape) bytes *= static_cast<uint64_t>(size);
-    return bytes;
+    int64_t elements = 1;
+    for (int64_t size : tensor.shape) elements *= size;
+    return static_cast<uint64_t>(BytesOf(tensor.dtype, elements));
   };
   for (const TensorRange& range : ranges) {
     SY_ASSIGN_OR_RETURN(MappedTensor tensor, source.Get(range));
@@ -90,24 +158,18 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
   uint64_t done = 0;
   for (size_t t = 0; t < tensors.size(); ++t) {
     const MappedTensor& tensor = tensors[t];
-    const auto lanes = LanesOf(tensor.dtype);
-    if (!lanes.has_value()) {
+    if (!IsBlocked(tensor.dtype) && !LanesOf(tensor.dtype).has_value()) {
       return Unimplemented(
-          "tensor \"{}\": dtype {} is not supported; supported: float32, bfloat16, "
-          "float16",
+          "tensor \"{}\": dtype {} is not supported; supported: float32, bfloat16, float16 and "
+          "GGUF's blocks",
           ranges[t].name, Name(tensor.dtype));
     }
-    const size_t size = SizeOf(tensor.dtype);
-    const uint64_t bytes = bytes_of(tensor);
-    for (uint64_t at = 0; at < bytes; at += kChunkBytes) {
-      const size_t chunk = std::min<uint64_t>(kChunkBytes, bytes - at);
-      if (!AllFinite(tensor.data + at, chunk, *lanes)) {
-        const uint64_t before =
-            static_cast<uint64_t>(std::max<int64_t>(0, ranges[t].first)) *
-            (tensor.shape.empty() ? 0 : bytes / size / static_cast<uint64_t>(tensor.shape[0]));
-        return Describe(source, ranges[t], tensor.data + at, before + at / size, chunk / size,
-                        tensor.dtype);
-      }
+    const uint64_t bytes = bytes_of(tensor), before = ElementsBefore(ranges[t], tensor, bytes);
+    const uint64_t unit = static_cast<uint64_t>(BlockOf(tensor.dtype).bytes);
+    const uint64_t step = kChunkBytes / unit * unit;
+    for (uint64_t at = 0; at < bytes; at += step) {
+      const size_t chunk = std::min<uint64_t>(step, bytes - at);
+      SY_RETURN_IF_ERROR(CheckChunk(source, ranges[t], tensor, before, at, chunk));
       done += chunk;
       if (progress) progress(done, total);
     }

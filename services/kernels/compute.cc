@@ -6,6 +6,7 @@
 #include "services/base/check.h"
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
+#include "services/kernels/quantize_inputs.h"
 #include "services/kernels/scalar_math.h"
 #include "services/tensor/buffer.h"
 
@@ -15,7 +16,6 @@ namespace {
 constexpr double kInlineNs = 8000;        // below it a whole call is not worth waking anyone
 constexpr double kItemNs = 3000;          // the size of a piece that is
 constexpr double kWeightBytesPerNs = 15;  // one thread streaming weights
-constexpr int64_t kTileOutputs = 16;      // tiles are a multiple of it
 constexpr int64_t kTileRows = 128;
 
 // How one MatMulTask is cut: n_tiles × m_tiles items.
@@ -28,15 +28,17 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double MatMulNs(const MatMulTask& task, const Ops& ops) {
   const double macs = static_cast<double>(task.rows * task.w.out * task.w.in);
-  const double speed = IsBF16Dot(task) ? ops.bf16_macs_per_ns : ops.macs_per_ns;
+  const double speed = IsBF16Dot(task)   ? ops.bf16_macs_per_ns
+                       : IsInt8Dot(task) ? ops.int8_macs_per_ns
+                                         : ops.macs_per_ns;
   return std::max(macs / speed, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
 }
 
 // About `pieces` items.
 Cut CutTask(const MatMulTask& task, int64_t pieces) {
   Cut cut;
-  const int64_t tiles_n_max = CeilDiv(task.w.out, kTileOutputs);
-  cut.tile_n = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max)) * kTileOutputs;
+  const int64_t granule = OutputGranule(task.w), tiles_n_max = CeilDiv(task.w.out, granule);
+  cut.tile_n = CeilDiv(tiles_n_max, std::min(pieces, tiles_n_max)) * granule;
   cut.tiles_n = CeilDiv(task.w.out, cut.tile_n);
   // Rows are cut only where the outputs alone give too few items.
   const int64_t tiles_m =
@@ -54,9 +56,27 @@ float* Scratch(int64_t floats) {
 void CheckTask(const MatMulTask& task) {
   SY_DCHECK(task.x.dtype == DType::kF32 || task.x.dtype == DType::kBF16);
   SY_DCHECK(task.w.dtype == DType::kF32 || task.w.dtype == DType::kBF16 ||
-            task.w.dtype == DType::kF16);
+            task.w.dtype == DType::kF16 || IsBlocked(task.w.dtype));
+  SY_DCHECK((task.w.layout == WeightLayout::kOutIn ? task.w.in : task.w.out) %
+                BlockOf(task.w.dtype).elements ==
+            0);
   SY_DCHECK(!task.bias || task.bias.size >= task.w.out);
   (void)task;
+}
+
+struct Tile {
+  int64_t m0, m1, n0, n1;
+};
+
+void RunTile(const Ops& ops, const MatMulTask& task, const QuantizedRows* x, const Tile& t) {
+  float* scratch = Scratch(MatMulScratchFloats(task));
+  if (x != nullptr) {
+    ops.mat_mul_int8(task, *x, t.m0, t.m1, t.n0, t.n1, scratch);
+  } else if (IsBlocked(task.w.dtype)) {
+    MatMulUpcast(ops, task, t.m0, t.m1, t.n0, t.n1, scratch);
+  } else {
+    ops.mat_mul(task, t.m0, t.m1, t.n0, t.n1, scratch);
+  }
 }
 
 constexpr int64_t kPartQueries = 32;
@@ -134,18 +154,20 @@ void Compute::MatMul(std::span<const MatMulTask> tasks) const {
       serial ? items
              : std::max<int64_t>(
                    1, static_cast<int64_t>(kItemNs * static_cast<double>(items) / total_ns));
+  const QuantizedInputs quantized(tasks, ops, pool_);
   pool_.ParallelFor(items, grain, [&](int64_t begin, int64_t end) {
     auto cut = std::ranges::upper_bound(cuts, begin, {}, &Cut::first_item) - 1;
     for (int64_t item = begin; item < end;) {
       while (cut + 1 != cuts.end() && (cut + 1)->first_item <= item) ++cut;
-      const MatMulTask& task = tasks[static_cast<size_t>(cut - cuts.begin())];
+      const size_t t = static_cast<size_t>(cut - cuts.begin());
+      const MatMulTask& task = tasks[t];
       const int64_t tile = (item - cut->first_item) % cut->tiles_n;
       const int64_t m0 = (item - cut->first_item) / cut->tiles_n * cut->tile_m;
       // Neighbours with the same rows go together: what is done once for the rows is done once.
       const int64_t tiles = std::min(cut->tiles_n - tile, end - item);
-      ops.mat_mul(task, m0, std::min(m0 + cut->tile_m, task.rows), tile * cut->tile_n,
-                  std::min((tile + tiles) * cut->tile_n, task.w.out),
-                  Scratch(MatMulScratchFloats(task)));
+      RunTile(ops, task, IsInt8Dot(task) ? &quantized.of(t) : nullptr,
+              {m0, std::min(m0 + cut->tile_m, task.rows), tile * cut->tile_n,
+               std::min((tile + tiles) * cut->tile_n, task.w.out)});
       item += tiles;
     }
   });

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "services/kernels/blocks.h"
 #include "services/kernels/kernels.h"
 
 namespace switchyard::kernels {
@@ -16,10 +17,15 @@ struct AttentionPart {
 };
 
 struct Ops {
-  // Rows [m0, m1) × outputs [n0, n1) of a task. scratch: MatMulScratchFloats(task), 64-byte
-  // aligned.
+  // Rows [m0, m1) × outputs [n0, n1) of a task whose weights are not blocked. scratch:
+  // MatMulScratchFloats(task), 64-byte aligned.
   void (*mat_mul)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                   float* scratch);
+  // `in` values of a row of x, a multiple of 32, as mat_mul_int8 wants it.
+  void (*quantize)(const bf16* x, int64_t in, const QuantizedRow& out);
+  // The same as mat_mul of a task that IsInt8Dot; x: all rows of task.x that it names.
+  void (*mat_mul_int8)(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                       int64_t n0, int64_t n1, float* scratch);
   // scratch: AttentionScratchFloats(task, queries of the part), 64-byte aligned.
   void (*attention)(const AttentionTask& task, const AttentionPart& part, float* scratch);
   void (*rms_norm)(const float* x, int64_t dim, VectorView weight, float eps, void* out, DType to);
@@ -32,8 +38,8 @@ struct Ops {
   void (*convert)(const float* x, int64_t n, DType to, void* out);
   void (*convert_to_float)(const void* x, DType from, int64_t n, float* out);
   // Rough speeds, by which Compute decides how finely to cut: multiply-adds a nanosecond, in
-  // general and of bf16 rows with bf16 kOutIn weights.
-  double macs_per_ns, bf16_macs_per_ns;
+  // general, of bf16 rows with bf16 kOutIn weights and with blocked ones.
+  double macs_per_ns, bf16_macs_per_ns, int8_macs_per_ns;
 };
 
 const Ops& OpsFor(Isa isa);
@@ -46,12 +52,32 @@ inline bool IsBF16Dot(const MatMulTask& task) {
          task.w.layout == WeightLayout::kOutIn;
 }
 
-// Row m of x, through the task's gather.
-inline const std::byte* RowAt(const MatMulTask& task, int64_t m) {
-  const int64_t row = task.gather != nullptr ? task.gather[m] : m;
-  const int64_t size = task.x.dtype == DType::kBF16 ? 2 : 4;
-  return static_cast<const std::byte*>(task.x.data) + row * task.x.stride * size;
+// The products with blocked weights that are computed in integers; in all others rows of such
+// weights are upcast, and the fma class computes.
+inline bool IsInt8Dot(const MatMulTask& task) {
+  return task.x.dtype == DType::kBF16 && IsBlocked(task.w.dtype) &&
+         task.w.layout == WeightLayout::kOutIn;
 }
+
+// Where row m lies in x.
+inline int64_t RowIndex(const MatMulTask& task, int64_t m) {
+  return task.gather != nullptr ? task.gather[m] : m;
+}
+inline const std::byte* RowAt(const MatMulTask& task, int64_t m) {
+  const int64_t size = task.x.dtype == DType::kBF16 ? 2 : 4;
+  return static_cast<const std::byte*>(task.x.data) + RowIndex(task, m) * task.x.stride * size;
+}
+
+// The definition of blocked products, which every class shares (reference_int8.cc).
+void QuantizeReference(const bf16* x, int64_t in, const QuantizedRow& out);
+void MatMulInt8Reference(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                         int64_t n0, int64_t n1, float* scratch);
+
+// Rows [m0, m1) × outputs [n0, n1) of a task with blocked weights that is no IsInt8Dot: rows of
+// weights become float32 in scratch and ops.mat_mul computes with them. n0 and n1 are multiples of
+// OutputGranule(task.w) or the end.
+void MatMulUpcast(const Ops& ops, const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0,
+                  int64_t n1, float* scratch);
 
 inline float LoadOne(VectorView v, int64_t i) {
   switch (v.dtype) {
@@ -66,6 +92,11 @@ inline float LoadOne(VectorView v, int64_t i) {
 
 inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 
+// Outputs of which tiles are multiples: kInOut rows of blocks are upcast block by block.
+inline int64_t OutputGranule(const WeightView& w) {
+  return w.layout == WeightLayout::kInOut && IsBlocked(w.dtype) ? kSuperBlock : 16;
+}
+
 // Products with kInOut weights go through blocks: values of k, rows, outputs.
 inline constexpr int64_t kChainBlock = 64, kPackRows = 64, kPackOutputs = 64;
 
@@ -73,9 +104,9 @@ inline constexpr int64_t kChainBlock = 64, kPackRows = 64, kPackOutputs = 64;
 // 32 values of k.
 inline constexpr int64_t kAmxPanelRows = 128;
 
-// The rows of a register tile as float32; or the three blocks; or the packed rows and, since a tile
-// of few rows is loaded in full, what lies behind the last.
-inline int64_t MatMulScratchFloats(const MatMulTask& task) {
+// Of weights that are not blocked: the rows of a register tile as float32; or the three blocks; or
+// the packed rows and, since a tile of few rows is loaded in full, what lies behind the last.
+inline int64_t PlainScratchFloats(const MatMulTask& task) {
   const int64_t rows = 4 * RoundUp16(task.w.in);
   if (task.w.layout == WeightLayout::kInOut) {
     const int64_t blocks =
@@ -86,6 +117,15 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   const int64_t panel = task.rows < kAmxPanelRows ? task.rows : kAmxPanelRows;
   const int64_t packed = (panel + 15) / 16 * ((task.w.in + 31) / 32) * 256 + 16;
   return rows < packed ? packed : rows;
+}
+
+// Weights of MatMulUpcast as float32: some rows, or a block's columns of all.
+inline int64_t UpcastFloats(const WeightView& w) { return RoundUp16(w.in) * OutputGranule(w); }
+
+inline int64_t MatMulScratchFloats(const MatMulTask& task) {
+  if (!IsBlocked(task.w.dtype)) return PlainScratchFloats(task);
+  if (IsInt8Dot(task)) return 0;
+  return UpcastFloats(task.w) + PlainScratchFloats(task);
 }
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and

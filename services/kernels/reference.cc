@@ -314,12 +314,22 @@ void Convert(const float* x, int64_t n, DType to, void* out) {
 }
 
 void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
+  if (IsBlocked(from)) {
+    for (int64_t b = 0; b < n / kSubBlock; ++b) {
+      SubBlock block;
+      ReadSubBlock(from, static_cast<const std::byte*>(x), b, &block);
+      SubBlockToFloat(block, out + b * kSubBlock);
+    }
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) out[i] = Load(x, from, i);
 }
 
 template <BF16Dot kBF16Dot>
 constexpr Ops MakeOps() {
   return {.mat_mul = MatMul<kBF16Dot>,
+          .quantize = QuantizeReference,
+          .mat_mul_int8 = MatMulInt8Reference,
           .attention = Attention,
           .rms_norm = RmsNorm,
           .activate = Activate,
@@ -331,7 +341,8 @@ constexpr Ops MakeOps() {
           .convert = Convert,
           .convert_to_float = ConvertToFloat,
           .macs_per_ns = 0.3,
-          .bf16_macs_per_ns = 0.3};
+          .bf16_macs_per_ns = 0.3,
+          .int8_macs_per_ns = 0.5};
 }
 
 constexpr Ops kReference = MakeOps<nullptr>();

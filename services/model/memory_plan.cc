@@ -17,6 +17,10 @@ uint64_t Elements(const TensorSlice& slice) {
          static_cast<uint64_t>(slice.count);
 }
 
+uint64_t StoredBytes(uint64_t elements, DType dtype) {
+  return static_cast<uint64_t>(BytesOf(dtype, static_cast<int64_t>(elements)));
+}
+
 DType Stored(const ModelSpec& spec, const DTypeOfTensor& dtype_of, const TensorRef& tensor) {
   return dtype_of ? dtype_of(tensor.name) : spec.weight_dtype;
 }
@@ -33,7 +37,7 @@ WeightBytes BackboneBytes(const ModelSpec& spec, const DTypeOfTensor& dtype_of) 
   WeightBytes out;
   for (const TensorRef& tensor : AllTensors(BackboneTensorsOf(spec))) {
     const DType dtype = Stored(spec, dtype_of, tensor);
-    out.by_dtype[dtype] += Elements(tensor) * SizeOf(dtype);
+    out.by_dtype[dtype] += StoredBytes(Elements(tensor), dtype);
   }
   return out;
 }
@@ -46,7 +50,7 @@ WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
     for (int expert : experts) {
       for (const TensorSlice& slice : AllSlices(ExpertTensorsOf(spec, layer, expert))) {
         const DType dtype = Stored(spec, dtype_of, slice.tensor);
-        out.by_dtype[dtype] += Elements(slice) * SizeOf(dtype);
+        out.by_dtype[dtype] += StoredBytes(Elements(slice), dtype);
       }
     }
   }

@@ -69,6 +69,62 @@ TEST(CheckWeights, ReadsOnlyItsRowsAndCountsElementsFromTheTensorsStart) {
   EXPECT_THAT(Check("BF16", elements, {"t", 2, 1}), HasSubstr("element 7 is NaN"));
 }
 
+// One tensor "t" of two rows of 256 values in memory.
+class BlocksSource : public TensorSource {
+ public:
+  BlocksSource(DType dtype, std::vector<uint8_t> bytes)
+      : info_{.name = "t", .dtype = dtype, .shape = {2, 256}, .bytes = bytes.size()},
+        bytes_(std::move(bytes)) {}
+
+  const std::vector<std::string>& files() const override { return files_; }
+  const std::vector<TensorInfo>& tensors() const override { return none_; }
+  const TensorInfo* Find(std::string_view) const override { return &info_; }
+  absl::Status Map(const std::vector<TensorRange>&) override { return absl::OkStatus(); }
+  absl::StatusOr<MappedTensor> Get(const TensorRange& range) const override {
+    const int64_t count = range.count < 0 ? 2 : range.count;
+    const std::byte* data = reinterpret_cast<const std::byte*>(bytes_.data());
+    return MappedTensor{data + BytesOf(info_.dtype, range.first * 256), info_.dtype, {count, 256}};
+  }
+  absl::Status Read(int, uint64_t, void*, size_t) const override { return absl::OkStatus(); }
+
+ private:
+  TensorInfo info_;
+  std::vector<uint8_t> bytes_;
+  const std::vector<std::string> files_ = {"m.gguf"};
+  const std::vector<TensorInfo> none_;
+};
+
+TEST(CheckWeights, FindsEveryScaleOfABlockThatIsNoNumber) {
+  struct Scale {
+    DType dtype;
+    size_t at;  // of its high byte, in a block
+    uint8_t bad, good;
+  };
+  const Scale scales[] = {{DType::kQ8_0, 1, 0x7c, 0x7b},  {DType::kQ4_0, 1, 0xfe, 0xfb},
+                          {DType::kMXFP4, 0, 0xff, 0xfe}, {DType::kQ4K, 1, 0x7d, 0x7b},
+                          {DType::kQ4K, 3, 0x7c, 0x7b},   {DType::kQ5K, 1, 0x7c, 0x7b},
+                          {DType::kQ5K, 3, 0xfc, 0xfb},   {DType::kQ6K, 209, 0x7c, 0x7b}};
+  for (const Scale& s : scales) {
+    const BlockShape block = BlockOf(s.dtype);
+    std::vector<uint8_t> bytes(static_cast<size_t>(BytesOf(s.dtype, 512)), 0x3a);
+    for (size_t b = 0; b < 512 / static_cast<size_t>(block.elements); ++b) {
+      std::vector<uint8_t> changed = bytes;
+      uint8_t& high = changed[b * static_cast<size_t>(block.bytes) + s.at];
+      high = s.good;
+      EXPECT_EQ(CheckWeights(BlocksSource(s.dtype, changed), {{"t"}}, nullptr), absl::OkStatus());
+      high = s.bad;
+      const size_t element = b * static_cast<size_t>(block.elements);
+      const std::string says = "m.gguf: tensor \"t\": the scale of the block at element " +
+                               std::to_string(element) + " is no finite number";
+      for (const TensorRange& range :
+           {TensorRange{"t"}, TensorRange{"t", element < 256 ? 0 : 1, 1}}) {
+        const absl::Status status = CheckWeights(BlocksSource(s.dtype, changed), {range}, nullptr);
+        EXPECT_THAT(std::string(ToStd(status.message())), HasSubstr(says));
+      }
+    }
+  }
+}
+
 TEST(CheckWeights, RefusesOtherDtypesByName) {
   EXPECT_THAT(Check<int16_t>("I16", {}, {"t"}), HasSubstr("\"t\": dtype int16 is not supported"));
 }

@@ -133,6 +133,15 @@ TEST(WeightBytes, AreSplitByTheDtypeOfEachTensor) {
   EXPECT_EQ(bytes.by_dtype.size(), 2u);
 }
 
+TEST(WeightBytes, OfBlocksAreThoseOfWholeBlocks) {
+  const ModelSpec spec = Golden("mixtral-tiny");
+  const auto all = [&](DType dtype) {
+    return ExpertBytes(spec, AllExperts(spec), [=](std::string_view) { return dtype; }).total();
+  };
+  EXPECT_EQ(all(DType::kQ8_0), all(DType::kBF16) / 64 * 34);
+  EXPECT_EQ(all(DType::kQ4_0), all(DType::kBF16) / 64 * 18);
+}
+
 TEST(KvBytesPerToken, MlaKeepsTheLatentAndGqaKeysAndValues) {
   EXPECT_EQ(KvBytesPerToken(Golden("deepseek-v3-tiny"), DType::kBF16), 3u * (32 + 8) * 2);
   EXPECT_EQ(KvBytesPerToken(Golden("mixtral-tiny"), DType::kF32), 3u * 2 * 2 * 16 * 4);

@@ -105,6 +105,11 @@ TEST(CheckTensor, NamesShapesAndDtypes) {
               HasSubstr("tensor a.weight: shape is [3, 2], expected [2, 3]"));
   EXPECT_THAT(std::string(ToStd(CheckTensor(ref, DType::kF8E4M3, {2, 3}).message())),
               HasSubstr("dtype float8_e4m3 is not supported; supported: float32"));
+  EXPECT_TRUE(CheckTensor({"b", {2, 256}}, DType::kQ6K, {2, 256}).ok());
+  EXPECT_THAT(std::string(ToStd(CheckTensor({"b", {2, 96}}, DType::kQ6K, {2, 96}).message())),
+              HasSubstr("tensor b: rows of 96 values are not whole blocks of 256 (Q6_K)"));
+  EXPECT_THAT(std::string(ToStd(CheckTensor({"n", {64}}, DType::kQ8_0, {64}).message())),
+              HasSubstr("tensor n: dtype Q8_0 is not supported"));
 }
 
 TEST(LayerOfTensor, ReadsTheNumber) {
