@@ -1,7 +1,8 @@
 // Linked into every binary of a ThreadSanitizer build, as tsan_absl.cc is: Debian's gRPC is not
 // instrumented, so TSan would not see that an operation is started before its completion is told,
 // often on another thread. These functions take the place of the library's own, tell TSan by the
-// operation's tag, and call them.
+// operation's tag, and call them. Where callbacks take the place of a queue the tag is the functor
+// that gRPC runs, and another one stands before it.
 #include <dlfcn.h>
 #include <grpc/grpc.h>
 
@@ -9,10 +10,36 @@ extern "C" {
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 
+}  // extern "C"
+
+namespace {
+
+using Functor = grpc_completion_queue_functor;
+
+// grpc::internal::CallbackWithSuccessTag::StaticRun: runs the reaction to a batch.
+void (*React())(Functor*, int) {
+  static auto* const real = reinterpret_cast<void (*)(Functor*, int)>(dlsym(
+      RTLD_DEFAULT,
+      "_ZN4grpc8internal22CallbackWithSuccessTag9StaticRunEP29grpc_completion_queue_functori"));
+  return real;
+}
+
+void AcquireAndReact(Functor* functor, int ok) {
+  __tsan_acquire(functor);
+  React()(functor, ok);
+}
+
+}  // namespace
+
+extern "C" {
 grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_t count, void* tag,
                                       void* reserved) {
   static auto* const real =
       reinterpret_cast<decltype(&grpc_call_start_batch)>(dlsym(RTLD_NEXT, "grpc_call_start_batch"));
+  // Of other tags this word is a vtable's address.
+  if (auto* functor = static_cast<Functor*>(tag); functor->functor_run == React()) {
+    functor->functor_run = &AcquireAndReact;
+  }
   __tsan_release(tag);
   return real(call, ops, count, tag, reserved);
 }
