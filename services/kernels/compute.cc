@@ -13,8 +13,6 @@
 namespace switchyard::kernels {
 namespace {
 
-constexpr double kInlineNs = 8000;        // below it a whole call is not worth waking anyone
-constexpr double kItemNs = 3000;          // the size of a piece that is
 constexpr double kWeightBytesPerNs = 15;  // one thread streaming weights
 constexpr int64_t kTileRows = 128;
 

@@ -42,6 +42,9 @@ struct Ops {
   double macs_per_ns, bf16_macs_per_ns, int8_macs_per_ns;
 };
 
+inline constexpr double kInlineNs = 8000;  // below it a whole call is not worth waking anyone
+inline constexpr double kItemNs = 3000;    // the size of a piece that is
+
 const Ops& OpsFor(Isa isa);
 // The plain loops that define what OpsFor(isa) computes, bit for bit.
 const Ops& ReferenceFor(Isa isa);

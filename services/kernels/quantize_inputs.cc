@@ -8,8 +8,6 @@ namespace switchyard::kernels {
 namespace {
 
 constexpr double kValuesPerNs = 4;  // of one thread
-constexpr double kInlineNs = 8000;  // below it nobody is woken
-constexpr double kPieceNs = 3000;
 
 int64_t RowsUsed(const MatMulTask& task) {
   if (task.gather == nullptr || task.rows == 0) return task.rows;
@@ -63,7 +61,7 @@ void QuantizedInputs::Run(const Ops& ops, ThreadPool& pool, int64_t count) const
     total_ns += static_cast<double>(s.count * s.rows.in) / kValuesPerNs;
   }
   const double row_ns = total_ns / static_cast<double>(count);
-  const int64_t grain = total_ns < kInlineNs ? count : 1 + static_cast<int64_t>(kPieceNs / row_ns);
+  const int64_t grain = total_ns < kInlineNs ? count : 1 + static_cast<int64_t>(kItemNs / row_ns);
   pool.ParallelFor(count, grain, [&](int64_t begin, int64_t end) {
     const Source* s = &*(std::ranges::upper_bound(sources_, begin, {}, &Source::first) - 1);
     for (int64_t i = begin; i < end; ++i) {
