@@ -14,6 +14,7 @@ void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
   options->max_batch_tokens = knobs.max_batch_tokens();
   options->max_running = knobs.max_running();
   options->max_queue = knobs.max_queue();
+  options->prefix_cache = knobs.prefix_cache() == "on";
   options->expert_metrics = knobs.expert_metrics() == "all"       ? ExpertMetrics::kAll
                             : knobs.expert_metrics() == "summary" ? ExpertMetrics::kSummary
                                                                   : ExpertMetrics::kOff;

@@ -241,7 +241,8 @@ absl::Status Router::Impl::Serve() {
                              .kv_blocks = plan_.blocks,
                              .max_batch_tokens = options_.max_batch_tokens,
                              .max_running = options_.max_running,
-                             .max_queue = options_.max_queue};
+                             .max_queue = options_.max_queue,
+                             .prefix_cache = options_.prefix_cache};
   SY_RETURN_IF_ERROR(engine.Validate());
   engine_ = std::make_unique<Engine>(engine, *decoder_, metrics_.get());
   RouterServiceOptions service;

@@ -40,6 +40,7 @@ struct RouterOptions {
   int max_batch_tokens = 2048;
   int max_running = 256;
   int max_queue = 1024;
+  bool prefix_cache = true;
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
   std::vector<std::string> workers;  // HOST:PORT or unix:PATH

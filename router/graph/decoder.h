@@ -56,6 +56,7 @@ class Decoder : public ModelRunner {
   void Wait(absl::Time until) override { dispatcher_.Wait(until); }
   void Abandon() override;
   const StepResult& result() const override { return result_; }
+  void CopyBlock(int32_t from, int32_t to) override { context_.kv.CopyBlock(from, to); }
 
  private:
   enum class Stage { kAttention, kShared, kExperts, kHead, kDone };

@@ -16,7 +16,8 @@ namespace switchyard::router {
 
 // Rows of all sequences of a step, back to back: decode tokens and prefill chunks, no padding. The
 // rows of one sequence are consecutive and their positions ascend by one. The runner writes the K/V
-// (or latent) of every row into its block before attention reads it.
+// (or latent) of every row into its block before attention reads it. Sequences of one prefix may
+// share blocks, but never one that a row of the step is written to.
 struct StepBatch {
   std::vector<int32_t> tokens;               // [rows]
   std::vector<int32_t> positions;            // [rows], absolute
@@ -55,6 +56,8 @@ class ModelRunner {
   // Nobody wants the step that waits: Advance says kDone, all its rows count as lost.
   virtual void Abandon() = 0;
   virtual const StepResult& result() const = 0;
+  // Makes one KV block equal to another, in all layers. Not between Start and kDone.
+  virtual void CopyBlock(int32_t from, int32_t to) = 0;
 };
 
 }  // namespace switchyard::router

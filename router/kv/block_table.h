@@ -1,5 +1,6 @@
-// The blocks of one sequence: position p lies in block data()[p / kBlockTokens]. data() never moves
-// after construction, so that a StepBatch may point at it.
+// The blocks of one sequence: position p lies in block data()[p / kBlockTokens]. The first blocks
+// may be shared with other sequences of the same prefix; whoever writes owns its block alone.
+// data() never moves after construction, so that a StepBatch may point at it.
 //
 // Not thread-safe: the engine thread owns it.
 #pragma once
@@ -24,10 +25,17 @@ class BlockTable {
 
   // Blocks for positions [0, tokens); the pool must have the missing ones, tokens <= max_tokens.
   void Grow(int64_t tokens);
-  // Gives every block back.
+  // The next block is this one, of another table or found in the pool.
+  void Share(int32_t block);
+  // Makes a block findable; it may turn into another one of the same content.
+  void Publish(int64_t index, const BlockDigest& digest);
+  // Gives every block back, the last one first: so the end of a prefix is forgotten before its
+  // beginning.
   void Clear();
 
   int64_t blocks() const { return size_; }
+  // How many blocks Clear would make free, as things are. Blocks that others hold too come first.
+  int64_t own_blocks() const;
   const int32_t* data() const { return ids_.get(); }
 
  private:

@@ -58,6 +58,14 @@ absl::StatusOr<KvStorage> KvStorage::Create(const ModelSpec& spec, DType dtype, 
   return storage;
 }
 
+void KvStorage::CopyBlock(int32_t from, int32_t to) {
+  SY_CHECK(from >= 0 && from < blocks_ && to >= 0 && to < blocks_ && from != to);
+  for (size_t at = 0; at < bytes_; at += static_cast<size_t>(layer_bytes_)) {
+    std::memcpy(base_ + at + to * block_stride_bytes_, base_ + at + from * block_stride_bytes_,
+                static_cast<size_t>(block_stride_bytes_));
+  }
+}
+
 KvStorage::~KvStorage() {
   if (base_ != nullptr) munmap(base_, bytes_);
 }

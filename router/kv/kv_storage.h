@@ -33,6 +33,8 @@ class KvStorage {
   int64_t blocks() const { return blocks_; }
   std::byte* layer(int layer) { return base_ + layer * layer_bytes_; }
   int64_t block_stride_bytes() const { return block_stride_bytes_; }
+  // In every layer.
+  void CopyBlock(int32_t from, int32_t to);
 
  private:
   KvStorage() = default;

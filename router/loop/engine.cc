@@ -249,6 +249,7 @@ void Engine::Impl::Publish() {
     snapshot_.running = loop_.running();
     snapshot_.waiting = loop_.unstarted_requests();
     snapshot_.kv_blocks_used = loop_.pool().used();
+    snapshot_.kv_blocks_cached = loop_.pool().findable_free();
     snapshot_.steps = loop_.steps();
     if (started > 0) {
       const absl::Duration interval = (now - last_start_) / static_cast<int64_t>(started);

@@ -30,6 +30,8 @@ struct EngineOptions {
   // Rows of a step whose logits are made: each costs 4 · vocab bytes in the runner, and prompt
   // log-probabilities want them of every prompt position. > 0
   int max_logit_rows = 256;
+  // Requests share the blocks of a common prefix, and find those of earlier ones again.
+  bool prefix_cache = true;
 
   absl::Status Validate() const;
 };
@@ -37,6 +39,7 @@ struct EngineOptions {
 struct EngineSnapshot {
   int running = 0, waiting = 0;  // sequences, requests of which no choice has started
   int64_t kv_blocks_used = 0, kv_blocks = 0;
+  int64_t kv_blocks_cached = 0;  // not used, but can be found again
   uint64_t steps = 0;
   bool draining = false;
 };
@@ -54,6 +57,8 @@ class EngineObserver {
   virtual void OnFirstToken(absl::Duration /*since_submit*/) {}
   virtual void OnToken(absl::Duration /*since_last*/) {}
   virtual void OnPreempted() {}
+  // Of each admission that may use the cache: tokens that were looked for and tokens found.
+  virtual void OnPrefixLookup(int64_t /*tokens*/, int64_t /*found*/) {}
   // Of each choice; prompt_tokens with choice 0 and 0 with the others, so that sums count it once.
   virtual void OnFinished(Finish /*finish*/, int /*prompt_tokens*/, int /*output_tokens*/) {}
 };

@@ -40,7 +40,7 @@ struct TokenEvent {
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
   std::vector<PromptLogprob> prompt_logprobs;  // of choice 0, up to its first token; each once
-  int cached_tokens = 0;
+  int cached_tokens = 0;  // with a first token: of the prompt, that were not computed for it
 };
 
 // Where a client stream's tokens go. Called by the engine thread with all events of one step that

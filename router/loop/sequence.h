@@ -1,7 +1,9 @@
 // What the engine thread keeps of a request: its choices, each a sequence of its own with its own
-// blocks and randomness. Owned by StepLoop.
+// randomness and table. Where it is the same to the client, the first of them computes the prompt
+// and the others fork from it. Owned by StepLoop.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -33,16 +35,20 @@ struct Request {
   int64_t max_len = 0;            // tokens of prompt and output, at most
   std::vector<int32_t> stop_ids;  // ascending: the request's and, unless ignored, end-of-sequence
   std::vector<std::unique_ptr<Sequence>> choices;
-  int open = 0;          // choices that have no finish yet
-  bool started = false;  // a choice was admitted
+  int open = 0;                  // choices that have no finish yet
+  bool started = false;          // a choice was admitted
+  int cached_tokens = 0;         // of the prompt, found when the first choice was admitted
 
   RequestKey key() const { return {spec.sink.get(), spec.request}; }
   int64_t prompt_len() const { return static_cast<int64_t>(spec.prompt.size()); }
+  // The routing of its prompt is told for each choice, as it is computed for it.
+  bool forks() const { return spec.n > 1 && !spec.return_routed_experts; }
 };
 
 struct Sequence {
-  // kEnded: its finish was sent; its rows may still be in a step.
-  enum class State { kWaiting, kRunning, kEnded };
+  // kHeld: another choice computes the prompt for it. kEnded: its finish was sent; its rows may
+  // still be in a step.
+  enum class State { kHeld, kWaiting, kRunning, kEnded };
 
   Sequence(Request& owner, int choice_index, uint64_t arrival_number)
       : request(owner), choice(choice_index), arrival(arrival_number) {}
@@ -58,6 +64,8 @@ struct Sequence {
   std::optional<TokenHistory> history;
 
   int64_t computed = 0;    // tokens whose K/V is in the blocks
+  int64_t published = 0;   // blocks that can be found, or are shared
+  std::vector<BlockDigest> digests;  // of the first full blocks of its tokens, as far as was asked
   uint64_t last_step = 0;  // that computed a row of it
   absl::Time last_token;
 
@@ -72,10 +80,20 @@ struct Sequence {
   int64_t known() const {
     return tokens.empty() ? request.prompt_len() : static_cast<int64_t>(tokens.size());
   }
+  const std::vector<int32_t>& known_tokens() const {
+    return tokens.empty() ? request.spec.prompt : tokens;
+  }
   int64_t outputs() const { return known() - request.prompt_len(); }
   // The last prompt row predicts the first output token.
   bool scores_prompt() const {
     return request.spec.prompt_logprobs && choice == 0 && scored < request.prompt_len() - 1;
+  }
+  // Tokens that need not be computed if their K/V is found: all but the last, whose logits are
+  // wanted, and those whose rows still owe the client something.
+  int64_t skippable() const {
+    int64_t tokens_below = known() - 1;
+    if (request.spec.return_routed_experts) tokens_below = std::min(tokens_below, traced);
+    return scores_prompt() ? std::min(tokens_below, scored) : tokens_below;
   }
 };
 

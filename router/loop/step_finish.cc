@@ -58,6 +58,7 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);
   if (!scored.ok()) return Fail(s, scored.status());
   s.computed += slice.rows;
+  PublishBlocks(s);
   if (s.computed < s.known()) {
     TokenEvent event = SendComputed(s);
     const bool empty = event.routed_experts.empty() && event.prompt_logprobs.empty();
@@ -65,8 +66,10 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
     return;
   }
   const int64_t vocab = runner_.spec().vocab;
-  SampleNext(s, {result.logits + (slice.first_logit + *scored) * vocab, static_cast<size_t>(vocab)},
-             now);
+  const std::span<const float> logits(result.logits + (slice.first_logit + *scored) * vocab,
+                                      static_cast<size_t>(vocab));
+  if (s.outputs() == 0) Fork(s, logits, now);
+  SampleNext(s, logits, now);
 }
 
 void StepLoop::TakeTraces(const Slice& slice, const StepResult& result) {
@@ -157,6 +160,7 @@ void StepLoop::SampleNext(Sequence& s, std::span<const float> logits, absl::Time
   event.logprob = token->logprob;
   event.top = std::move(token->top);
   if (index == 0) {
+    event.cached_tokens = request.cached_tokens;
     observer_.OnFirstToken(now - request.submitted);
   } else {
     observer_.OnToken(now - s.last_token);

@@ -11,12 +11,13 @@
 namespace switchyard::router {
 namespace {
 
-SequenceView ViewOf(const Sequence& s) {
+SequenceView ViewOfRunning(const Sequence& s) {
   return {.priority = s.request.spec.priority,
           .arrival = s.arrival,
           .known = s.known(),
           .computed = s.computed,
-          .blocks = s.table ? s.table->blocks() : 0,
+          .blocks = s.table->blocks(),
+          .own_blocks = s.table->own_blocks(),
           .last_step = s.last_step,
           .all_logits = s.scores_prompt()};
 }
@@ -46,7 +47,12 @@ void StepLoop::Add(EngineRequest spec, absl::Time now) {
   request.spec = std::move(spec);
   for (int i = 0; i < request.spec.n; ++i) {
     request.choices.push_back(std::make_unique<Sequence>(request, i, next_arrival_++));
-    waiting_.insert(request.choices.back().get());
+    Sequence& s = *request.choices.back();
+    if (i > 0 && request.forks()) {
+      s.state = Sequence::State::kHeld;
+    } else {
+      waiting_.insert(&s);
+    }
   }
   next_deadline_ = std::min(next_deadline_, request.spec.deadline);
   ++unstarted_;
@@ -100,22 +106,21 @@ bool StepLoop::BeginStep(absl::Time now) {
   SY_CHECK(!in_flight_);
   Expire(now);
   if (idle()) return false;
-  snapshot_.running.clear(), snapshot_.waiting.clear(), candidates_.clear();
-  snapshot_.free_blocks = pool_.free();
-  for (const Sequence* s : running_) snapshot_.running.push_back(ViewOf(*s));
-  for (Sequence* s : waiting_) {
-    if (static_cast<int>(candidates_.size()) == options_.max_running) break;
-    candidates_.push_back(s);
-    snapshot_.waiting.push_back(ViewOf(*s));
-  }
-  const BatchPlan plan = PlanBatch(snapshot_, {.max_batch_tokens = options_.max_batch_tokens,
-                                               .max_running = options_.max_running,
-                                               .max_logit_rows = options_.max_logit_rows});
+  BatchPlan plan;
+  std::vector<Sequence*> before;  // what the plan's indices mean
+  // Sequences that share blocks free them together; how many is known when they have.
+  do {
+    TakeSnapshot();
+    plan = PlanBatch(snapshot_, {.max_batch_tokens = options_.max_batch_tokens,
+                                 .max_running = options_.max_running,
+                                 .max_logit_rows = options_.max_logit_rows});
+    before = running_;
+    for (int index : plan.preempt) Preempt(*before[index]);
+    for (int index : plan.admit) Admit(*candidates_[index], now);
+    for (int index : plan.admit) candidates_[index]->table->Grow(candidates_[index]->known());
+  } while (plan.work.empty() && !plan.preempt.empty());
   SY_CHECK(!plan.work.empty());  // the policy's promise: something always advances
 
-  const std::vector<Sequence*> before = running_;  // what the plan's indices mean
-  for (int index : plan.preempt) Preempt(*before[index]);
-  for (int index : plan.admit) Admit(*candidates_[index], now);
   ++steps_;
   batch_.Clear();
   batch_.deadline = absl::InfinitePast();
@@ -130,29 +135,59 @@ bool StepLoop::BeginStep(absl::Time now) {
   return true;
 }
 
-void StepLoop::Admit(Sequence& s, absl::Time now) {
-  waiting_.erase(&s);
-  running_.push_back(&s);
-  s.state = Sequence::State::kRunning;
-  if (!s.table) {
-    const EngineRequest& spec = s.request.spec;
-    s.tokens.reserve(s.request.max_len);
-    s.tokens = spec.prompt;
-    s.history.emplace(spec.sampling, spec.prompt);
-    s.table.emplace(pool_, s.request.max_len - 1);
+void StepLoop::TakeSnapshot() {
+  snapshot_.running.clear(), snapshot_.waiting.clear(), candidates_.clear();
+  snapshot_.free_blocks = pool_.free();
+  for (const Sequence* s : running_) snapshot_.running.push_back(ViewOfRunning(*s));
+  // No more than a step has rows and places for: looking for a prefix takes time.
+  int64_t rows = 0;
+  for (Sequence* s : waiting_) {
+    if (rows >= options_.max_batch_tokens) break;
+    if (static_cast<int>(candidates_.size()) == options_.max_running) break;
+    candidates_.push_back(s);
+    snapshot_.waiting.push_back(ViewOfWaiting(*s));
+    rows += s->known() - snapshot_.waiting.back().computed;
   }
-  s.table->Grow(s.known());
+}
+
+SequenceView StepLoop::ViewOfWaiting(Sequence& s) {
+  const Prefix found = FindPrefix(s);
+  return {.priority = s.request.spec.priority,
+          .arrival = s.arrival,
+          .known = s.known(),
+          .computed = found.blocks * kBlockTokens,
+          .blocks = found.used,
+          .last_step = s.last_step,
+          .all_logits = s.scores_prompt()};
+}
+
+void StepLoop::Admit(Sequence& s, absl::Time now) {
+  Activate(s);
+  SharePrefix(s);
   if (s.request.started) return;
   s.request.started = true;
+  s.request.cached_tokens = static_cast<int>(s.computed);
   --unstarted_;
   ++started_;
   observer_.OnQueued(now - s.request.submitted);
 }
 
+void StepLoop::Activate(Sequence& s) {
+  waiting_.erase(&s);
+  running_.push_back(&s);
+  s.state = Sequence::State::kRunning;
+  if (s.table) return;
+  const EngineRequest& spec = s.request.spec;
+  s.tokens.reserve(s.request.max_len);
+  s.tokens = spec.prompt;
+  s.history.emplace(spec.sampling, spec.prompt);
+  s.table.emplace(pool_, s.request.max_len - 1);
+}
+
 void StepLoop::Preempt(Sequence& s) {
   std::erase(running_, &s);
   s.table->Clear();
-  s.computed = 0;
+  s.computed = s.published = 0;
   s.state = Sequence::State::kWaiting;
   waiting_.insert(&s);
   observer_.OnPreempted();
@@ -160,6 +195,7 @@ void StepLoop::Preempt(Sequence& s) {
 
 void StepLoop::AppendRows(Sequence& s, int64_t rows) {
   const Request& request = s.request;
+  SY_CHECK(s.computed + rows <= s.known());
   s.table->Grow(s.computed + rows);
   s.last_step = steps_;
   Slice slice{.sequence = &s,
@@ -215,9 +251,13 @@ void StepLoop::End(Sequence& s, TokenEvent event) {
   observer_.OnFinished(event.finish, s.choice == 0 ? static_cast<int>(request.prompt_len()) : 0,
                        static_cast<int>(s.outputs()));
   outbox_.Add(request.spec.sink, std::move(event));
+  const bool led = s.state != Sequence::State::kHeld;
   if (s.state == Sequence::State::kWaiting) waiting_.erase(&s);
   s.state = Sequence::State::kEnded;
-  if (--request.open > 0) return;
+  if (--request.open > 0) {
+    if (led) Promote(request);
+    return;
+  }
   to_sweep_.push_back(&request);
   if (!request.started) {
     request.started = true;

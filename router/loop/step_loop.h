@@ -64,9 +64,30 @@ class StepLoop {
     int64_t traces = 0;
   };
 
+  void TakeSnapshot();
+  SequenceView ViewOfWaiting(Sequence& s);
+  // Its place, and the blocks of its prefix that are there. The rest of them is to be grown.
   void Admit(Sequence& s, absl::Time now);
+  void Activate(Sequence& s);
   void Preempt(Sequence& s);
   void AppendRows(Sequence& s, int64_t rows);
+
+  // What sequences share (step_prefix.cc).
+  struct Prefix {
+    int64_t blocks = 0;  // of the sequence's tokens, that the pool holds
+    int64_t used = 0;    // of these, by others
+  };
+  void ExtendDigests(Sequence& s, int64_t blocks);
+  Prefix FindPrefix(Sequence& s);
+  void SharePrefix(Sequence& s);
+  void PublishBlocks(Sequence& s);
+  // The other choices of a request whose prompt was computed: each draws its first token from the
+  // same logits, or waits where there is no place for it.
+  void Fork(const Sequence& leader, std::span<const float> logits, absl::Time now);
+  bool HasPlaceFor(const Sequence& s, int64_t blocks) const;
+  // The one that computed the prompt ended before it was: another takes its place.
+  void Promote(Request& request);
+
   void FinishSlice(const Slice& slice, const StepResult& result, absl::Time now);
   void TakeTraces(const Slice& slice, const StepResult& result);
   // The number of logit rows that were used, or the error of one.

@@ -40,14 +40,14 @@ class Planner {
 
   void Preempt(int index) {
     state_[index] = State::kPreempted;
-    free_blocks_ += now_.running[index].blocks;
+    free_blocks_ += now_.running[index].own_blocks;
     --running_count_;
     short_of_blocks_ = true;
     plan_.preempt.push_back(index);
   }
 
-  void Admit(int index) {
-    free_blocks_ -= BlocksFor(now_.waiting[index].known);
+  void Admit(int index, int64_t blocks) {
+    free_blocks_ -= blocks;
     ++running_count_;
     plan_.admit.push_back(index);
   }
@@ -56,6 +56,8 @@ class Planner {
   void Displace() {
     for (size_t w = 0; w < now_.waiting.size(); ++w) {
       const SequenceView& wants = now_.waiting[w];
+      if (CanAdmit(wants)) return;
+      // Those that it shares may be held by the very ones that it displaces.
       const int64_t need = BlocksFor(wants.known);
       int64_t blocks = free_blocks_, running = running_count_;
       std::vector<int> victims;
@@ -64,12 +66,12 @@ class Planner {
         if (state_[index] == State::kPreempted) continue;
         if (now_.running[index].priority >= wants.priority) break;
         victims.push_back(index);
-        blocks += now_.running[index].blocks;
+        blocks += now_.running[index].own_blocks;
         --running;
       }
       if (victims.empty() || blocks < need || running >= max_running_) return;
       for (int index : victims) Preempt(index);
-      Admit(static_cast<int>(w));
+      Admit(static_cast<int>(w), need);
       ++displacing_;
     }
   }
@@ -129,11 +131,14 @@ class Planner {
     Take(admitted_now, index, tokens, s.all_logits ? tokens : (tokens == missing ? 1 : 0));
   }
 
+  static int64_t MissingBlocks(const SequenceView& s) { return BlocksFor(s.known) - s.blocks; }
+
+  // Only while nobody is preempted: then what it shares stays where it is.
   bool CanAdmit(const SequenceView& s) const {
     if (short_of_blocks_ || running_count_ >= max_running_) return false;
     // What stays free lets those that run go on for some steps before one has to give way.
     const int64_t reserve = (running_count_ + 3) / 4;
-    return free_blocks_ >= BlocksFor(s.known) + reserve;
+    return free_blocks_ >= MissingBlocks(s) + reserve;
   }
 
   // Running prefills and admissions, merged by rank.
@@ -157,7 +162,7 @@ class Planner {
           w = now_.waiting.size();
           continue;
         }
-        Admit(static_cast<int>(w));
+        Admit(static_cast<int>(w), MissingBlocks(now_.waiting[w]));
       }
       PrefillChunk(true, static_cast<int>(w), now_.waiting[w]);
       ++w;

@@ -1,19 +1,21 @@
 // What the next step computes, decided as a pure function of a snapshot: it never blocks and never
 // remembers.
 //
-// A sequence has `known` tokens (prompt and output) of which `computed` lie in the KV cache; it
-// decodes when one is missing and prefills when more are. Rank is priority, then arrival. The
+// A sequence has `known` tokens (prompt and output) of which `computed` lie in the KV cache (of one
+// that waits: those of its prefix that the cache happens to hold); it decodes when one is missing
+// and prefills when more are. Rank is priority, then arrival. The
 // rules:
 //
 //   decode    first, within the token budget; those that waited longest since their last row go
 //             first inside a priority, so that a budget below the number of sequences starves none.
 //   preempt   a decoding sequence that needs a block when none is free takes those of the lowest
 //             ranked below it that has no row in this step; if there is none it sits this step out.
-//             A preempted sequence computes its known tokens again when it is admitted again.
+//             A preempted sequence computes its known tokens again when it is admitted again, but
+//             for those that the cache still holds then.
 //   prefill   with the budget that is left, by rank, in chunks of any size.
-//   admit     by rank, nobody overtakes: when the blocks of all its known tokens are free (they are
-//             taken at once) and some stay over for those that decode. A higher priority displaces
-//             running sequences of lower ones.
+//   admit     by rank, nobody overtakes: when the blocks of all its known tokens are free or held by
+//             sequences of the same prefix (they are taken at once) and some stay over for those
+//             that decode. A higher priority displaces running sequences of lower ones.
 //
 // The highest ranked sequence is never preempted, so it ends in finitely many steps, and so by
 // induction do all of a priority. A stream of higher priorities does starve lower ones: that is
@@ -35,8 +37,9 @@ struct SequenceView {
   int priority = 0;         // higher first
   uint64_t arrival = 0;     // lower first, unique
   int64_t known = 0;        // tokens, > computed
-  int64_t computed = 0;     // 0 while waiting
-  int64_t blocks = 0;       // held; 0 while waiting
+  int64_t computed = 0;
+  int64_t blocks = 0;       // held; while waiting: of the prefix, those that others hold
+  int64_t own_blocks = 0;   // of those held, the ones that nobody else holds; 0 while waiting
   uint64_t last_step = 0;   // that computed a row of it; 0: none
   bool all_logits = false;  // every row of its prefill needs logits (prompt log-probabilities)
 
@@ -60,6 +63,8 @@ struct BatchPlan {
   std::vector<Work> work;    // decodes, then prefill chunks; a decode takes a block if it needs one
 };
 
+// Blocks that several of those preempted hold together are not counted on: where the plan has no
+// work but preempts, the next one after it does.
 BatchPlan PlanBatch(const BatchSnapshot& now, const BatchLimits& limits);
 
 }  // namespace switchyard::router

@@ -19,6 +19,7 @@ void CollectEngine(const EngineSnapshot& engine, t::Samples& samples) {
   samples.Gauge(t::kRouterWaiting, engine.waiting);
   samples.Gauge(t::kRouterKvUsed, static_cast<double>(engine.kv_blocks_used));
   samples.Gauge(t::kRouterKvBlocks, static_cast<double>(engine.kv_blocks));
+  samples.Gauge(t::kRouterKvCached, static_cast<double>(engine.kv_blocks_cached));
   samples.Counter(t::kRouterSteps, static_cast<double>(engine.steps));
 }
 
@@ -84,6 +85,8 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
       inter_token_(metrics.Histogram(t::kRouterInterTokenSeconds, kService)),
       preemptions_(metrics.Counter(t::kRouterPreemptions, kService)),
       slow_(metrics.Counter(t::kRouterSlowStreams, kService)),
+      prefix_queries_(metrics.Counter(t::kRouterPrefixQueries, kService)),
+      prefix_hits_(metrics.Counter(t::kRouterPrefixHits, kService)),
       prompt_tokens_(metrics.Counter(t::kRouterPromptTokens, kService)),
       output_tokens_(metrics.Counter(t::kRouterOutputTokens, kService)) {
   for (const char* name : kFinishNames) {
@@ -144,6 +147,11 @@ void RouterMetrics::OnFirstToken(absl::Duration since_submit) {
 
 void RouterMetrics::OnToken(absl::Duration since_last) {
   inter_token_.Observe(absl::ToDoubleSeconds(since_last));
+}
+
+void RouterMetrics::OnPrefixLookup(int64_t tokens, int64_t found) {
+  prefix_queries_.Increment(static_cast<double>(tokens));
+  prefix_hits_.Increment(static_cast<double>(found));
 }
 
 void RouterMetrics::OnFinished(Finish finish, int prompt_tokens, int output_tokens) {

@@ -49,6 +49,7 @@ class RouterMetrics : public EngineObserver {
   void OnFirstToken(absl::Duration since_submit) override;
   void OnToken(absl::Duration since_last) override;
   void OnPreempted() override { preemptions_.Increment(); }
+  void OnPrefixLookup(int64_t tokens, int64_t found) override;
   void OnFinished(Finish finish, int prompt_tokens, int output_tokens) override;
 
  private:
@@ -62,6 +63,7 @@ class RouterMetrics : public EngineObserver {
   prometheus::Counter& prefill_rows_;
   prometheus::Histogram &queue_, &first_token_, &inter_token_;
   prometheus::Counter &preemptions_, &slow_;
+  prometheus::Counter &prefix_queries_, &prefix_hits_;
   prometheus::Counter &prompt_tokens_, &output_tokens_;
   std::vector<prometheus::Counter*> finished_;  // by Finish
 };

@@ -85,6 +85,15 @@ inline constexpr MetricDef kRouterKvUsed{"switchyard_router_kv_blocks_used", kGa
                                          "Blocks of the KV cache in use"};
 inline constexpr MetricDef kRouterKvBlocks{"switchyard_router_kv_blocks", kGauge,
                                            "Blocks of the KV cache"};
+inline constexpr MetricDef kRouterKvCached{
+    "switchyard_router_kv_blocks_cached", kGauge,
+    "Blocks of the KV cache that are not in use but can be found by their prefix"};
+inline constexpr MetricDef kRouterPrefixQueries{
+    "switchyard_router_prefix_cache_queried_tokens_total", kCounter,
+    "Tokens of admitted sequences that were looked for in the prefix cache"};
+inline constexpr MetricDef kRouterPrefixHits{
+    "switchyard_router_prefix_cache_hit_tokens_total", kCounter,
+    "Tokens of admitted sequences that the prefix cache had"};
 inline constexpr MetricDef kRouterPromptTokens{"switchyard_router_prompt_tokens_total", kCounter,
                                                "Prompt tokens of choices that ended"};
 inline constexpr MetricDef kRouterOutputTokens{"switchyard_router_output_tokens_total", kCounter,

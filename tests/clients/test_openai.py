@@ -175,3 +175,19 @@ def test_unknown_model_and_long_prompt(client):
         client.completions.create(model="tiny-r1", prompt=[5] * 5000, max_tokens=5)
     with pytest.raises(openai.BadRequestError, match="99999"):
         client.completions.create(model="tiny-r1", prompt=[5, 99999], max_tokens=5)
+
+
+def test_usage_tells_what_the_prefix_cache_had(client):
+    def ask(length, **more):
+        prompt = [(11 * i) % 1900 + 5 for i in range(length)]
+        return client.completions.create(model="tiny-r1", prompt=prompt, max_tokens=3, temperature=0, **more)
+
+    first, again, longer = ask(100), ask(100), ask(150)
+    cached = [a.usage.prompt_tokens_details.cached_tokens for a in (first, again, longer)]
+    assert cached == [0, 96, 96]
+    assert again.choices[0].text == first.choices[0].text
+    salted = ask(100, extra_body={"cache_salt": "of my own"}).usage
+    assert salted.prompt_tokens_details.cached_tokens == 0
+    several = ask(100, n=3)
+    assert (several.usage.prompt_tokens, several.usage.prompt_tokens_details.cached_tokens) == (100, 96)
+    assert [c.text for c in several.choices] == [first.choices[0].text] * 3

@@ -41,6 +41,7 @@ def test_beside_32_others(embedded, alone):
     ("--threads", 1), ("--threads", 3),
     ("--kv-memory", "1MiB", "--max-model-len", 1024),  # preemption
     ("--max-running", 3),
+    ("--prefix-cache", "off"),
 ], ids=lambda f: " ".join(map(str, f)))
 def test_however_the_server_is_set_up(alone, flags):
     with processes.serve(*flags) as server:

@@ -70,8 +70,14 @@ void FakeRunner::Start(const StepBatch& batch) {
 }
 
 void FakeRunner::CheckRows(const StepBatch& batch) {
-  std::map<int32_t, const int32_t*> owner_of_block;
+  std::map<int32_t, const int32_t*> writer_of_block;
   std::set<const int32_t*> seen;
+  for (int64_t r = 0; r < batch.rows(); ++r) {
+    const int32_t* table = batch.block_tables[r];
+    const auto [at, fresh] =
+        writer_of_block.try_emplace(table[batch.positions[r] / kBlockTokens], table);
+    if (!fresh && at->second != table) Error("two sequences write to a block");
+  }
   for (int64_t r = 0; r < batch.rows(); ++r) {
     const int32_t* table = batch.block_tables[r];
     const int32_t position = batch.positions[r];
@@ -84,8 +90,10 @@ void FakeRunner::CheckRows(const StepBatch& batch) {
     if (batch.tokens[r] < 0 || batch.tokens[r] >= options_.vocab) Error("token out of range");
     for (int32_t b = 0; b <= position / kBlockTokens; ++b) {
       if (table[b] < 0 || table[b] >= options_.kv_blocks) return Error("block out of range");
-      const auto [at, fresh] = owner_of_block.try_emplace(table[b], table);
-      if (!fresh && at->second != table) Error("a block belongs to two sequences");
+      const auto at = writer_of_block.find(table[b]);
+      if (at != writer_of_block.end() && at->second != table) {
+        Error("a block of one sequence is written to by another");
+      }
     }
   }
   if (!std::is_sorted(batch.logit_rows.begin(), batch.logit_rows.end())) Error("logit rows");
@@ -119,6 +127,14 @@ void FakeRunner::Abandon() {
   ++abandoned_;
   given_up_ = true;
   held_ = false;
+}
+
+void FakeRunner::CopyBlock(int32_t from, int32_t to) {
+  absl::MutexLock lock(&mutex_);
+  if (batch_ != nullptr) Error("a block is copied while a step runs");
+  ++copies_;
+  std::copy_n(slots_.begin() + int64_t{from} * kBlockTokens, kBlockTokens,
+              slots_.begin() + int64_t{to} * kBlockTokens);
 }
 
 void FakeRunner::Compute(const StepBatch& batch) {
@@ -192,6 +208,10 @@ int64_t FakeRunner::steps() const {
 int64_t FakeRunner::rows() const {
   absl::MutexLock lock(&mutex_);
   return rows_;
+}
+int64_t FakeRunner::copies() const {
+  absl::MutexLock lock(&mutex_);
+  return copies_;
 }
 int64_t FakeRunner::max_rows() const {
   absl::MutexLock lock(&mutex_);

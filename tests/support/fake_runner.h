@@ -1,7 +1,7 @@
 // A ModelRunner without a model: the logits of a row are a hash of all tokens of its sequence, read
 // back from the blocks that its table names. A wrong table, position or rewrite shows up as a wrong
-// token, and the plain mistakes (a gap in the positions, a block of two sequences, a block outside
-// of the pool) as errors(). Any batching, chunking and preemption must give the same tokens as
+// token, and the plain mistakes (a gap in the positions, a write to a block of two sequences, a block
+// outside of the pool) as errors(). Any batching, chunking and preemption must give the same tokens as
 // Reference.
 //
 // Driven by one thread; Hold, Release, errors and steps may be called by any.
@@ -42,6 +42,7 @@ class FakeRunner : public ModelRunner {
   void Wait(absl::Time until) override;
   void Abandon() override;
   const StepResult& result() const override { return result_; }
+  void CopyBlock(int32_t from, int32_t to) override;
 
   // Steps that start from now on wait until Release.
   void Hold();
@@ -52,6 +53,7 @@ class FakeRunner : public ModelRunner {
   std::vector<std::string> errors() const;
   int64_t steps() const;
   int64_t rows() const;
+  int64_t copies() const;     // calls of CopyBlock
   int64_t max_rows() const;   // of one step
   int64_t waits() const;      // calls of Wait
   int64_t abandoned() const;  // steps
@@ -89,6 +91,7 @@ class FakeRunner : public ModelRunner {
   std::vector<std::string> errors_ ABSL_GUARDED_BY(mutex_);
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t rows_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t copies_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t max_rows_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t wait_calls_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t abandoned_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -42,6 +42,41 @@ TEST(BlockTableTest, GivesItsBlocksBack) {
   EXPECT_EQ(pool.used(), 0);
 }
 
+TEST(BlockTableTest, SharedBlocksComeFirstAndAreNotItsOwn) {
+  BlockPool pool(8);
+  BlockTable a(pool, 5 * kBlockTokens), b(pool, 5 * kBlockTokens);
+  a.Grow(3 * kBlockTokens);
+  EXPECT_EQ(a.own_blocks(), 3);
+  b.Share(a.data()[0]);
+  b.Share(a.data()[1]);
+  b.Grow(4 * kBlockTokens);
+  EXPECT_EQ(a.own_blocks(), 1);
+  EXPECT_EQ(b.own_blocks(), 2);
+  EXPECT_EQ(pool.used(), 5);
+  a.Clear();
+  EXPECT_EQ(pool.used(), 4);
+  EXPECT_EQ(b.own_blocks(), 4);
+}
+
+TEST(BlockTableTest, PublishedTwiceItIsHeldOnceAndTheEndIsForgottenFirst) {
+  BlockPool pool(4);
+  BlockTable a(pool, 2 * kBlockTokens), b(pool, 2 * kBlockTokens);
+  a.Grow(2 * kBlockTokens);
+  b.Grow(2 * kBlockTokens);
+  for (uint8_t i = 0; i < 2; ++i) {
+    a.Publish(i, BlockDigest{i});
+    b.Publish(i, BlockDigest{i});
+    EXPECT_EQ(a.data()[i], b.data()[i]);
+  }
+  EXPECT_EQ(pool.used(), 2);
+  a.Clear();
+  EXPECT_EQ(b.own_blocks(), 2);
+  b.Clear();
+  for (int i = 0; i < 3; ++i) pool.Allocate();
+  EXPECT_EQ(pool.Find(BlockDigest{1}), -1);
+  EXPECT_GE(pool.Find(BlockDigest{0}), 0);
+}
+
 TEST(BlockTableDeathTest, GrowthBeyondItsCapacityEndsTheProcess) {
   BlockPool pool(4);
   BlockTable table(pool, kBlockTokens);

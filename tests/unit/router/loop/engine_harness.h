@@ -34,6 +34,7 @@ struct Output {
   std::vector<float> routed_weights;
   std::vector<PromptLogprob> prompt_logprobs;
   std::vector<Finish> finishes;  // one, if all is well
+  int cached_tokens = 0;
   int events_without_token = 0;  // and without a finish
   absl::Status error;
   bool in_order = true;  // indices 0, 1, 2 …, routing without gaps, nothing after the finish
@@ -92,6 +93,7 @@ class CollectingSink : public TokenSink {
   void Take(TokenEvent& event) {
     ++events_;
     Output& to = outputs_[{event.request, event.choice}];
+    to.cached_tokens += event.cached_tokens;
     to.in_order &= to.finishes.empty();
     if (!event.routed_experts.empty()) {
       to.in_order &=

@@ -13,11 +13,12 @@
 namespace switchyard::router {
 namespace {
 
-// Random requests, cancels and a vanishing sink, over a cache that is too small.
+// Random requests of few prefixes, cancels and a vanishing sink, over a cache that is too small.
 void Soak(uint64_t seed) {
   std::mt19937_64 random(seed);
   const auto below = [&](int n) { return static_cast<int>(random() % n); };
-  const EngineOptions options = Cut(1 + below(80), 6 + below(20), 1 + below(20), 1 + below(20));
+  EngineOptions options = Cut(1 + below(80), 6 + below(20), 1 + below(20), 1 + below(20));
+  options.prefix_cache = below(4) != 0;
   const FakeRunnerOptions model{.kv_blocks = options.kv_blocks, .waits = below(3)};
   FakeRunner runner(model);
   std::vector<EngineRequest> requests;
@@ -28,7 +29,9 @@ void Soak(uint64_t seed) {
     EngineRequest request;
     request.request = id;
     request.sink = id % 5 == 0 ? fleeting : sink;
-    for (int i = 1 + below(80); i > 0; --i) request.prompt.push_back(below(model.vocab));
+    request.prompt.assign(below(70), below(3));
+    for (int i = 1 + below(40); i > 0; --i) request.prompt.push_back(below(model.vocab));
+    request.cache_salt.assign(below(2), 's');
     request.max_tokens = 1 + below(80);
     request.sampling.temperature = below(2) ? 0 : 0.8f;
     request.sampling.repetition_penalty = below(3) ? 1 : 1.2f;

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "services/base/text.h"
-#include "tests/unit/router/loop/engine_harness.h"
+#include "tests/unit/router/loop/step_loop_fixture.h"
 
 namespace switchyard::router {
 namespace {
@@ -12,40 +12,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-// The loop under virtual time, driven by the test.
-class StepLoopTest : public testing::Test {
- protected:
-  EngineRequest Ask(uint64_t id, int prompt_len, int max_tokens, int priority = 0) {
-    EngineRequest request;
-    request.request = id;
-    request.trace_id = "trace-" + std::to_string(id);
-    request.prompt.assign(prompt_len, static_cast<int32_t>(id % 60));
-    request.max_tokens = max_tokens;
-    request.priority = priority;
-    request.sampling.ignore_eos = true;
-    request.sink = sink_;
-    return request;
-  }
-
-  bool Step() {
-    now_ += absl::Milliseconds(10);
-    if (!loop_.BeginStep(now_)) return false;
-    while (loop_.Poll() == ModelRunner::Progress::kWaiting) {
-    }
-    loop_.FinishStep(now_);
-    outbox_.Flush(loop_.steps());
-    return true;
-  }
-
-  absl::Time now_ = absl::FromUnixSeconds(1000);
-  EngineOptions options_ = {.max_model_len = 256, .kv_blocks = 8};
-  FakeRunner runner_{{.kv_blocks = 8}};
-  EngineObserver observer_;
-  Outbox outbox_;
-  StepLoop loop_{options_, runner_, observer_, outbox_};
-  std::shared_ptr<CollectingSink> sink_ = std::make_shared<CollectingSink>();
-};
 
 TEST_F(StepLoopTest, NothingToDoStartsNothing) {
   EXPECT_TRUE(loop_.idle());

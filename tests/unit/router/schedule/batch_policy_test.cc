@@ -36,6 +36,7 @@ SequenceView Decoding(uint64_t arrival, int64_t known, int priority = 0, uint64_
           .known = known,
           .computed = known - 1,
           .blocks = BlocksFor(known - 1),
+          .own_blocks = BlocksFor(known - 1),
           .last_step = last_step};
 }
 SequenceView Prefilling(uint64_t arrival, int64_t known, int64_t computed, int priority = 0) {
@@ -44,6 +45,7 @@ SequenceView Prefilling(uint64_t arrival, int64_t known, int64_t computed, int p
           .known = known,
           .computed = computed,
           .blocks = BlocksFor(known),
+          .own_blocks = BlocksFor(known),
           .last_step = 1};
 }
 SequenceView Waiting(uint64_t arrival, int64_t known, int priority = 0) {
@@ -146,6 +148,34 @@ TEST(BatchPolicyTest, AHigherPriorityDisplacesLowerOnesButNotItsEquals) {
   EXPECT_THAT(plan.admit, ElementsAre(0));
 }
 
+TEST(BatchPolicyTest, BlocksOfAPrefixThatOthersHoldNeedNotBeFree) {
+  SequenceView wants = Waiting(2, 100);
+  wants.computed = 64;
+  BatchSnapshot now{.running = {Decoding(1, 70)}, .waiting = {wants}, .free_blocks = 3};
+  EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
+  now.waiting[0].blocks = 2;
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 1), Admits(0, 36)));
+}
+
+TEST(BatchPolicyTest, SharedBlocksDoNotCountAsFreedByOne) {
+  SequenceView low = Decoding(2, 96), lower = Decoding(3, 96);
+  low.own_blocks = 0, lower.own_blocks = 1;
+  const BatchSnapshot now{.running = {low, lower, Decoding(1, 33, 1)}};
+  EXPECT_THAT(PlanBatch(now, kWide).preempt, ElementsAre(1));
+}
+
+TEST(BatchPolicyTest, WhoDisplacesIsChargedForWhatItsVictimsShareWithIt) {
+  SequenceView wants = Waiting(9, 96, 1);
+  wants.computed = 64, wants.blocks = 2;
+  SequenceView victim = Decoding(1, 70);
+  BatchSnapshot now{.running = {victim}, .waiting = {wants}, .free_blocks = 0};
+  const BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, ElementsAre(0));
+  EXPECT_THAT(plan.admit, ElementsAre(0));
+  now.waiting[0].known = 97;  // a fourth block
+  EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
+}
+
 TEST(BatchPolicyTest, LogitRowsAreBounded) {
   SequenceView scored = Waiting(2, 50);
   scored.all_logits = true;
@@ -200,7 +230,10 @@ class Simulation {
     std::sort(waiting_.begin(), waiting_.end(),
               [&](const Sim& a, const Sim& b) { return rank(a) < rank(b); });
     BatchSnapshot now{.free_blocks = free_};
-    for (const Sim& s : running_) now.running.push_back(s.view);
+    for (const Sim& s : running_) {
+      now.running.push_back(s.view);
+      now.running.back().own_blocks = s.view.blocks;
+    }
     for (const Sim& s : waiting_) now.waiting.push_back(s.view);
     const BatchPlan plan = PlanBatch(now, limits_);
     ++step_;

@@ -1,0 +1,92 @@
+// What sequences share: blocks of a common prefix, and the prompt of a request's choices.
+#include "router/loop/step_loop.h"
+#include "services/base/check.h"
+
+namespace switchyard::router {
+
+void StepLoop::ExtendDigests(Sequence& s, int64_t blocks) {
+  const std::span<const int32_t> tokens = s.known_tokens();
+  while (static_cast<int64_t>(s.digests.size()) < blocks) {
+    const size_t first = s.digests.size() * kBlockTokens;
+    const BlockDigest before =
+        s.digests.empty() ? SaltDigest(s.request.spec.cache_salt) : s.digests.back();
+    s.digests.push_back(NextDigest(before, tokens.subspan(first, kBlockTokens)));
+  }
+}
+
+StepLoop::Prefix StepLoop::FindPrefix(Sequence& s) {
+  Prefix prefix;
+  const int64_t most = options_.prefix_cache ? s.skippable() / kBlockTokens : 0;
+  for (; prefix.blocks < most; ++prefix.blocks) {
+    ExtendDigests(s, prefix.blocks + 1);
+    const int32_t block = pool_.Find(s.digests[static_cast<size_t>(prefix.blocks)]);
+    if (block < 0) break;
+    prefix.used += pool_.references(block) > 0;
+  }
+  return prefix;
+}
+
+void StepLoop::SharePrefix(Sequence& s) {
+  const Prefix prefix = FindPrefix(s);
+  for (int64_t i = 0; i < prefix.blocks; ++i) {
+    s.table->Share(pool_.Find(s.digests[static_cast<size_t>(i)]));
+  }
+  s.published = prefix.blocks;
+  s.computed = prefix.blocks * kBlockTokens;
+  if (options_.prefix_cache) observer_.OnPrefixLookup(s.known(), s.computed);
+}
+
+void StepLoop::PublishBlocks(Sequence& s) {
+  if (!options_.prefix_cache) return;
+  const int64_t full = s.computed / kBlockTokens;
+  ExtendDigests(s, full);
+  for (; s.published < full; ++s.published) {
+    s.table->Publish(s.published, s.digests[static_cast<size_t>(s.published)]);
+  }
+}
+
+void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl::Time now) {
+  const Request& request = leader.request;
+  std::vector<Sequence*> held;
+  for (const auto& choice : request.choices) {
+    if (choice->state != Sequence::State::kHeld) continue;
+    choice->state = Sequence::State::kWaiting;
+    waiting_.insert(choice.get());
+    held.push_back(choice.get());
+  }
+  const int64_t length = request.prompt_len(), full = length / kBlockTokens;
+  for (Sequence* sibling : held) {
+    Sequence& s = *sibling;
+    if (!HasPlaceFor(s, BlocksFor(length) - full)) return;
+    Activate(s);
+    for (int64_t i = 0; i < full; ++i) s.table->Share(leader.table->data()[i]);
+    s.table->Grow(length);
+    if (length % kBlockTokens != 0) {
+      runner_.CopyBlock(leader.table->data()[full], s.table->data()[full]);
+    }
+    s.computed = length;
+    s.published = leader.published;
+    s.digests = leader.digests;
+    s.last_step = steps_;
+    SampleNext(s, logits, now);
+  }
+}
+
+bool StepLoop::HasPlaceFor(const Sequence& s, int64_t blocks) const {
+  const auto running = static_cast<int64_t>(running_.size());
+  // As many as admission leaves for those that decode.
+  const int64_t reserve = (running + 3) / 4;
+  return running < options_.max_running && pool_.free() >= blocks + reserve &&
+         *waiting_.begin() == &s;
+}
+
+void StepLoop::Promote(Request& request) {
+  for (const auto& s : request.choices) {
+    if (s->state != Sequence::State::kHeld) continue;
+    s->state = Sequence::State::kWaiting;
+    waiting_.insert(s.get());
+    return;
+  }
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,47 @@
+// A StepLoop over a FakeRunner under virtual time, driven by the test.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+
+#include "router/loop/step_loop.h"
+#include "tests/unit/router/loop/engine_harness.h"
+
+namespace switchyard::router {
+
+class StepLoopTest : public testing::Test {
+ protected:
+  EngineRequest Ask(uint64_t id, int prompt_len, int max_tokens, int priority = 0) {
+    EngineRequest request;
+    request.request = id;
+    request.trace_id = "trace-" + std::to_string(id);
+    request.prompt.assign(prompt_len, static_cast<int32_t>(id % 60));
+    request.max_tokens = max_tokens;
+    request.priority = priority;
+    request.sampling.ignore_eos = true;
+    request.sink = sink_;
+    return request;
+  }
+
+  bool Step() {
+    now_ += absl::Milliseconds(10);
+    if (!loop_.BeginStep(now_)) return false;
+    while (loop_.Poll() == ModelRunner::Progress::kWaiting) {
+    }
+    loop_.FinishStep(now_);
+    outbox_.Flush(loop_.steps());
+    return true;
+  }
+
+  absl::Time now_ = absl::FromUnixSeconds(1000);
+  EngineOptions options_ = {.max_model_len = 256, .kv_blocks = 8};
+  FakeRunner runner_{{.kv_blocks = options_.kv_blocks}};
+  EngineObserver observer_;
+  Outbox outbox_;
+  StepLoop loop_{options_, runner_, observer_, outbox_};
+  std::shared_ptr<CollectingSink> sink_ = std::make_shared<CollectingSink>();
+};
+
+}  // namespace switchyard::router

@@ -1,0 +1,204 @@
+// What sequences share: the tokens are the same, the rows fewer.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/unit/router/loop/step_loop_fixture.h"
+
+namespace switchyard::router {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+class StepPrefixTest : public StepLoopTest {
+ protected:
+  // Tokens of `prompt_len` positions that begin alike for all of one `family`.
+  EngineRequest AskLike(uint64_t id, int family, int prompt_len, int max_tokens) {
+    EngineRequest request = Ask(id, prompt_len, max_tokens);
+    for (int i = 0; i < prompt_len; ++i) request.prompt[i] = (family * 7 + i * i + i) % 61;
+    return request;
+  }
+  // Runs until there is nothing left to do; the rows that took.
+  int64_t Finish() {
+    const int64_t before = runner_.rows();
+    while (Step()) {
+    }
+    return runner_.rows() - before;
+  }
+  int64_t Run(EngineRequest request) {
+    loop_.Add(request, now_);
+    const int64_t rows = Finish();
+    ExpectRight(request);
+    return rows;
+  }
+  void ExpectRight(const EngineRequest& request) {
+    for (int choice = 0; choice < request.n; ++choice) {
+      EXPECT_EQ(Difference(sink_->Of(request.request, choice),
+                           Expected(request, choice, options_, {})),
+                "")
+          << "request " << request.request << " choice " << choice;
+    }
+    EXPECT_THAT(runner_.errors(), IsEmpty());
+  }
+};
+
+TEST_F(StepPrefixTest, ALaterRequestComputesWhatIsNew) {
+  EXPECT_EQ(Run(AskLike(1, 1, 70, 2)), 71);
+  EXPECT_EQ(sink_->Of(1).cached_tokens, 0);
+  EXPECT_EQ(Run(AskLike(2, 1, 70, 2)), 7);
+  EXPECT_EQ(sink_->Of(2).cached_tokens, 64);
+  EXPECT_EQ(Run(AskLike(3, 1, 40, 1)), 8);
+  EXPECT_EQ(sink_->Of(3).cached_tokens, 32);
+  EXPECT_EQ(Run(AskLike(4, 2, 70, 2)), 71);
+  EXPECT_EQ(sink_->Of(4).cached_tokens, 0);
+}
+
+TEST_F(StepPrefixTest, TheLastPromptTokenIsAlwaysComputed) {
+  EXPECT_EQ(Run(AskLike(1, 1, 64, 1)), 64);
+  EXPECT_EQ(Run(AskLike(2, 1, 64, 1)), 32);
+  EXPECT_EQ(sink_->Of(2).cached_tokens, 32);
+  EXPECT_EQ(Run(AskLike(3, 1, 65, 1)), 1);
+}
+
+TEST_F(StepPrefixTest, OutputsAreFoundAsPromptsOfTheNextTurn) {
+  EngineRequest first = AskLike(1, 1, 50, 50);
+  Run(first);
+  EngineRequest second = AskLike(2, 1, 50, 1);
+  const std::vector<int32_t> said = sink_->Of(1).tokens;
+  second.prompt.insert(second.prompt.end(), said.begin(), said.end());
+  second.prompt.push_back(5);
+  EXPECT_EQ(Run(second), 101 - 96);
+}
+
+TEST_F(StepPrefixTest, SaltsDoNotShare) {
+  EngineRequest salted = AskLike(1, 1, 70, 1), other = AskLike(2, 1, 70, 1);
+  salted.cache_salt = "a", other.cache_salt = "b";
+  EXPECT_EQ(Run(salted), 70);
+  EXPECT_EQ(Run(other), 70);
+  EXPECT_EQ(Run(AskLike(3, 1, 70, 1)), 70);
+  salted.request = 4;
+  EXPECT_EQ(Run(salted), 6);
+}
+
+TEST_F(StepPrefixTest, SwitchedOffNothingIsFound) {
+  options_.prefix_cache = false;
+  EXPECT_EQ(Run(AskLike(1, 1, 70, 1)), 70);
+  EXPECT_EQ(Run(AskLike(2, 1, 70, 1)), 70);
+  EXPECT_EQ(loop_.pool().findable_free(), 0);
+}
+
+TEST_F(StepPrefixTest, RequestsAtOnceHoldTheirPrefixOnce) {
+  EngineRequest a = AskLike(1, 1, 80, 5), b = AskLike(2, 1, 80, 5);
+  loop_.Add(a, now_);
+  loop_.Add(b, now_);
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(runner_.rows(), 160);  // in one step neither can wait for the other
+  EXPECT_EQ(loop_.pool().used(), 2 + 1 + 1);
+  EngineRequest c = AskLike(3, 1, 80, 5);
+  loop_.Add(c, now_);
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(runner_.rows(), 160 + 2 + 16);
+  EXPECT_EQ(loop_.pool().used(), 2 + 3);
+  Finish();
+  for (const EngineRequest& request : {a, b, c}) ExpectRight(request);
+  EXPECT_EQ(loop_.pool().used(), 0);
+}
+
+TEST_F(StepPrefixTest, ThatWhichIsOwedToTheClientIsComputed) {
+  Run(AskLike(1, 1, 70, 1));
+  EngineRequest traced = AskLike(2, 1, 70, 3), scored = AskLike(3, 1, 70, 3);
+  traced.return_routed_experts = true;
+  EXPECT_EQ(Run(traced), 72);
+  EXPECT_EQ(sink_->Of(2).cached_tokens, 0);
+  scored.prompt_logprobs = true;
+  EXPECT_EQ(Run(scored), 72);
+  EXPECT_EQ(sink_->Of(3).prompt_logprobs.size(), 69u);
+}
+
+TEST_F(StepPrefixTest, APreemptedSequenceFindsWhatIsLeftOfIt) {
+  EngineRequest low = AskLike(1, 1, 100, 60);
+  loop_.Add(low, now_);
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(Step());  // 139 tokens in five blocks
+  EngineRequest high = AskLike(2, 2, 150, 1);        // five of eight
+  high.priority = 1;
+  loop_.Add(high, now_);
+  const int64_t before = runner_.rows();
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(sink_->Of(1).tokens.size(), 40u);
+  Finish();
+  // Three of the blocks were free for the other one; the last two, and no more, were taken.
+  EXPECT_EQ(runner_.rows() - before, 150 + (140 - 96) + 19);
+  ExpectRight(low);
+  ExpectRight(high);
+  EXPECT_EQ(sink_->Of(1).cached_tokens, 0);
+}
+
+class ForkTest : public StepPrefixTest {
+ protected:
+  EngineRequest AskChoices(uint64_t id, int n, int prompt_len, int max_tokens) {
+    EngineRequest request = AskLike(id, static_cast<int>(id), prompt_len, max_tokens);
+    request.n = n;
+    request.sampling.temperature = 1;
+    request.sampling.seed = 5;
+    return request;
+  }
+};
+
+TEST_F(ForkTest, ChoicesShareThePromptAndItsLogits) {
+  EngineRequest request = AskChoices(1, 4, 70, 4);
+  EXPECT_EQ(Run(request), 70 + 4 * 3);
+  EXPECT_EQ(runner_.copies(), 3);
+  EXPECT_NE(sink_->Of(1, 0).tokens, sink_->Of(1, 1).tokens);
+  EXPECT_EQ(loop_.pool().used(), 0);
+}
+
+TEST_F(ForkTest, NothingIsCopiedWhereThePromptEndsWithABlock) {
+  EXPECT_EQ(Run(AskChoices(1, 3, 64, 40)), 64 + 3 * 39);
+  EXPECT_EQ(runner_.copies(), 0);
+}
+
+TEST_F(ForkTest, WithoutAPrefixCacheToo) {
+  options_.prefix_cache = false;
+  EXPECT_EQ(Run(AskChoices(1, 4, 70, 4)), 70 + 4 * 3);
+}
+
+TEST_F(ForkTest, ChoicesOfOneTokenTakeOneStep) {
+  EXPECT_EQ(Run(AskChoices(1, 5, 70, 1)), 70);
+  EXPECT_EQ(loop_.steps(), 1u);
+}
+
+TEST_F(ForkTest, WhereThereIsNoPlaceTheyWaitAndFindTheirBlocks) {
+  options_.max_running = 2;
+  EXPECT_EQ(Run(AskChoices(1, 4, 70, 3)), 70 + 2 * 2 + 2 * (6 + 2));
+}
+
+TEST_F(ForkTest, ANewFirstComputesThePromptIfTheFirstEndsBeforeItHas) {
+  options_.max_batch_tokens = 40;
+  EngineRequest request = AskChoices(1, 3, 70, 5);
+  loop_.Add(request, now_);
+  ASSERT_TRUE(Step());
+  loop_.CancelChoice({sink_.get(), 1}, 0);
+  loop_.CancelChoice({sink_.get(), 1}, 1);
+  Finish();
+  EXPECT_THAT(sink_->Of(1, 0).finishes, ElementsAre(Finish::kCancelled));
+  EXPECT_THAT(sink_->Of(1, 1).finishes, ElementsAre(Finish::kCancelled));
+  EXPECT_EQ(Difference(sink_->Of(1, 2), Expected(request, 2, options_, {})), "");
+  EXPECT_TRUE(loop_.idle());
+  EXPECT_EQ(loop_.pool().used(), 0);
+}
+
+TEST_F(ForkTest, OneThatWaitsForItsFirstCanBeCancelled) {
+  options_.max_batch_tokens = 40;
+  EngineRequest request = AskChoices(1, 3, 70, 5);
+  loop_.Add(request, now_);
+  ASSERT_TRUE(Step());
+  loop_.CancelChoice({sink_.get(), 1}, 1);
+  Finish();
+  EXPECT_THAT(sink_->Of(1, 1).finishes, ElementsAre(Finish::kCancelled));
+  for (int choice : {0, 2}) {
+    EXPECT_EQ(Difference(sink_->Of(1, choice), Expected(request, choice, options_, {})), "");
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::router
