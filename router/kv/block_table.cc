@@ -32,8 +32,8 @@ void BlockTable::Clear() {
 
 int64_t BlockTable::own_blocks() const {
   const int32_t* end = data() + size_;
-  return end - std::partition_point(data(), end,
-                                    [this](int32_t id) { return pool_.references(id) > 1; });
+  return end -
+         std::partition_point(data(), end, [this](int32_t id) { return pool_.references(id) > 1; });
 }
 
 }  // namespace switchyard::router

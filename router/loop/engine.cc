@@ -87,6 +87,7 @@ class Engine::Impl {
   struct Live {
     bool cancelled = false;
     std::vector<bool> choices;  // cancelled, [n]
+    std::string fair_key;
   };
 
   // ---- the engine thread ----
@@ -101,6 +102,12 @@ class Engine::Impl {
     return !commands_.empty() || stopping_ || !drained_.empty();
   }
   int RetryAfterMsNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The last eighth of the queue is for clients of which nothing waits yet.
+  int PlacesFor(const std::string& fair_key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const bool reserved = !fair_key.empty() && waiting_of_.contains(fair_key);
+    return options_.max_queue - (reserved ? options_.max_queue / 8 : 0);
+  }
+  void NoteStarted(const RequestKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const EngineOptions options_;
   ModelRunner& runner_;
@@ -114,6 +121,8 @@ class Engine::Impl {
   std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most max_queue requests
   int queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;        // of commands_
   absl::flat_hash_map<RequestKey, Live> live_ ABSL_GUARDED_BY(mutex_);  // requests, not ended
+  // Requests of each fair key that wait; no zeros.
+  absl::flat_hash_map<std::string, int> waiting_of_ ABSL_GUARDED_BY(mutex_);
   EngineSnapshot snapshot_ ABSL_GUARDED_BY(mutex_);
   absl::Duration start_interval_ ABSL_GUARDED_BY(mutex_) = absl::ZeroDuration();  // between starts
   std::vector<std::function<void()>> drained_ ABSL_GUARDED_BY(mutex_);
@@ -130,15 +139,17 @@ absl::Status Engine::Impl::Submit(EngineRequest request) {
     return AlreadyExists("request {} of this stream still runs", request.request);
   }
   const int waiting = queued_requests_ + snapshot_.waiting;
-  if (waiting >= options_.max_queue) {
+  if (waiting >= PlacesFor(request.fair_key)) {
     const int ms = RetryAfterMsNow();
     absl::Status full =
         ResourceExhausted("{} requests wait and the queue holds {}; try again in {} ms", waiting,
-                          options_.max_queue, ms);
+                          PlacesFor(request.fair_key), ms);
     full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
     return full;
   }
-  live_.emplace(key, Live{.choices = std::vector<bool>(static_cast<size_t>(request.n))});
+  live_.emplace(key, Live{.choices = std::vector<bool>(static_cast<size_t>(request.n)),
+                          .fair_key = request.fair_key});
+  ++waiting_of_[request.fair_key];
   ++queued_requests_;
   commands_.emplace_back(std::move(request));
   return absl::OkStatus();
@@ -239,12 +250,18 @@ bool Engine::Impl::TakeCommands(bool sleep) {
   return !stopping;
 }
 
+void Engine::Impl::NoteStarted(const RequestKey& key) {
+  const auto at = waiting_of_.find(live_.at(key).fair_key);
+  if (--at->second == 0) waiting_of_.erase(at);
+}
+
 void Engine::Impl::Publish() {
   const absl::Time now = absl::Now();
   const uint64_t started = loop_.started_requests() - started_before_;
   std::vector<std::function<void()>> drained;
   {
     absl::MutexLock lock(&mutex_);
+    for (const RequestKey& key : loop_.TakeStarted()) NoteStarted(key);
     for (const RequestKey& key : loop_.TakeEnded()) live_.erase(key);
     snapshot_.running = loop_.running();
     snapshot_.waiting = loop_.unstarted_requests();

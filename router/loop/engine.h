@@ -26,7 +26,9 @@ struct EngineOptions {
   int64_t kv_blocks = 0;        // blocks of kBlockTokens tokens; > 0
   int max_batch_tokens = 2048;  // rows of a step; > 0
   int max_running = 256;        // sequences admitted at a time (a request has n of them); > 0
-  int max_queue = 1024;  // requests waiting; one more is refused with RESOURCE_EXHAUSTED; > 0
+  // Requests waiting; one more is refused with RESOURCE_EXHAUSTED. A client of which some wait may
+  // not fill the last eighth. > 0
+  int max_queue = 1024;
   // Rows of a step whose logits are made: each costs 4 · vocab bytes in the runner, and prompt
   // log-probabilities want them of every prompt position. > 0
   int max_logit_rows = 256;

@@ -35,9 +35,9 @@ struct Request {
   int64_t max_len = 0;            // tokens of prompt and output, at most
   std::vector<int32_t> stop_ids;  // ascending: the request's and, unless ignored, end-of-sequence
   std::vector<std::unique_ptr<Sequence>> choices;
-  int open = 0;                  // choices that have no finish yet
-  bool started = false;          // a choice was admitted
-  int cached_tokens = 0;         // of the prompt, found when the first choice was admitted
+  int open = 0;           // choices that have no finish yet
+  bool started = false;   // a choice was admitted
+  int cached_tokens = 0;  // of the prompt, found when the first choice was admitted
 
   RequestKey key() const { return {spec.sink.get(), spec.request}; }
   int64_t prompt_len() const { return static_cast<int64_t>(spec.prompt.size()); }
@@ -63,10 +63,10 @@ struct Sequence {
   std::optional<BlockTable> table;
   std::optional<TokenHistory> history;
 
-  int64_t computed = 0;    // tokens whose K/V is in the blocks
-  int64_t published = 0;   // blocks that can be found, or are shared
+  int64_t computed = 0;              // tokens whose K/V is in the blocks
+  int64_t published = 0;             // blocks that can be found, or are shared
   std::vector<BlockDigest> digests;  // of the first full blocks of its tokens, as far as was asked
-  uint64_t last_step = 0;  // that computed a row of it
+  uint64_t last_step = 0;            // that computed a row of it
   absl::Time last_token;
 
   // Of rows computed, not yet sent. A row counts once, also when preemption makes it twice.
@@ -94,14 +94,6 @@ struct Sequence {
     int64_t tokens_below = known() - 1;
     if (request.spec.return_routed_experts) tokens_below = std::min(tokens_below, traced);
     return scores_prompt() ? std::min(tokens_below, scored) : tokens_below;
-  }
-};
-
-// Rank of the batch policy: priority, then arrival.
-struct RanksBefore {
-  bool operator()(const Sequence* a, const Sequence* b) const {
-    const int x = a->request.spec.priority, y = b->request.spec.priority;
-    return x != y ? x > y : a->arrival < b->arrival;
   }
 };
 

@@ -16,6 +16,10 @@ namespace {
 constexpr int64_t kEventRoutes = 32768;
 constexpr int64_t kEventScores = 16384;
 
+// What a generated token counts in the shares of clients, where one of a prompt counts 1: it reads
+// the weights with less company.
+constexpr int64_t kDecodeCost = 2;
+
 template <typename T>
 void MoveFront(int64_t count, std::vector<T>* from, std::vector<T>* to) {
   if (count == static_cast<int64_t>(from->size())) {
@@ -34,7 +38,10 @@ void StepLoop::FinishStep(absl::Time now) {
   const StepResult& result = runner_.result();
   int64_t prefill_rows = 0;
   for (const Slice& slice : slices_) {
-    if (slice.rows > 1 || slice.sequence->outputs() == 0) prefill_rows += slice.rows;
+    const bool prefill = slice.rows > 1 || slice.sequence->outputs() == 0;
+    if (prefill) prefill_rows += slice.rows;
+    waiting_.Charge(slice.sequence->request.spec.fair_key,
+                    prefill ? slice.rows : kDecodeCost * slice.rows);
     FinishSlice(slice, result, now);
   }
   in_flight_ = false;

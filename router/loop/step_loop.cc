@@ -51,7 +51,7 @@ void StepLoop::Add(EngineRequest spec, absl::Time now) {
     if (i > 0 && request.forks()) {
       s.state = Sequence::State::kHeld;
     } else {
-      waiting_.insert(&s);
+      waiting_.Insert(s);
     }
   }
   next_deadline_ = std::min(next_deadline_, request.spec.deadline);
@@ -141,13 +141,15 @@ void StepLoop::TakeSnapshot() {
   for (const Sequence* s : running_) snapshot_.running.push_back(ViewOfRunning(*s));
   // No more than a step has rows and places for: looking for a prefix takes time.
   int64_t rows = 0;
-  for (Sequence* s : waiting_) {
-    if (rows >= options_.max_batch_tokens) break;
-    if (static_cast<int>(candidates_.size()) == options_.max_running) break;
-    candidates_.push_back(s);
-    snapshot_.waiting.push_back(ViewOfWaiting(*s));
-    rows += s->known() - snapshot_.waiting.back().computed;
-  }
+  waiting_.Visit([&](Sequence& s) {
+    if (rows >= options_.max_batch_tokens) return int64_t{-1};
+    if (static_cast<int>(candidates_.size()) == options_.max_running) return int64_t{-1};
+    candidates_.push_back(&s);
+    snapshot_.waiting.push_back(ViewOfWaiting(s));
+    const int64_t missing = s.known() - snapshot_.waiting.back().computed;
+    rows += missing;
+    return missing;
+  });
 }
 
 SequenceView StepLoop::ViewOfWaiting(Sequence& s) {
@@ -165,15 +167,21 @@ void StepLoop::Admit(Sequence& s, absl::Time now) {
   Activate(s);
   SharePrefix(s);
   if (s.request.started) return;
-  s.request.started = true;
+  NoteStarted(s.request);
   s.request.cached_tokens = static_cast<int>(s.computed);
-  --unstarted_;
   ++started_;
   observer_.OnQueued(now - s.request.submitted);
 }
 
+void StepLoop::NoteStarted(Request& request) {
+  request.started = true;
+  --unstarted_;
+  started_keys_.push_back(request.key());
+}
+
 void StepLoop::Activate(Sequence& s) {
-  waiting_.erase(&s);
+  waiting_.Erase(s);
+  waiting_.NoteTurn(s.request.spec.fair_key);
   running_.push_back(&s);
   s.state = Sequence::State::kRunning;
   if (s.table) return;
@@ -189,7 +197,7 @@ void StepLoop::Preempt(Sequence& s) {
   s.table->Clear();
   s.computed = s.published = 0;
   s.state = Sequence::State::kWaiting;
-  waiting_.insert(&s);
+  waiting_.Insert(s);
   observer_.OnPreempted();
 }
 
@@ -252,17 +260,14 @@ void StepLoop::End(Sequence& s, TokenEvent event) {
                        static_cast<int>(s.outputs()));
   outbox_.Add(request.spec.sink, std::move(event));
   const bool led = s.state != Sequence::State::kHeld;
-  if (s.state == Sequence::State::kWaiting) waiting_.erase(&s);
+  if (s.state == Sequence::State::kWaiting) waiting_.Erase(s);
   s.state = Sequence::State::kEnded;
   if (--request.open > 0) {
     if (led) Promote(request);
     return;
   }
   to_sweep_.push_back(&request);
-  if (!request.started) {
-    request.started = true;
-    --unstarted_;
-  }
+  if (!request.started) NoteStarted(request);
 }
 
 TokenEvent StepLoop::EventOf(const Sequence& s) const {
@@ -288,5 +293,6 @@ void StepLoop::Sweep() {
 }
 
 std::vector<RequestKey> StepLoop::TakeEnded() { return std::exchange(ended_, {}); }
+std::vector<RequestKey> StepLoop::TakeStarted() { return std::exchange(started_keys_, {}); }
 
 }  // namespace switchyard::router

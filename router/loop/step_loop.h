@@ -11,13 +11,13 @@
 #include <span>
 #include <vector>
 
-#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "router/graph/model_runner.h"
 #include "router/kv/block_pool.h"
 #include "router/loop/engine.h"
 #include "router/loop/outbox.h"
 #include "router/loop/sequence.h"
+#include "router/loop/waiting_queue.h"
 #include "router/sample/sampler.h"
 #include "router/schedule/batch_policy.h"
 
@@ -53,6 +53,8 @@ class StepLoop {
   const BlockPool& pool() const { return pool_; }
   // Requests that have ended since the last call.
   std::vector<RequestKey> TakeEnded();
+  // Those that have ceased to be unstarted since the last call.
+  std::vector<RequestKey> TakeStarted();
 
  private:
   // The rows of one sequence in the step that runs.
@@ -65,6 +67,7 @@ class StepLoop {
   };
 
   void TakeSnapshot();
+  void NoteStarted(Request& request);
   SequenceView ViewOfWaiting(Sequence& s);
   // Its place, and the blocks of its prefix that are there. The rest of them is to be grown.
   void Admit(Sequence& s, absl::Time now);
@@ -115,9 +118,9 @@ class StepLoop {
   Sampler sampler_;
 
   absl::flat_hash_map<RequestKey, std::unique_ptr<Request>> requests_;
-  absl::btree_set<Sequence*, RanksBefore> waiting_;
+  WaitingQueue waiting_;
   std::vector<Sequence*> running_;
-  std::vector<RequestKey> ended_;                      // taken by TakeEnded
+  std::vector<RequestKey> ended_, started_keys_;       // until they are taken
   std::vector<Request*> to_sweep_;                     // open == 0
   absl::Time next_deadline_ = absl::InfiniteFuture();  // no request's is earlier
   uint64_t next_arrival_ = 1;

@@ -51,7 +51,7 @@ void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl:
   for (const auto& choice : request.choices) {
     if (choice->state != Sequence::State::kHeld) continue;
     choice->state = Sequence::State::kWaiting;
-    waiting_.insert(choice.get());
+    waiting_.Insert(*choice);
     held.push_back(choice.get());
   }
   const int64_t length = request.prompt_len(), full = length / kBlockTokens;
@@ -77,14 +77,14 @@ bool StepLoop::HasPlaceFor(const Sequence& s, int64_t blocks) const {
   // As many as admission leaves for those that decode.
   const int64_t reserve = (running + 3) / 4;
   return running < options_.max_running && pool_.free() >= blocks + reserve &&
-         *waiting_.begin() == &s;
+         waiting_.Front() == &s;
 }
 
 void StepLoop::Promote(Request& request) {
   for (const auto& s : request.choices) {
     if (s->state != Sequence::State::kHeld) continue;
     s->state = Sequence::State::kWaiting;
-    waiting_.insert(s.get());
+    waiting_.Insert(*s);
     return;
   }
 }

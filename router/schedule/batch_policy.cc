@@ -141,7 +141,7 @@ class Planner {
     return free_blocks_ >= MissingBlocks(s) + reserve;
   }
 
-  // Running prefills and admissions, merged by rank.
+  // Running prefills and admissions; of one priority those that run come first.
   void Prefill() {
     size_t w = 0, r = 0;
     while (rows_left_ > 0) {
@@ -152,7 +152,7 @@ class Planner {
       const bool has_running = r < by_rank_.size(), has_waiting = w < now_.waiting.size();
       if (!has_running && !has_waiting) return;
       if (!has_waiting ||
-          (has_running && Rank(now_.running[by_rank_[r]]) < Rank(now_.waiting[w]))) {
+          (has_running && now_.running[by_rank_[r]].priority >= now_.waiting[w].priority)) {
         const int index = by_rank_[r++];
         PrefillChunk(false, index, now_.running[index]);
         continue;

@@ -3,8 +3,8 @@
 //
 // A sequence has `known` tokens (prompt and output) of which `computed` lie in the KV cache (of one
 // that waits: those of its prefix that the cache happens to hold); it decodes when one is missing
-// and prefills when more are. Rank is priority, then arrival. The
-// rules:
+// and prefills when more are. Rank is priority, then arrival; those that wait come in the order of
+// their turns, which is by priority and else their queue's matter. The rules:
 //
 //   decode    first, within the token budget; those that waited longest since their last row go
 //             first inside a priority, so that a budget below the number of sequences starves none.
@@ -13,13 +13,14 @@
 //             A preempted sequence computes its known tokens again when it is admitted again, but
 //             for those that the cache still holds then.
 //   prefill   with the budget that is left, by rank, in chunks of any size.
-//   admit     by rank, nobody overtakes: when the blocks of all its known tokens are free or held by
+//   admit     after the prefills that run, by turn, nobody overtakes: when the blocks of all its
+//   known tokens are free or held by
 //             sequences of the same prefix (they are taken at once) and some stay over for those
 //             that decode. A higher priority displaces running sequences of lower ones.
 //
-// The highest ranked sequence is never preempted, so it ends in finitely many steps, and so by
-// induction do all of a priority. A stream of higher priorities does starve lower ones: that is
-// what priority says.
+// The highest ranked sequence that runs is never preempted, so it ends in finitely many steps, and
+// so by induction do all of a priority whose turn comes. A stream of higher priorities does starve
+// lower ones: that is what priority says.
 #pragma once
 
 #include <cstdint>
@@ -34,9 +35,9 @@ struct BatchLimits {
 };
 
 struct SequenceView {
-  int priority = 0;         // higher first
-  uint64_t arrival = 0;     // lower first, unique
-  int64_t known = 0;        // tokens, > computed
+  int priority = 0;      // higher first
+  uint64_t arrival = 0;  // lower first, unique
+  int64_t known = 0;     // tokens, > computed
   int64_t computed = 0;
   int64_t blocks = 0;       // held; while waiting: of the prefix, those that others hold
   int64_t own_blocks = 0;   // of those held, the ones that nobody else holds; 0 while waiting
@@ -48,7 +49,7 @@ struct SequenceView {
 
 struct BatchSnapshot {
   std::vector<SequenceView> running;  // any order
-  std::vector<SequenceView> waiting;  // by rank; the front part is enough (max_running of them)
+  std::vector<SequenceView> waiting;  // by turn; the front part is enough
   int64_t free_blocks = 0;
 };
 

@@ -1,8 +1,8 @@
 // A ModelRunner without a model: the logits of a row are a hash of all tokens of its sequence, read
 // back from the blocks that its table names. A wrong table, position or rewrite shows up as a wrong
-// token, and the plain mistakes (a gap in the positions, a write to a block of two sequences, a block
-// outside of the pool) as errors(). Any batching, chunking and preemption must give the same tokens as
-// Reference.
+// token, and the plain mistakes (a gap in the positions, a write to a block of two sequences, a
+// block outside of the pool) as errors(). Any batching, chunking and preemption must give the same
+// tokens as Reference.
 //
 // Driven by one thread; Hold, Release, errors and steps may be called by any.
 #pragma once

@@ -43,7 +43,7 @@ class EngineModelTest : public testing::TestWithParam<const char*> {
       const int64_t seed = i < 64 ? own % 3 : own;
       request.prompt.push_back(static_cast<int32_t>((seed * 31 + i * i * 7 + i) % vocab));
     }
-    request.max_tokens = 24;
+    request.max_tokens = 40;
     request.sampling.ignore_eos = true;
     request.sampling.temperature = id % 2 == 0 ? 0.9f : 0;
     request.sampling.seed = id;

@@ -343,6 +343,35 @@ TEST(EngineTest, AFullQueueSaysWhenToComeAgain) {
   EXPECT_EQ(sink->Of(5).tokens.size(), 5u);
 }
 
+TEST(EngineTest, TheLastEighthOfTheQueueIsForClientsOfWhichNothingWaits) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>();
+  EngineOptions options = SmallEngine();
+  options.max_queue = 16;
+  options.max_running = 1;
+  Engine engine(options, runner, nullptr);
+  const auto submit = [&](uint64_t id, const std::string& fair_key) {
+    EngineRequest request = Ask(sink, id, 5, 2);
+    request.fair_key = fair_key;
+    return engine.Submit(request).code();
+  };
+  runner.Hold();
+  ASSERT_EQ(submit(1, "flood"), absl::StatusCode::kOk);
+  runner.AwaitHeld();
+  for (uint64_t id = 2; id < 16; ++id) ASSERT_EQ(submit(id, "flood"), absl::StatusCode::kOk);
+  EXPECT_EQ(submit(16, "flood"), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(submit(17, "other"), absl::StatusCode::kOk);
+  EXPECT_EQ(submit(18, "other"), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(submit(19, ""), absl::StatusCode::kOk);  // who has no key has no share
+  EXPECT_EQ(submit(20, "third"), absl::StatusCode::kResourceExhausted);
+  runner.Release();
+  for (uint64_t id = 1; id < 16; ++id) sink->AwaitEnd(id, 1);
+  sink->AwaitEnd(17, 1);
+  sink->AwaitEnd(19, 1);
+  EXPECT_EQ(submit(16, "flood"), absl::StatusCode::kOk);
+  sink->AwaitEnd(16, 1);
+}
+
 TEST(EngineTest, AnIdIsTakenUntilItsRequestEnds) {
   FakeRunner runner({});
   auto sink = std::make_shared<CollectingSink>(), other = std::make_shared<CollectingSink>();

@@ -101,6 +101,35 @@ TEST_F(StepLoopTest, AHigherPriorityTakesThePlaceOfALowerOne) {
   EXPECT_THAT(runner_.errors(), IsEmpty());
 }
 
+TEST_F(StepLoopTest, AFloodOfOneClientDoesNotHoldUpAnother) {
+  options_.max_running = 2;
+  for (uint64_t id = 1; id <= 40; ++id) {
+    EngineRequest request = Ask(id, 5, 10);
+    request.fair_key = "flood";
+    loop_.Add(request, now_);
+  }
+  for (int i = 0; i < 25; ++i) ASSERT_TRUE(Step());
+  EngineRequest other = Ask(100, 5, 1);
+  other.fair_key = "other";
+  loop_.Add(other, now_);
+  for (int i = 0; i < 11; ++i) ASSERT_TRUE(Step());  // until one of the two that run has ended
+  EXPECT_THAT(sink_->Of(100).finishes, ElementsAre(Finish::kLength));
+}
+
+TEST_F(StepLoopTest, ClientsGetEqualSharesWhateverTheyAskFor) {
+  options_.max_running = 2;
+  for (uint64_t id = 1; id <= 60; ++id) {
+    EngineRequest request = Ask(id, 5, id <= 50 ? 4 : 30);
+    request.fair_key = id <= 50 ? "many" : "long";
+    loop_.Add(request, now_);
+  }
+  for (int i = 0; i < 120; ++i) ASSERT_TRUE(Step());
+  size_t many = 0, few = 0;
+  for (uint64_t id = 1; id <= 60; ++id) (id <= 50 ? many : few) += sink_->Of(id).tokens.size();
+  EXPECT_GT(many, 70u);
+  EXPECT_GT(few, 90u);
+}
+
 TEST_F(StepLoopTest, CancelsDuringAStepKeepItsBlocksUntilItEnds) {
   loop_.Add(Ask(1, 60, 50), now_);
   loop_.Add(Ask(2, 60, 50), now_);

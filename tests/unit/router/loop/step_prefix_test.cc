@@ -33,9 +33,9 @@ class StepPrefixTest : public StepLoopTest {
   }
   void ExpectRight(const EngineRequest& request) {
     for (int choice = 0; choice < request.n; ++choice) {
-      EXPECT_EQ(Difference(sink_->Of(request.request, choice),
-                           Expected(request, choice, options_, {})),
-                "")
+      EXPECT_EQ(
+          Difference(sink_->Of(request.request, choice), Expected(request, choice, options_, {})),
+          "")
           << "request " << request.request << " choice " << choice;
     }
     EXPECT_THAT(runner_.errors(), IsEmpty());
