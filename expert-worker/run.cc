@@ -50,6 +50,7 @@ WorkerOptions OptionsFrom(const config::v1::WorkerConfig& config) {
   const int threads = config.compute().threads();
   options.threads = threads > 0 ? threads : UsableCores();
   options.allow_mixed_numerics = config.allow_mixed_numerics();
+  options.shared_memory = !config.no_shared_memory();
   return options;
 }
 

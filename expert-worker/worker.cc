@@ -119,6 +119,7 @@ void Worker::Register(grpc::ServerBuilder& builder) {
   parts_->server = std::make_unique<expertwire::GrpcServer>(
       *this, expertwire::GrpcServerOptions{.grant = o.grant,
                                            .max_routers = o.max_routers,
+                                           .shared_memory = o.shared_memory,
                                            .max_frame_bytes = o.max_frame_bytes,
                                            .busy_poll = o.busy_poll});
   parts_->server->Register(builder);

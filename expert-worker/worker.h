@@ -32,6 +32,7 @@ struct WorkerOptions {
   std::string isa = "auto";                 // kernels::ChooseIsa
   int threads = 1;                          // of its own pool; unused with a shared one
   bool allow_mixed_numerics = false;
+  bool shared_memory = true;      // with the other side of the wire, where it runs on this host
   expertwire::CreditGrant grant;  // to each router
   int max_routers = 64;           // more are refused
   size_t max_frame_bytes = 64u << 20;

@@ -220,7 +220,7 @@ absl::Status Router::Impl::Connect() {
   }
   for (const std::string& address : options_.workers) {
     const bool local_socket = address.rfind("unix:", 0) == 0;
-    expertwire::GrpcLinkOptions link{.target = address};
+    expertwire::GrpcLinkOptions link{.target = address, .shared_memory = options_.shared_memory};
     SY_ASSIGN_OR_RETURN(link.credentials, security::ClientCredentials(
                                               local_socket ? security::TlsFiles{} : options_.tls));
     links_->AddGrpc(link);

@@ -43,6 +43,7 @@ struct RouterOptions {
   bool prefix_cache = true;
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
+  bool shared_memory = true;         // with the other side of the wire, where it runs on this host
   std::vector<std::string> workers;  // HOST:PORT or unix:PATH
   std::string listen;                // empty: in-process only
   security::TlsFiles tls;            // of the listener, and shown to the workers

@@ -38,6 +38,7 @@ RouterOptions OptionsFrom(const config::v1::RouterConfig& config) {
   options.listen = config.listen();
   options.tls = TlsFilesOf(config.tls());
   options.allow_mixed_numerics = config.allow_mixed_numerics();
+  options.shared_memory = !config.no_shared_memory();
   ApplyKnobs(config.weights(), &options);
   ApplyKnobs(config.engine(), &options);
   ApplyKnobs(config.compute(), &options);

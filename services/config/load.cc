@@ -6,6 +6,7 @@
 #include <map>
 
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
 #include "nlohmann/json.hpp"
 #include "services/base/file.h"
 #include "services/base/status.h"
@@ -238,6 +239,8 @@ int ReportError(const std::string& program, const absl::Status& status, int exit
 
 int RunMain(const Program& program, int argc, const char* const* argv, Message* config,
             const std::function<absl::Status()>& run) {
+  // Debian's Abseil looks for cycles at every lock, under one lock of the process.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   const auto outcome = Load(program, argc, argv, ProcessEnvironment(), std::cout, config);
   if (!outcome.ok()) return ReportError(program.name, outcome.status(), kExitUsage);
   if (*outcome == Outcome::kExit) return 0;

@@ -94,6 +94,7 @@ struct Filler {
   void operator()(const pb::Progress& body) const { *out->mutable_progress() = body; }
   void operator()(const pb::Drain& body) const { *out->mutable_drain() = body; }
   void operator()(const pb::MapAck& body) const { *out->mutable_map_ack() = body; }
+  void operator()(const pb::SharedMemory& body) const { *out->mutable_shared_memory() = body; }
 };
 
 // ---- decoding ----
@@ -309,6 +310,9 @@ absl::StatusOr<Frame> DecodeFrame(const RowBuffer& bytes, absl::Time now,
       break;
     case pb::Frame::kMapAck:
       frame.body = header->map_ack();
+      break;
+    case pb::Frame::kSharedMemory:
+      frame.body = header->shared_memory();
       break;
     case pb::Frame::KIND_NOT_SET:
       return InvalidArgument("a frame of no known kind");

@@ -2,14 +2,18 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <thread>
 #include <utility>
+
+#include "absl/container/inlined_vector.h"
 
 namespace switchyard::expertwire {
 namespace {
 
 constexpr int kEventsAPoll = 256;
+constexpr absl::Duration kQueuePollEvery = absl::Microseconds(20);
 constexpr int kPauses = 20;
 
 void Pause() {
@@ -28,9 +32,60 @@ CompletionLoop::~CompletionLoop() {
   Close();
 }
 
-bool CompletionLoop::Poll() { return Sleep(absl::InfinitePast()); }
+void CompletionLoop::Remove(Pollable* pollable) {
+  std::ranges::replace(pollables_, pollable, nullptr);
+}
+
+bool CompletionLoop::PollPollables() {
+  bool any = false;
+  for (size_t i = 0; i < pollables_.size(); ++i) {
+    if (pollables_[i] != nullptr) any |= pollables_[i]->Poll();
+  }
+  std::erase(pollables_, nullptr);
+  return any;
+}
+
+bool CompletionLoop::Poll() {
+  const bool any = PollPollables();
+  if (SleepsLightly()) {
+    const absl::Time now = absl::Now();
+    if (now < next_queue_poll_) return any;
+    next_queue_poll_ = now + kQueuePollEvery;
+  }
+  return PollQueue(absl::InfinitePast()) || any;
+}
+
+bool CompletionLoop::SleepsLightly() const {
+  return !no_bells_ && !pollables_.empty() && pollables_.size() <= kMaxBells &&
+         std::ranges::all_of(pollables_,
+                             [](const Pollable* p) { return p == nullptr || p->shares_memory(); });
+}
+
+bool CompletionLoop::SleepLightly(absl::Time until) {
+  absl::InlinedVector<Bell, 8> bells;
+  for (const Pollable* pollable : pollables_) bells.push_back(pollable->bell());
+  for (Pollable* pollable : pollables_) {
+    if (!pollable->Arm(/*by_bell=*/true)) return true;
+  }
+  no_bells_ = !SleepOnBells(bells, until);
+  return !no_bells_;
+}
 
 bool CompletionLoop::Sleep(absl::Time until) {
+  if (PollPollables()) return true;
+  if (SleepsLightly() && SleepLightly(until)) {
+    until = absl::InfinitePast();
+  } else {
+    // All are asked: what one of them has does not keep the others from telling.
+    for (Pollable* pollable : pollables_) {
+      if (!pollable->Arm(/*by_bell=*/false)) until = absl::InfinitePast();
+    }
+  }
+  const bool any = PollPollables();
+  return PollQueue(any ? absl::InfinitePast() : until) || any;
+}
+
+bool CompletionLoop::PollQueue(absl::Time until) {
   bool any = false;
   for (int i = 0; i < kEventsAPoll; ++i) {
     void* tag = nullptr;
@@ -70,7 +125,7 @@ bool MachineIsCrowded() {
   unsigned running = 0;
   const int found = std::fscanf(file, "%*f %*f %*f %u/", &running);
   std::fclose(file);
-  return found == 1 && running > std::thread::hardware_concurrency();
+  return found == 1 && running > std::thread::hardware_concurrency() + 1;  // this thread runs too
 }
 
 }  // namespace switchyard::expertwire

@@ -40,6 +40,7 @@ struct LinkStats {
   uint64_t connects = 0;       // streams that reached kUp
   uint64_t suspicions = 0;     // times that progress frames were missing while calls were open
   uint64_t stale_answers = 0;  // of unknown or settled calls: dropped
+  bool shares_memory = false;  // frames go through memory of this host, now
 };
 
 class ExpertLink {

@@ -76,7 +76,7 @@ struct Answer {
 // A frame, with the credits that ride on it.
 struct Frame {
   std::variant<std::monostate, pb::Hello, Call, Answer, pb::Cancel, pb::Credit, pb::Progress,
-               pb::Drain, pb::MapAck>
+               pb::Drain, pb::MapAck, pb::SharedMemory>
       body;
   uint64_t credit_bytes = 0;
   uint32_t credit_frames = 0;

@@ -34,15 +34,19 @@ absl::StatusOr<RowBuffer> ToRowBuffer(const grpc::ByteBuffer& in, RowBufferPool&
   return out;
 }
 
+// Of one stream; then the others get their turn.
+constexpr int kFramesAPoll = 64;
+
 bool IsPaid(const Frame& frame) {
   return std::holds_alternative<Call>(frame.body) || std::holds_alternative<Answer>(frame.body);
 }
 
 }  // namespace
 
-FrameStream::FrameStream(Owner& owner, RowBufferPool& pool, const CreditGrant& grant,
-                         const DecodeLimits& limits)
+FrameStream::FrameStream(Owner& owner, CompletionLoop& loop, RowBufferPool& pool,
+                         const CreditGrant& grant, const DecodeLimits& limits)
     : owner_(owner),
+      loop_(loop),
       pool_(pool),
       grant_(grant),
       limits_(limits),
@@ -53,12 +57,25 @@ void FrameStream::Open(grpc::internal::AsyncReaderInterface<grpc::ByteBuffer>* r
                        grpc::internal::AsyncWriterInterface<grpc::ByteBuffer>* writer) {
   reader_ = reader;
   writer_ = writer;
+  loop_.mutex().AssertHeld();
+  loop_.Add(this);
+  in_loop_ = true;
   reading_ = true;
   reader_->Read(&incoming_, &read_done_);
 }
 
+FrameStream::~FrameStream() { LeaveLoop(); }
+
+void FrameStream::LeaveLoop() {
+  if (!std::exchange(in_loop_, false)) return;
+  loop_.mutex().AssertHeld();
+  loop_.Remove(this);
+}
+
 void FrameStream::End() {
   ended_ = true;
+  LeaveLoop();
+  leaving_.reset();
   control_.clear();
   paid_.clear();
   waiting_bytes_ = 0;
@@ -110,9 +127,12 @@ void FrameStream::OnRead(bool ok) {
   reading_ = true;
   reader_->Read(&incoming_, &read_done_);
   if (!bytes.ok()) return Break(bytes.status());
-  absl::StatusOr<Frame> frame = DecodeFrame(*bytes, absl::Now(), limits_);
-  if (!frame.ok()) return Break(frame.status());
-  if (absl::Status status = Receive(*std::move(frame)); !status.ok()) Break(std::move(status));
+  if (absl::Status status = Take(*bytes); !status.ok()) Break(std::move(status));
+}
+
+absl::Status FrameStream::Take(const RowBuffer& bytes) {
+  SY_ASSIGN_OR_RETURN(Frame frame, DecodeFrame(bytes, absl::Now(), limits_));
+  return Receive(std::move(frame));
 }
 
 absl::Status FrameStream::Receive(Frame frame) {
@@ -142,6 +162,7 @@ void FrameStream::OnWritten(bool ok) {
   writing_ = false;
   if (ended_) return owner_.OnQuiet();
   if (!ok) return Break(Unavailable("the stream broke"));
+  if (std::exchange(must_ring_, false)) Ring();
   Pump();
 }
 
@@ -151,11 +172,17 @@ bool FrameStream::PeerMayNeedCredit() const {
 }
 
 void FrameStream::Pump() {
-  if (writing_ || ended_ || writer_ == nullptr) return;
+  if (ended_ || writer_ == nullptr) return;
+  if (shares_memory_) return PumpShared();
+  if (writing_) return;
+  if (const std::optional<Outgoing> out = Next()) Write(*out);
+}
+
+std::optional<FrameStream::Outgoing> FrameStream::Next() {
   if (!control_.empty()) {
     Frame frame = std::move(control_.front());
     control_.pop_front();
-    return Write(std::move(frame));
+    return Free(std::move(frame));
   }
   if (!paid_.empty() && ours_frames_ > 0) {
     Frame& frame = paid_.front();
@@ -163,34 +190,138 @@ void FrameStream::Pump() {
     const Answer* answer = std::get_if<Answer>(&frame.body);
     frame.credit_bytes = owed_bytes_ + (answer ? answer->call_wire_bytes : 0);
     frame.credit_frames = static_cast<uint32_t>(owed_frames_ + (answer ? 1 : 0));
-    const std::string prefix = EncodePrefix(frame, absl::Now());
-    if (const size_t cost = EncodedBytes(frame, prefix); cost <= ours_bytes_) {
+    Outgoing out{EncodePrefix(frame, absl::Now()), PayloadOf(frame)};
+    if (const size_t cost = EncodedBytes(frame, out.prefix); cost <= ours_bytes_) {
       ours_bytes_ -= cost;
       --ours_frames_;
       theirs_bytes_ += frame.credit_bytes;
       theirs_frames_ += frame.credit_frames;
       owed_bytes_ = owed_frames_ = 0;
-      writing_ = true;
-      bytes_written_ += cost;
-      const grpc::ByteBuffer buffer = ToByteBuffer(prefix, PayloadOf(frame));
-      waiting_bytes_ -= PayloadOf(frame).bytes();
+      waiting_bytes_ -= out.payload.bytes();
       paid_.pop_front();
-      writer_->Write(buffer, &write_done_);
-      return;
+      return out;
     }
   }
-  if (PeerMayNeedCredit()) Write(Frame{.body = pb::Credit()});
+  if (PeerMayNeedCredit()) return Free(Frame{.body = pb::Credit()});
+  return std::nullopt;
 }
 
-void FrameStream::Write(Frame frame) {
+FrameStream::Outgoing FrameStream::Free(Frame frame) {
   frame.credit_bytes = std::exchange(owed_bytes_, 0);
   frame.credit_frames = static_cast<uint32_t>(std::exchange(owed_frames_, 0));
   theirs_bytes_ += frame.credit_bytes;
   theirs_frames_ += frame.credit_frames;
-  const std::string prefix = EncodePrefix(frame, absl::Now());
-  bytes_written_ += prefix.size();
+  return {EncodePrefix(frame, absl::Now()), RowBuffer()};
+}
+
+void FrameStream::Write(const Outgoing& out) {
   writing_ = true;
-  writer_->Write(ToByteBuffer(prefix, RowBuffer()), &write_done_);
+  bytes_written_ += out.prefix.size() + out.payload.bytes();
+  writer_->Write(ToByteBuffer(out.prefix, out.payload), &write_done_);
+}
+
+// ---- shared memory ----
+
+void FrameStream::ReadFrom(std::unique_ptr<SharedPipe> pipe) {
+  if (ended_ || shares_memory_) return;
+  pipe_ = std::move(pipe);
+}
+
+void FrameStream::WriteToPipe(std::optional<Frame> last) {
+  if (ended_ || shares_memory_ || pipe_ == nullptr) return;
+  shares_memory_ = true;
+  if (last) {
+    must_write_ = Free(*std::move(last));
+    Ring();
+  }
+  PumpShared();
+}
+
+void FrameStream::Unshare() {
+  if (!shares_memory_) pipe_.reset();
+}
+
+// An empty frame on gRPC's stream completes a read of the peer's.
+void FrameStream::Ring() {
+  if (writing_) {
+    must_ring_ = true;
+    return;
+  }
+  if (must_write_) return Write(*std::exchange(must_write_, std::nullopt));
+  Write({EncodePrefix(Frame{.body = pb::Credit()}, absl::Now()), RowBuffer()});
+}
+
+bool FrameStream::Arm(bool by_bell) {
+  return pipe_ == nullptr || pipe_->Arm(leaving_.has_value(), by_bell);
+}
+
+bool FrameStream::Poll() {
+  bool any = false;
+  for (int i = 0; i < kFramesAPoll && in_loop_ && pipe_ != nullptr; ++i) {
+    absl::StatusOr<bool> whole = ReadShared();
+    if (whole.ok() && !*whole) break;
+    any = true;
+    absl::Status status = whole.status();
+    if (status.ok()) status = Take(std::exchange(coming_, RowBuffer()));
+    if (!status.ok()) Break(std::move(status));
+  }
+  if (in_loop_ && shares_memory_) PumpShared();
+  return any;
+}
+
+absl::StatusOr<bool> FrameStream::ReadShared() {
+  if (came_ < sizeof(coming_bytes_)) {
+    SY_ASSIGN_OR_RETURN(const size_t n,
+                        pipe_->Read(reinterpret_cast<std::byte*>(&coming_bytes_) + came_,
+                                    sizeof(coming_bytes_) - came_));
+    came_ += n;
+    if (came_ < sizeof(coming_bytes_)) return false;
+    if (coming_bytes_ > limits_.max_frame_bytes) {
+      return InvalidArgument("a frame of {} bytes; at most {}", coming_bytes_,
+                             limits_.max_frame_bytes);
+    }
+    coming_ = pool_.Take(coming_bytes_);
+  }
+  const size_t at = came_ - sizeof(coming_bytes_);
+  SY_ASSIGN_OR_RETURN(const size_t n,
+                      pipe_->Read(coming_.mutable_data() + at, coming_.bytes() - at));
+  came_ += n;
+  if (at + n < coming_.bytes()) return false;
+  bytes_read_ += coming_.bytes();
+  came_ = 0;
+  return true;
+}
+
+void FrameStream::PumpShared() {
+  while (true) {
+    if (!leaving_) {
+      leaving_ = Next();
+      if (!leaving_) break;
+      const uint64_t bytes = leaving_->prefix.size() + leaving_->payload.bytes();
+      bytes_written_ += bytes;
+      leaving_->prefix.insert(0, reinterpret_cast<const char*>(&bytes), sizeof(bytes));
+      left_ = 0;
+    }
+    const absl::StatusOr<bool> whole = WriteShared();
+    if (!whole.ok()) return Break(whole.status());
+    if (!*whole) break;
+    leaving_.reset();
+  }
+  if (pipe_->MustTell()) Ring();
+}
+
+absl::StatusOr<bool> FrameStream::WriteShared() {
+  const std::string& prefix = leaving_->prefix;
+  if (left_ < prefix.size()) {
+    SY_ASSIGN_OR_RETURN(const size_t n, pipe_->Write(prefix.data() + left_, prefix.size() - left_));
+    left_ += n;
+    if (left_ < prefix.size()) return false;
+  }
+  const RowBuffer& payload = leaving_->payload;
+  const size_t at = left_ - prefix.size();
+  SY_ASSIGN_OR_RETURN(const size_t n, pipe_->Write(payload.data() + at, payload.bytes() - at));
+  left_ += n;
+  return at + n == payload.bytes();
 }
 
 }  // namespace switchyard::expertwire

@@ -1,6 +1,7 @@
 // One established stream, either end of it: a read always outstanding, at most one write, credits
 // both ways. Calls and answers wait in order for the peer's credits; everything else goes ahead of
-// them. What may wait is bounded by whoever queues it.
+// them. What may wait is bounded by whoever queues it. Frames may move to shared memory, one
+// direction after the other; then gRPC's stream only wakes who sleeps.
 //
 // All of it under the mutex of the completion loop that the stream's queue belongs to.
 #pragma once
@@ -10,16 +11,20 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
+#include <optional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "services/expertwire/codec.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/frame.h"
 #include "services/expertwire/handshake.h"
+#include "services/expertwire/shared_pipe.h"
 
 namespace switchyard::expertwire {
 
-class FrameStream {
+class FrameStream final : public Pollable {
  public:
   class Owner {
    public:
@@ -34,13 +39,20 @@ class FrameStream {
     ~Owner() = default;
   };
 
-  // `grant` is what the hello of this side says. `pool` and `owner` outlive the stream.
-  FrameStream(Owner& owner, RowBufferPool& pool, const CreditGrant& grant,
+  // `grant` is what the hello of this side says. `loop`, `pool` and `owner` outlive the stream.
+  FrameStream(Owner& owner, CompletionLoop& loop, RowBufferPool& pool, const CreditGrant& grant,
               const DecodeLimits& limits);
+  ~FrameStream();
 
   // Starts reading. The reader and writer live until nothing is outstanding.
   void Open(grpc::internal::AsyncReaderInterface<grpc::ByteBuffer>* reader,
             grpc::internal::AsyncWriterInterface<grpc::ByteBuffer>* writer);
+  // Frames are read from `pipe` too from now on.
+  void ReadFrom(std::unique_ptr<SharedPipe> pipe);
+  // And what is not on its way yet is written to it. `last`, if any, goes over gRPC.
+  void WriteToPipe(std::optional<Frame> last);
+  // Lets go of a pipe that was not written to.
+  void Unshare();
   // As OnEnd, by this side; the owner is not told.
   void End();
 
@@ -60,10 +72,18 @@ class FrameStream {
     });
   }
 
+  // Pollable, for the loop.
+  bool Poll() override;
+  bool Arm(bool by_bell) override;
+  Bell bell() const override { return pipe_->bell(); }
+
   bool ended() const { return ended_; }
+  bool shares_memory() const override { return shares_memory_; }
   bool writing() const { return writing_; }
   bool outstanding() const { return reading_ || writing_; }
-  bool nothing_to_write() const { return !writing_ && control_.empty() && paid_.empty(); }
+  bool nothing_to_write() const {
+    return !writing_ && control_.empty() && paid_.empty() && !leaving_;
+  }
   // Payload bytes of the paid frames that wait to be written.
   size_t waiting_bytes() const { return waiting_bytes_; }
   size_t waiting_frames() const { return paid_.size(); }
@@ -88,12 +108,29 @@ class FrameStream {
   void OnWritten(bool ok);
   absl::Status Receive(Frame frame);
   void Break(absl::Status why);
-  // Starts the next write that may go.
+  // A frame as it goes out; in the pipe with its length before it.
+  struct Outgoing {
+    std::string prefix;
+    RowBuffer payload;
+  };
+
+  // Starts the next write that may go; with shared memory, all for which there is room.
   void Pump();
-  void Write(Frame frame);
+  void PumpShared();
+  // The next frame that may go, paid for.
+  std::optional<Outgoing> Next();
+  Outgoing Free(Frame frame);
+  void Write(const Outgoing& out);
+  void Ring();
+  void LeaveLoop();
+  // Reads on in a frame; whether it is whole now.
+  absl::StatusOr<bool> ReadShared();
+  absl::StatusOr<bool> WriteShared();
+  absl::Status Take(const RowBuffer& bytes);
   bool PeerMayNeedCredit() const;
 
   Owner& owner_;
+  CompletionLoop& loop_;
   RowBufferPool& pool_;
   const CreditGrant grant_;
   const DecodeLimits limits_;
@@ -103,6 +140,19 @@ class FrameStream {
   WriteDone write_done_{*this};
   grpc::ByteBuffer incoming_;
   bool reading_ = false, writing_ = false, ended_ = false;
+
+  std::unique_ptr<SharedPipe> pipe_;
+  bool in_loop_ = false;                // looks at the pipe
+  bool shares_memory_ = false;          // writes to it
+  bool must_ring_ = false;              // once the write that is on its way is through
+  std::optional<Outgoing> must_write_;  // the last frame that goes over gRPC
+  // The frame on its way into the pipe, and how far it is; then the one on its way out, whose
+  // length comes first.
+  std::optional<Outgoing> leaving_;
+  size_t left_ = 0;
+  uint64_t coming_bytes_ = 0;
+  RowBuffer coming_;
+  size_t came_ = 0;
 
   std::deque<Frame> control_, paid_;
   size_t waiting_bytes_ = 0;

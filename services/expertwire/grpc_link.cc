@@ -4,10 +4,13 @@
 #include <grpcpp/security/credentials.h>
 
 #include <algorithm>
+#include <optional>
+#include <random>
 
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/expertwire/layout.h"
+#include "services/expertwire/memory_mailbox.h"
 #include "services/rpc/channel.h"
 
 namespace switchyard::expertwire {
@@ -19,6 +22,11 @@ constexpr absl::Duration kEndPatience = absl::Seconds(1);
 // What is reserved for the answer of a part.
 size_t AnswerRoom(const Call& part) {
   return part.answer_bytes + kHeaderRoom + 2 * part.segments.size();
+}
+
+pb::Hello WithHost(pb::Hello hello, bool shared_memory) {
+  if (shared_memory) hello.set_host(HostId());
+  return hello;
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const GrpcLinkOptions& options) {
@@ -43,7 +51,7 @@ class GrpcLink::Lane final : public FrameStream::Owner {
   Lane(GrpcLink& link, absl::Time deadline)
       : link_(link),
         deadline_(deadline),
-        stream_(*this, link.pool_, link.grant_,
+        stream_(*this, link.loop_, link.pool_, link.grant_,
                 DecodeLimits{.max_frame_bytes = link.options_.max_frame_bytes,
                              .max_answer_bytes = link.options_.max_frame_bytes}) {
     rpc_ = link.stub_.PrepareCall(&context_, kDispatchMethod, link.loop_.queue());
@@ -90,6 +98,9 @@ class GrpcLink::Lane final : public FrameStream::Owner {
 
   void OnStarted(bool ok);
   void OnFinished(bool);
+  // Leaves shared memory at the worker's mailbox and says so.
+  void OfferMemory(const pb::Hello& hello);
+  void OnMemory(const pb::SharedMemory& taken);
   void Finish() {
     if (std::exchange(finishing_, true)) return;
     // The status waits for what is in flight. A dead call brings that back by itself, and the
@@ -108,6 +119,7 @@ class GrpcLink::Lane final : public FrameStream::Owner {
   Then<&Lane::OnFinished> finished_{*this};
   grpc::Status status_;
   absl::Status why_;
+  uint64_t nonce_ = 0;  // of the memory that was offered
   bool up_ = false, closed_ = false, starting_ = false, finishing_ = false, finished_done_ = false;
 };
 
@@ -135,9 +147,12 @@ void GrpcLink::Lane::OnFrame(Frame frame) {
   if (const auto* hello = std::get_if<pb::Hello>(&frame.body)) {
     if (up_) return Close(InvalidArgument("{} sent a second hello", link_.name()));
     up_ = true;
-    return link_.OnHello(*hello);
+    link_.OnHello(*hello);
+    if (why_.ok()) OfferMemory(*hello);
+    return;
   }
   if (!up_) return Close(InvalidArgument("{} sent a frame before its hello", link_.name()));
+  if (const auto* taken = std::get_if<pb::SharedMemory>(&frame.body)) return OnMemory(*taken);
   if (auto* answer = std::get_if<Answer>(&frame.body)) {
     stream_.Owe(answer->wire_bytes, 1);
     link_.OnAnswer(std::move(*answer));
@@ -147,10 +162,35 @@ void GrpcLink::Lane::OnFrame(Frame frame) {
   // Progress has said what it has to by coming; the rest means nothing to a router.
 }
 
+void GrpcLink::Lane::OfferMemory(const pb::Hello& hello) {
+  if (hello.mailbox().empty() || hello.host().empty() || hello.host() != link_.hello_.host())
+    return;
+  absl::StatusOr<std::unique_ptr<SharedPipe>> pipe = SharedPipe::Create();
+  nonce_ = std::random_device()() | (uint64_t{std::random_device()()} << 32) | 1;
+  absl::Status left = pipe.status();
+  if (left.ok()) left = LeaveMemory(hello.mailbox(), nonce_, (*pipe)->fd());
+  if (!left.ok()) {
+    log::Info("worker {}: no shared memory: {}", link_.name(), ToStd(left.message()));
+    return;
+  }
+  stream_.ReadFrom(*std::move(pipe));
+  pb::SharedMemory offer;
+  offer.set_nonce(nonce_);
+  stream_.Send({.body = std::move(offer)});
+}
+
+void GrpcLink::Lane::OnMemory(const pb::SharedMemory& taken) {
+  if (nonce_ == 0 || stream_.shares_memory()) return;
+  if (taken.nonce() != nonce_) return stream_.Unshare();
+  stream_.WriteToPipe(std::nullopt);
+  link_.shares_memory_.store(true, std::memory_order_relaxed);
+  log::Info("worker {}: over shared memory", link_.name());
+}
+
 GrpcLink::GrpcLink(const GrpcLinkOptions& options, const pb::Hello& hello, CompletionLoop& loop,
                    RowBufferPool& pool)
     : options_(options),
-      hello_(hello),
+      hello_(WithHost(hello, options.shared_memory)),
       grant_{hello.credits_bytes(), hello.credits_frames()},
       loop_(loop),
       pool_(pool),
@@ -183,7 +223,8 @@ LinkStats GrpcLink::stats() const {
           .bytes_received = read(bytes_received_),
           .connects = read(connects_),
           .suspicions = read(suspicions_),
-          .stale_answers = read(stale_)};
+          .stale_answers = read(stale_),
+          .shares_memory = shares_memory_.load(std::memory_order_relaxed)};
 }
 
 void GrpcLink::SetState(LinkState state, absl::Status why, std::shared_ptr<const pb::Hello> peer) {
@@ -354,6 +395,7 @@ void GrpcLink::OnLaneEnd(absl::Status why) {
   if (!open_.empty() || state() == LinkState::kUp || state() == LinkState::kDraining) {
     inbox_.push_back(LinkDown{std::string(why.message()), generation()});
   }
+  shares_memory_.store(false, std::memory_order_relaxed);
   open_.clear();
   waiting_.clear();
   reserved_bytes_ = reserved_parts_ = 0;

@@ -93,6 +93,7 @@ class GrpcLink final : public ExpertLink {
   mutable absl::Mutex info_mutex_;  // taken last
   absl::Status why_ ABSL_GUARDED_BY(info_mutex_);
   std::shared_ptr<const pb::Hello> peer_ ABSL_GUARDED_BY(info_mutex_);
+  std::atomic<bool> shares_memory_ = false;
   std::atomic<uint64_t> frames_sent_ = 0, frames_received_ = 0, bytes_sent_ = 0,
                         bytes_received_ = 0, connects_ = 0, suspicions_ = 0, stale_ = 0;
 };

@@ -18,6 +18,7 @@
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/frame_stream.h"
 #include "services/expertwire/layout.h"
+#include "services/expertwire/memory_mailbox.h"
 #include "switchyard/internal/v1/expert.grpc.pb.h"
 
 namespace switchyard::expertwire {
@@ -58,7 +59,10 @@ struct GrpcServer::Impl {
   Impl(CallHandler& h, const GrpcServerOptions& o) : handler(h), options(o), control(h) {
     limits.max_frame_bytes = o.max_frame_bytes;
     limits.max_answer_bytes = o.max_frame_bytes;
+    if (o.shared_memory) OpenMailbox();
   }
+
+  void OpenMailbox();
 
   void AcceptNext();
   void Loop();
@@ -76,6 +80,8 @@ struct GrpcServer::Impl {
   RowBufferPool pool;
   log::RepeatFilter refusals;
   std::unique_ptr<CompletionLoop> loop;
+  std::string host;
+  std::unique_ptr<MemoryMailbox> mailbox;  // null: no shared memory; under the loop's mutex
 
   // Under the loop's mutex.
   std::vector<std::shared_ptr<Peer>> peers;  // the last one waits for a stream
@@ -100,7 +106,7 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   explicit Peer(Impl& server)
       : server_(server),
         rpc_(&context_),
-        stream_(*this, server.pool, server.options.grant, server.limits) {}
+        stream_(*this, *server.loop, server.pool, server.options.grant, server.limits) {}
 
   void Request() {
     server_.generic.RequestCall(&context_, &rpc_, server_.loop->queue(),
@@ -159,6 +165,7 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
     OnQuiet();
   }
   void Greet(const pb::Hello& hello);
+  void TakeMemory(uint64_t nonce);
   void Finish(const absl::Status& status);
   void CloseOne(uint64_t call_id, uint32_t attempt);
   void DropCall(uint64_t call_id, uint32_t attempt);
@@ -236,6 +243,10 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
       log::Warning("refused {}: {}", id_, ToStd(fits.message()));
     }
   }
+  if (fits.ok() && server_.mailbox && hello.host() == server_.host) {
+    mine.set_host(server_.host);
+    mine.set_mailbox(server_.mailbox->name());
+  }
   stream_.Send({.body = std::move(mine)});
   if (!fits.ok()) {  // the router ends the stream once it has read why
     end_by_ = absl::Now() + server_.options.end_patience;
@@ -266,7 +277,24 @@ void GrpcServer::Impl::Peer::OnFrame(Frame frame) {
   } else if (auto* cancel = std::get_if<pb::Cancel>(&frame.body)) {
     DropCall(cancel->call_id(), cancel->attempt());
   }
+  if (const auto* memory = std::get_if<pb::SharedMemory>(&frame.body)) TakeMemory(memory->nonce());
   // Credits were taken by the stream; epochs and answers mean nothing to a worker.
+}
+
+void GrpcServer::Impl::Peer::TakeMemory(uint64_t nonce) {
+  if (!server_.mailbox || stream_.shares_memory()) return;
+  pb::SharedMemory taken;
+  absl::StatusOr<UniqueFd> fd = server_.mailbox->Take(nonce);
+  absl::StatusOr<std::unique_ptr<SharedPipe>> pipe =
+      fd.ok() ? SharedPipe::Adopt(*std::move(fd)) : fd.status();
+  if (!pipe.ok()) {
+    log::Warning("{}: no shared memory: {}", id_, ToStd(pipe.status().message()));
+    return stream_.Send({.body = std::move(taken)});  // nonce 0: not taken
+  }
+  taken.set_nonce(nonce);
+  stream_.ReadFrom(*std::move(pipe));
+  stream_.WriteToPipe(Frame{.body = std::move(taken)});
+  log::Info("{}: over shared memory", id_);
 }
 
 void GrpcServer::Impl::Peer::OnEnd(absl::Status why) {
@@ -336,6 +364,14 @@ void GrpcServer::Impl::Peer::SendProgress() {
   stream_.Send({.body = std::move(progress)});
 }
 
+void GrpcServer::Impl::OpenMailbox() {
+  host = HostId();
+  if (host.empty()) return;
+  absl::StatusOr<std::unique_ptr<MemoryMailbox>> opened = MemoryMailbox::Open();
+  if (!opened.ok()) return log::Warning("no shared memory: {}", ToStd(opened.status().message()));
+  mailbox = *std::move(opened);
+}
+
 void GrpcServer::Impl::AcceptNext() {
   if (stopping) return;
   peers.push_back(std::make_shared<Peer>(*this));
@@ -369,10 +405,11 @@ void GrpcServer::Impl::KeepAlive() {
 void GrpcServer::Impl::Loop() {
   Ladder ladder(options.busy_poll, crowded.load());
   while (true) {
-    bool worked = false;
+    bool worked = false, sleep = false;
     {
       absl::MutexLock lock(&loop->mutex());
       worked = loop->Poll();
+      sleep = crowded.load(std::memory_order_relaxed) && loop->SleepsLightly();
       helped = false;
       KeepAlive();
       Sweep();
@@ -381,7 +418,7 @@ void GrpcServer::Impl::Loop() {
     worked |= handler.Compute();
     if (worked) {
       ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
-    } else if (!ladder.Turn()) {
+    } else if (sleep || !ladder.Turn()) {
       absl::MutexLock lock(&loop->mutex());
       if (helped || loop->Sleep(absl::Now() + kTick)) {
         ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));

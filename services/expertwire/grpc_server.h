@@ -22,8 +22,9 @@ class ServerBuilder;
 namespace switchyard::expertwire {
 
 struct GrpcServerOptions {
-  CreditGrant grant;     // to each router
-  int max_routers = 64;  // more are refused
+  CreditGrant grant;          // to each router
+  int max_routers = 64;       // more are refused
+  bool shared_memory = true;  // is offered to routers of this host
   size_t max_frame_bytes = 64u << 20;
   // A stream whose hello has not come by then is ended; so is, after `end_patience`, one whose peer
   // does not end it once it was refused, or does not read how it ended.

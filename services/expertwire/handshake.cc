@@ -1,8 +1,11 @@
 #include "services/expertwire/handshake.h"
 
+#include <unistd.h>
+
 #include <random>
 #include <string_view>
 
+#include "services/base/file.h"
 #include "services/base/status.h"
 
 namespace switchyard::expertwire {
@@ -21,6 +24,15 @@ bool IdFollowsFields(const pb::Hello& hello) {
 }
 
 }  // namespace
+
+std::string HostId() {
+  const absl::StatusOr<std::string> boot = ReadFile("/proc/sys/kernel/random/boot_id", 64);
+  char network[64];
+  const ssize_t bytes = readlink("/proc/self/ns/net", network, sizeof(network));
+  if (!boot.ok() || bytes <= 0) return "";
+  return fmt::format("{} {}", std::string_view(*boot).substr(0, boot->find('\n')),
+                     std::string_view(network, static_cast<size_t>(bytes)));
+}
 
 pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
                     const CreditGrant& grant, bool allow_mixed_numerics) {

@@ -19,6 +19,10 @@ struct CreditGrant {
 // The stream between a router and a worker.
 inline constexpr char kDispatchMethod[] = "/switchyard.internal.v1.ExpertWorker/Dispatch";
 
+// Names the running kernel and the network namespace of this process, the two that ends must have
+// in common to share memory (memory_mailbox.h). Empty where they cannot be read.
+std::string HostId();
+
 // A hello without held experts. The incarnation is drawn at random.
 pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
                     const CreditGrant& grant, bool allow_mixed_numerics);

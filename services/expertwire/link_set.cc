@@ -83,14 +83,17 @@ bool LinkSet::Poll(std::vector<Event>* events) {
 
 void LinkSet::Wait(absl::Time until) {
   if (!loop_) return;  // local workers compute in Poll
-  Ladder ladder(options_.yield_for, crowded_.load(std::memory_order_relaxed));
+  const bool crowded = crowded_.load(std::memory_order_relaxed);
+  Ladder ladder(options_.yield_for, crowded);
   while (true) {
+    bool sleep = false;
     {
       absl::MutexLock lock(&loop_->mutex());
       loop_->Poll();
       if (AnyEvents()) return;
+      sleep = crowded && loop_->SleepsLightly();
     }
-    if (!ladder.Turn()) {
+    if (sleep || !ladder.Turn()) {
       absl::MutexLock lock(&loop_->mutex());
       if (AnyEvents()) return;  // of the keeper's making: nothing would wake us for them
       loop_->Sleep(std::min(until, absl::Now() + kTick));

@@ -36,6 +36,7 @@ struct GrpcLinkOptions {
   absl::Duration suspect_after = absl::Milliseconds(150);
   absl::Duration stalled_after = absl::Seconds(10);
   size_t max_frame_bytes = 64u << 20;
+  bool shared_memory = true;  // carries the frames where the worker runs on this host and offers it
   int socket_buffer_bytes = 0;  // HTTP/2 window of a stream; 0: gRPC's choice (tests make it tiny)
 };
 

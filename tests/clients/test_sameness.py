@@ -58,3 +58,8 @@ def test_however_the_server_is_set_up(alone, flags):
 def test_however_the_experts_are_placed(alone, parts):
     with processes.Cluster(parts) as cluster:
         assert beside_others(cluster.url) == alone
+
+
+def test_however_the_rows_travel(alone):
+    with processes.Cluster(("0/2", "1/2"), router_args=("--no-shared-memory",)) as cluster:
+        assert beside_others(cluster.url) == alone

@@ -1,5 +1,5 @@
 // Round trips of one MoE layer through the dispatcher: local, and to a worker process over loopback
-// TCP or a Unix socket. Prints percentiles in microseconds, compute included.
+// TCP, a Unix socket or shared memory. Prints percentiles in microseconds, compute included.
 //   dispatch_bench [tokens] [hidden] [layers]     (with "listen" behind them: beside an idle
 //   server)
 #include <grpcpp/server_builder.h>
@@ -31,7 +31,7 @@ struct Shape {
 
 std::unique_ptr<worker::Worker> MakeWorker(const ModelSpec& spec, kernels::ThreadPool* pool) {
   return *worker::Worker::Create(spec, "bench", std::make_shared<testing::MemorySource>(spec, 7),
-                                 {}, pool);
+                                 {.threads = 1}, pool);  // as the local one
 }
 
 // Serves until the parent is gone; writes its port to the pipe.
@@ -74,6 +74,7 @@ void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
 }
 
 int Main(int argc, char** argv) {
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   Shape shape;
   if (argc > 1) shape.tokens = std::atoi(argv[1]);
   if (argc > 2) shape.moe.hidden = std::atoi(argv[2]);
@@ -111,8 +112,13 @@ int Main(int argc, char** argv) {
   }
   for (const std::string& target : targets) {
     expertwire::LinkSet links(options);
-    links.AddGrpc({.target = target});
+    links.AddGrpc({.target = target, .shared_memory = false});
     Measure(target == socket ? "unix" : "tcp", shape, spec, links, pool);
+  }
+  {
+    expertwire::LinkSet links(options);
+    links.AddGrpc({.target = targets[0]});
+    Measure("shm", shape, spec, links, pool);
   }
   return 0;
 }

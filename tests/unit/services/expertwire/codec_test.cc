@@ -107,8 +107,9 @@ TEST(Codec, ControlFramesComeBack) {
   frame = Decode(Encode({.body = cancel}));
   ASSERT_TRUE(frame.ok());
   EXPECT_EQ(std::get<pb::Cancel>(frame->body).call_id(), 8u);
-  for (const Frame& f : {Frame{.body = pb::Credit()}, Frame{.body = pb::Drain()},
-                         Frame{.body = pb::Progress()}, Frame{.body = pb::MapAck()}}) {
+  for (const Frame& f :
+       {Frame{.body = pb::Credit()}, Frame{.body = pb::Drain()}, Frame{.body = pb::Progress()},
+        Frame{.body = pb::MapAck()}, Frame{.body = pb::SharedMemory()}}) {
     frame = Decode(Encode(f));
     ASSERT_TRUE(frame.ok());
     EXPECT_EQ(frame->body.index(), f.body.index());

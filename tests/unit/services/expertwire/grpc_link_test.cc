@@ -14,7 +14,9 @@
 #include "services/base/status.h"
 #include "services/expertwire/codec.h"
 #include "services/expertwire/grpc_server.h"
+#include "services/expertwire/handshake.h"
 #include "services/expertwire/link_set.h"
+#include "services/expertwire/shared_pipe.h"
 #include "switchyard/internal/v1/expert.grpc.pb.h"
 
 namespace switchyard::expertwire {
@@ -113,6 +115,7 @@ class Server {
   Server(EchoWorker& worker, const GrpcServerOptions& options, int window = 0)
       : wire_(worker, options) {
     grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_frame_bytes));
     if (window > 0) {
       builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, window);
       builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
@@ -249,13 +252,24 @@ absl::StatusOr<Answer> ReadAnswer(RawRouter& router) {
   }
 }
 
-TEST(GrpcLink, CallsAndAnswersMeet) {
+class GrpcLinkOver : public ::testing::TestWithParam<bool> {
+ protected:
+  // Up, and over what it is going to use.
+  static bool Ready(const LinkSet& links) {
+    return Up(links) && links.links()[0]->stats().shares_memory == GetParam();
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Each, GrpcLinkOver, ::testing::Bool(), [](const auto& carrier) {
+  return carrier.param ? std::string("SharedMemory") : std::string("Grpc");
+});
+
+TEST_P(GrpcLinkOver, CallsAndAnswersMeet) {
   EchoWorker worker;
   Server server(worker);
   LinkSet links(RouterOptions());
-  links.AddGrpc({.target = server.address});
+  links.AddGrpc({.target = server.address, .shared_memory = GetParam()});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, 4)).ok());
   ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 3; }));
   for (const auto& event : events) {
@@ -266,14 +280,14 @@ TEST(GrpcLink, CallsAndAnswersMeet) {
   EXPECT_TRUE(server.wire().Idle());
 }
 
-TEST(GrpcLink, AnswersOfAnotherAttemptAreDroppedAndCounted) {
+TEST_P(GrpcLinkOver, AnswersOfAnotherAttemptAreDroppedAndCounted) {
   EchoWorker worker;
   worker.attempt_offset = 1;
   Server server(worker);
   LinkSet links(RouterOptions());
-  links.AddGrpc({.target = server.address});
+  links.AddGrpc({.target = server.address, .shared_memory = GetParam()});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
   ASSERT_TRUE(Until(links, &events, [&] { return links.links()[0]->stats().stale_answers == 1; }));
   worker.attempt_offset = 0;
@@ -282,15 +296,15 @@ TEST(GrpcLink, AnswersOfAnotherAttemptAreDroppedAndCounted) {
   EXPECT_EQ(std::get<Answer>(events[0].event).call_id, 2u);
 }
 
-TEST(GrpcLink, ACancelledCallIsDroppedAtTheWorkerAndGivesItsCreditsBack) {
+TEST_P(GrpcLinkOver, ACancelledCallIsDroppedAtTheWorkerAndGivesItsCreditsBack) {
   const CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
   EchoWorker worker(tiny);
   worker.held = true;
   Server server(worker, tiny);
   LinkSet links(RouterOptions());
-  links.AddGrpc({.target = server.address});
+  links.AddGrpc({.target = server.address, .shared_memory = GetParam()});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   for (uint64_t id = 1; id <= 10; ++id) {
     ASSERT_TRUE(links.links()[0]->Send(MakeCall(id)).ok());
     ASSERT_TRUE(Until(links, &events, [&] { return worker.waiting() == 1; })) << id;
@@ -304,7 +318,7 @@ TEST(GrpcLink, ACancelledCallIsDroppedAtTheWorkerAndGivesItsCreditsBack) {
   ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 1; }));
 }
 
-TEST(GrpcLink, ASilentWorkerIsSuspectAndThenGivenUp) {
+TEST_P(GrpcLinkOver, ASilentWorkerIsSuspectAndThenGivenUp) {
   // A server that answers hello and then nothing, not even progress: a raw generic service.
   EchoWorker worker;
   worker.held = true;
@@ -312,26 +326,28 @@ TEST(GrpcLink, ASilentWorkerIsSuspectAndThenGivenUp) {
   LinkSet links(RouterOptions());
   links.AddGrpc({.target = server.address,
                  .suspect_after = absl::ZeroDuration(),
-                 .stalled_after = absl::Nanoseconds(1)});
+                 .stalled_after = absl::Nanoseconds(1),
+                 .shared_memory = GetParam()});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
   ASSERT_TRUE(Until(links, &events, [&] { return !events.empty(); }));
   EXPECT_THAT(std::get<LinkDown>(events[0].event).why, HasSubstr("silent"));
   EXPECT_GE(links.links()[0]->stats().suspicions, 1u);
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));  // and tried again
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));  // and tried again
 }
 
-TEST(GrpcLink, ProgressKeepsAWorkerThatComputesLongFromSuspicion) {
+TEST_P(GrpcLinkOver, ProgressKeepsAWorkerThatComputesLongFromSuspicion) {
   EchoWorker worker;
   worker.held = true;
   Server server(worker);
   LinkSet links(RouterOptions());
   links.AddGrpc({.target = server.address,
                  .suspect_after = absl::Seconds(10),
-                 .stalled_after = absl::Milliseconds(1500)});
+                 .stalled_after = absl::Milliseconds(1500),
+                 .shared_memory = GetParam()});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
   const absl::Time later = absl::Now() + absl::Seconds(3);
   ASSERT_TRUE(Until(links, &events, [&] { return absl::Now() > later; }));
@@ -453,6 +469,41 @@ TEST(GrpcLink, TheServersReasonIsKeptAndRetriesChangeNothing) {
   server->Shutdown(std::chrono::system_clock::now());
 }
 
+// What a router says it left is not there: the stream goes on without.
+TEST(GrpcServer, MemoryThatIsNotThereIsDeclined) {
+  EchoWorker worker;
+  Server server(worker);
+  RawRouter raw(server.address);
+  pb::Hello hello = MakeHello("raw", kNumerics, {}, false);
+  hello.set_host(HostId());
+  ASSERT_TRUE(raw.Write(Frame{.body = hello}));
+  absl::StatusOr<Frame> frame = raw.Read();
+  ASSERT_TRUE(frame.ok());
+  EXPECT_FALSE(std::get<pb::Hello>(frame->body).mailbox().empty());
+  pb::SharedMemory memory;
+  memory.set_nonce(7);
+  ASSERT_TRUE(raw.Write(Frame{.body = memory}));
+  frame = raw.Read();
+  ASSERT_TRUE(frame.ok());
+  EXPECT_EQ(std::get<pb::SharedMemory>(frame->body).nonce(), 0u);
+  ASSERT_TRUE(raw.Write(Frame{.body = MakeCall(1)}));
+  EXPECT_TRUE(ReadAnswer(raw).ok());
+}
+
+TEST(GrpcServer, ARouterOfAnotherHostIsOfferedNoMemory) {
+  EchoWorker worker;
+  Server server(worker);
+  for (const std::string host : {"", "another"}) {
+    RawRouter raw(server.address);
+    pb::Hello hello = MakeHello("raw", kNumerics, {}, false);
+    hello.set_host(host);
+    ASSERT_TRUE(raw.Write(Frame{.body = hello}));
+    absl::StatusOr<Frame> frame = raw.Read();
+    ASSERT_TRUE(frame.ok());
+    EXPECT_EQ(std::get<pb::Hello>(frame->body).mailbox(), "");
+  }
+}
+
 TEST(GrpcServer, OverdrawnCreditsEndTheStream) {
   const CreditGrant tiny{.bytes = 64 << 10, .frames = 2};
   EchoWorker worker(tiny);
@@ -514,28 +565,68 @@ TEST(GrpcServer, ARouterThatStopsReadingHurtsOnlyItself) {
 }
 
 // Both ends want to write much more than the buffers and credits between them hold.
-TEST(GrpcLink, TinyBuffersBothWaysDoNotDeadlock) {
+TEST_P(GrpcLinkOver, TinyBuffersBothWaysDoNotDeadlock) {
   const CreditGrant grant{.bytes = 1 << 20, .frames = 4};
   EchoWorker worker(grant);
   Server server(worker, grant, 64 << 10);
   LinkSet links(RouterOptions(grant));
-  links.AddGrpc({.target = server.address, .socket_buffer_bytes = 64 << 10});
+  links.AddGrpc(
+      {.target = server.address, .shared_memory = GetParam(), .socket_buffer_bytes = 64 << 10});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   for (uint64_t id = 1; id <= 60; ++id) ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, 250)).ok());
   ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 60; })) << events.size();
   EXPECT_LE(worker.most_waiting(), 4u);
   EXPECT_EQ(server.wire().stats().streams_broken, 0u);
 }
 
-TEST(GrpcLink, APartThatCanNeverFitIsRefusedAtOnce) {
+// Frames larger than a ring, while both ends sleep between them.
+TEST_P(GrpcLinkOver, LargeFramesComeThroughWhole) {
+  const CreditGrant grant{.bytes = 64 << 20, .frames = 16};
+  EchoWorker worker(grant);
+  Server server(worker, {.grant = grant, .busy_poll = absl::ZeroDuration()});
+  LinkSetOptions options = RouterOptions(grant);
+  options.yield_for = absl::ZeroDuration();
+  LinkSet links(options);
+  links.AddGrpc({.target = server.address, .shared_memory = GetParam()});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
+  constexpr uint32_t kRows = 3 * SharedPipe::kRingBytes / (kHidden * 2);
+  for (uint64_t id = 1; id <= 4; ++id) {
+    events.clear();
+    ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, kRows)).ok());
+    ASSERT_TRUE(Until(links, &events, [&] { return !events.empty(); }));
+    const Answer& answer = std::get<Answer>(events[0].event);
+    ASSERT_EQ(answer.payload.bytes(), size_t{kRows} * kHidden * 2);
+    EXPECT_TRUE(std::all_of(answer.payload.data(), answer.payload.data() + answer.payload.bytes(),
+                            [&](std::byte b) { return b == static_cast<std::byte>(id); }));
+  }
+}
+
+TEST_P(GrpcLinkOver, TheWorkersEndIsNoticedAndItsReturnToo) {
+  EchoWorker worker;
+  worker.held = true;
+  auto server = std::make_unique<Server>(worker);
+  const std::string address = server->address;
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = address, .shared_memory = GetParam()});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(1)).ok());
+  server.reset();
+  ASSERT_TRUE(Until(links, &events, [&] { return !events.empty(); }));
+  EXPECT_TRUE(std::holds_alternative<LinkDown>(events[0].event));
+  EXPECT_FALSE(links.links()[0]->stats().shares_memory);
+}
+
+TEST_P(GrpcLinkOver, APartThatCanNeverFitIsRefusedAtOnce) {
   const CreditGrant grant{.bytes = 64 << 10, .frames = 4};
   EchoWorker worker(grant);
   Server server(worker, grant);
   LinkSet links(RouterOptions());
-  links.AddGrpc({.target = server.address});
+  links.AddGrpc({.target = server.address, .shared_memory = GetParam()});
   std::vector<LinkSet::Event> events;
-  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
   EXPECT_TRUE(absl::IsResourceExhausted(links.links()[0]->Send(MakeCall(1, 100))));
 }
 
