@@ -58,6 +58,7 @@ def test_figures_are_made_of_samples():
     assert figures.result(figures.FIGURES["load_ratio"], None, reason="x")["reached"] is None
     assert figures.bandwidth_share(2e9, 10, 40) == 0.5
     assert figures.peak_share(1e9, 0.5, 4) == 0.5
+    assert figures.wire_extra_us({"local": 5.5, "tcp": 65.5, "shm": 15}, "shm") == 9.5
     before, after = {figures.ENGINE: 1, figures.KERNELS: 1}, {figures.ENGINE: 11, figures.KERNELS: 9}
     assert figures.overhead_share(before, after) == pytest.approx(0.2)
     assert figures.rss_over_mb({"VmRSS": 900e6, "RssFile": 500e6}, weights=400e6, kv=100e6) == 400

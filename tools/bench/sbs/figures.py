@@ -66,9 +66,9 @@ def peak_share(flops, seconds, peak_gflop_s):
     return flops / seconds / (peak_gflop_s * 1e9)
 
 
-def wire_extra_us(percentiles):
-    """p50 of one MoE layer over TCP less that of the same layer computed in place."""
-    return percentiles["tcp"] - percentiles["local"]
+def wire_extra_us(percentiles, transport):
+    """p50 of one MoE layer over a transport less that of the same layer computed in place."""
+    return percentiles[transport] - percentiles["local"]
 
 
 ENGINE, KERNELS = "switchyard_router_engine_seconds_total", "switchyard_router_kernel_seconds_total"
