@@ -15,6 +15,7 @@ void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
   options->max_running = knobs.max_running();
   options->max_queue = knobs.max_queue();
   options->prefix_cache = knobs.prefix_cache() == "on";
+  options->speculate_ngram = knobs.speculate_ngram();
   options->expert_metrics = knobs.expert_metrics() == "all"       ? ExpertMetrics::kAll
                             : knobs.expert_metrics() == "summary" ? ExpertMetrics::kSummary
                                                                   : ExpertMetrics::kOff;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/synchronization/notification.h"
+#include "router/draft/ngram_drafter.h"
 #include "router/graph/decoder.h"
 #include "router/graph/weights.h"
 #include "router/kv/kv_storage.h"
@@ -242,7 +243,9 @@ absl::Status Router::Impl::Serve() {
                              .max_batch_tokens = options_.max_batch_tokens,
                              .max_running = options_.max_running,
                              .max_queue = options_.max_queue,
-                             .prefix_cache = options_.prefix_cache};
+                             .prefix_cache = options_.prefix_cache,
+                             .max_drafts = options_.speculate_ngram,
+                             .make_drafter = [] { return std::make_unique<NgramDrafter>(); }};
   SY_RETURN_IF_ERROR(engine.Validate());
   engine_ = std::make_unique<Engine>(engine, *decoder_, metrics_.get());
   RouterServiceOptions service;

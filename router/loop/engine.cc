@@ -36,6 +36,10 @@ absl::Status EngineOptions::Validate() const {
   SY_RETURN_IF_ERROR(positive("max_batch_tokens", max_batch_tokens));
   SY_RETURN_IF_ERROR(positive("max_running", max_running));
   SY_RETURN_IF_ERROR(positive("max_queue", max_queue));
+  if (max_drafts < 0 || (max_drafts > 0 && !make_drafter)) {
+    return InvalidArgument("max_drafts is {}; it must be 0, or above with a make_drafter",
+                           max_drafts);
+  }
   return positive("max_logit_rows", max_logit_rows);
 }
 
@@ -51,7 +55,7 @@ int RetryAfterMs(const absl::Status& status) {
 class Engine::Impl {
  public:
   Impl(EngineOptions options, ModelRunner& runner, EngineObserver* observer)
-      : options_(options),
+      : options_(std::move(options)),
         runner_(runner),
         loop_(options_, runner, observer != nullptr ? *observer : silent_, outbox_) {
     absl::MutexLock lock(&mutex_);
@@ -283,7 +287,7 @@ void Engine::Impl::Publish() {
 
 Engine::Engine(EngineOptions options, ModelRunner& runner, EngineObserver* observer) {
   SY_CHECK(options.Validate().ok());
-  impl_ = std::make_unique<Impl>(options, runner, observer);
+  impl_ = std::make_unique<Impl>(std::move(options), runner, observer);
 }
 Engine::~Engine() = default;
 

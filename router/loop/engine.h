@@ -16,6 +16,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "router/draft/drafter.h"
 #include "router/graph/model_runner.h"
 #include "router/loop/request.h"
 
@@ -34,6 +35,9 @@ struct EngineOptions {
   int max_logit_rows = 256;
   // Requests share the blocks of a common prefix, and find those of earlier ones again.
   bool prefix_cache = true;
+  // Tokens guessed for a sequence in a step, at most, and who guesses them for one. 0: none are.
+  int max_drafts = 0;
+  std::function<std::unique_ptr<Drafter>()> make_drafter;
 
   absl::Status Validate() const;
 };
@@ -61,6 +65,8 @@ class EngineObserver {
   virtual void OnPreempted() {}
   // Of each admission that may use the cache: tokens that were looked for and tokens found.
   virtual void OnPrefixLookup(int64_t /*tokens*/, int64_t /*found*/) {}
+  // Of a sequence in a step, where tokens were guessed: how many, and how many were right.
+  virtual void OnDrafts(int64_t /*drafts*/, int64_t /*accepted*/) {}
   // Of each choice; prompt_tokens with choice 0 and 0 with the others, so that sums count it once.
   virtual void OnFinished(Finish /*finish*/, int /*prompt_tokens*/, int /*output_tokens*/) {}
 };

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "router/draft/drafter.h"
 #include "router/kv/block_table.h"
 #include "router/loop/request.h"
 #include "router/sample/token_history.h"
@@ -62,6 +63,10 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt and output
   std::optional<BlockTable> table;
   std::optional<TokenHistory> history;
+
+  std::unique_ptr<Drafter> drafter;  // where tokens are guessed
+  std::vector<int32_t> drafts;       // for the step: what may follow `tokens`
+  int draft_most = 0;                // guesses that are worth their rows, as it looks
 
   int64_t computed = 0;              // tokens whose K/V is in the blocks
   int64_t published = 0;             // blocks that can be found, or are shared

@@ -20,6 +20,10 @@ constexpr int64_t kEventScores = 16384;
 // the weights with less company.
 constexpr int64_t kDecodeCost = 2;
 
+bool IsLost(const StepResult& result, int64_t row) {
+  return row < static_cast<int64_t>(result.lost.size()) && result.lost[row] != 0;
+}
+
 template <typename T>
 void MoveFront(int64_t count, std::vector<T>* from, std::vector<T>* to) {
   if (count == static_cast<int64_t>(from->size())) {
@@ -38,10 +42,10 @@ void StepLoop::FinishStep(absl::Time now) {
   const StepResult& result = runner_.result();
   int64_t prefill_rows = 0;
   for (const Slice& slice : slices_) {
-    const bool prefill = slice.rows > 1 || slice.sequence->outputs() == 0;
+    const bool prefill = slice.rows - slice.drafts > 1 || slice.sequence->outputs() == 0;
     if (prefill) prefill_rows += slice.rows;
     waiting_.Charge(slice.sequence->request.spec.fair_key,
-                    prefill ? slice.rows : kDecodeCost * slice.rows);
+                    prefill ? slice.rows : kDecodeCost + slice.drafts);
     FinishSlice(slice, result, now);
   }
   in_flight_ = false;
@@ -54,8 +58,9 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   Sequence& s = *slice.sequence;
   if (s.state == Sequence::State::kEnded) return;  // cancelled while its rows were computed
   const std::string& trace_id = s.request.spec.trace_id;
-  for (int64_t row = slice.first_row; row < slice.first_row + slice.rows; ++row) {
-    if (row >= static_cast<int64_t>(result.lost.size()) || result.lost[row] == 0) continue;
+  const int64_t known_rows = slice.rows - slice.drafts;
+  for (int64_t row = slice.first_row; row < slice.first_row + known_rows; ++row) {
+    if (!IsLost(result, row)) continue;
     log::Warning("request \"{}\", choice {}: a row of position {} was lost", trace_id, s.choice,
                  batch_.positions[row]);
     return Fail(s, Unavailable("request \"{}\", choice {}: an expert's row of position {} was lost",
@@ -64,7 +69,7 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   TakeTraces(slice, result);
   const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);
   if (!scored.ok()) return Fail(s, scored.status());
-  s.computed += slice.rows;
+  s.computed += known_rows;
   PublishBlocks(s);
   if (s.computed < s.known()) {
     TokenEvent event = SendComputed(s);
@@ -73,10 +78,29 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
     return;
   }
   const int64_t vocab = runner_.spec().vocab;
-  const std::span<const float> logits(result.logits + (slice.first_logit + *scored) * vocab,
-                                      static_cast<size_t>(vocab));
+  const float* first = result.logits + (slice.first_logit + *scored) * vocab;
+  const std::span<const float> logits(first, static_cast<size_t>(vocab));
   if (s.outputs() == 0) Fork(s, logits, now);
   SampleNext(s, logits, now);
+  if (slice.drafts > 0) AcceptDrafts(slice, result, first + vocab, now);
+}
+
+void StepLoop::AcceptDrafts(const Slice& slice, const StepResult& result, const float* logits,
+                            absl::Time now) {
+  Sequence& s = *slice.sequence;
+  const auto vocab = static_cast<size_t>(runner_.spec().vocab);
+  const int64_t first_row = slice.first_row + slice.rows - slice.drafts;
+  int64_t accepted = 0;
+  for (; accepted < slice.drafts; ++accepted, logits += vocab) {
+    if (s.state == Sequence::State::kEnded || s.tokens.back() != s.drafts[accepted]) break;
+    if (IsLost(result, first_row + accepted)) break;
+    ++s.computed;
+    PublishBlocks(s);
+    SampleNext(s, {logits, vocab}, now);
+  }
+  observer_.OnDrafts(slice.drafts, accepted);
+  s.draft_most = accepted == slice.drafts ? std::min(options_.max_drafts, 2 * s.draft_most)
+                                          : std::max(1, static_cast<int>(accepted));
 }
 
 void StepLoop::TakeTraces(const Slice& slice, const StepResult& result) {

@@ -19,6 +19,7 @@ SequenceView ViewOfRunning(const Sequence& s) {
           .blocks = s.table->blocks(),
           .own_blocks = s.table->own_blocks(),
           .last_step = s.last_step,
+          .drafts = static_cast<int64_t>(s.drafts.size()),
           .all_logits = s.scores_prompt()};
 }
 
@@ -138,7 +139,10 @@ bool StepLoop::BeginStep(absl::Time now) {
 void StepLoop::TakeSnapshot() {
   snapshot_.running.clear(), snapshot_.waiting.clear(), candidates_.clear();
   snapshot_.free_blocks = pool_.free();
-  for (const Sequence* s : running_) snapshot_.running.push_back(ViewOfRunning(*s));
+  for (Sequence* s : running_) {
+    GuessNext(*s);
+    snapshot_.running.push_back(ViewOfRunning(*s));
+  }
   // No more than a step has rows and places for: looking for a prefix takes time.
   int64_t rows = 0;
   waiting_.Visit([&](Sequence& s) {
@@ -150,6 +154,14 @@ void StepLoop::TakeSnapshot() {
     rows += missing;
     return missing;
   });
+}
+
+void StepLoop::GuessNext(Sequence& s) {
+  s.drafts.clear();
+  // The last token of all is never computed; routing is told of rows that count, once.
+  const int64_t most = std::min<int64_t>(s.draft_most, s.request.max_len - 1 - s.known());
+  if (most <= 0 || s.known() - s.computed != 1 || s.request.spec.return_routed_experts) return;
+  s.drafter->Draft({.tokens = s.tokens, .most = static_cast<int>(most)}, &s.drafts);
 }
 
 SequenceView StepLoop::ViewOfWaiting(Sequence& s) {
@@ -190,11 +202,14 @@ void StepLoop::Activate(Sequence& s) {
   s.tokens = spec.prompt;
   s.history.emplace(spec.sampling, spec.prompt);
   s.table.emplace(pool_, s.request.max_len - 1);
+  if (options_.max_drafts > 0) s.drafter = options_.make_drafter();
+  s.draft_most = options_.max_drafts;
 }
 
 void StepLoop::Preempt(Sequence& s) {
   std::erase(running_, &s);
   s.table->Clear();
+  s.drafts.clear();
   s.computed = s.published = 0;
   s.state = Sequence::State::kWaiting;
   waiting_.Insert(s);
@@ -203,7 +218,8 @@ void StepLoop::Preempt(Sequence& s) {
 
 void StepLoop::AppendRows(Sequence& s, int64_t rows) {
   const Request& request = s.request;
-  SY_CHECK(s.computed + rows <= s.known());
+  const int64_t drafts = std::max<int64_t>(0, s.computed + rows - s.known());
+  SY_CHECK(drafts <= static_cast<int64_t>(s.drafts.size()));
   s.table->Grow(s.computed + rows);
   s.last_step = steps_;
   Slice slice{.sequence = &s,
@@ -211,15 +227,16 @@ void StepLoop::AppendRows(Sequence& s, int64_t rows) {
               .rows = rows,
               .first_logit = static_cast<int64_t>(batch_.logit_rows.size()),
               .first_trace = static_cast<int64_t>(batch_.trace_rows.size()),
-              .first_scored = std::max(s.scored, s.computed)};
+              .first_scored = std::max(s.scored, s.computed),
+              .drafts = drafts};
   const bool scores = s.scores_prompt();
   for (int64_t p = s.computed; p < s.computed + rows; ++p) {
     const auto row = static_cast<int32_t>(batch_.rows());
-    batch_.tokens.push_back(s.tokens[p]);
+    batch_.tokens.push_back(p < s.known() ? s.tokens[p] : s.drafts[p - s.known()]);
     batch_.positions.push_back(static_cast<int32_t>(p));
     batch_.block_tables.push_back(s.table->data());
     const bool scored = scores && p >= s.scored && p < request.prompt_len() - 1;
-    if (scored || p == s.known() - 1) batch_.logit_rows.push_back(row);
+    if (scored || p >= s.known() - 1) batch_.logit_rows.push_back(row);
     if (request.spec.return_routed_experts && p >= s.traced) batch_.trace_rows.push_back(row);
   }
   slice.traces = static_cast<int64_t>(batch_.trace_rows.size()) - slice.first_trace;

@@ -64,6 +64,7 @@ class StepLoop {
     int64_t first_logit = 0, first_trace = 0;  // of the step's logit and trace rows
     int64_t first_scored = 0;                  // position of the first row that scores the prompt
     int64_t traces = 0;
+    int64_t drafts = 0;  // of the rows, the last ones
   };
 
   void TakeSnapshot();
@@ -75,6 +76,7 @@ class StepLoop {
   void Preempt(Sequence& s);
   void AppendRows(Sequence& s, int64_t rows);
 
+  void GuessNext(Sequence& s);
   // What sequences share (step_prefix.cc).
   struct Prefix {
     int64_t blocks = 0;  // of the sequence's tokens, that the pool holds
@@ -92,6 +94,10 @@ class StepLoop {
   void Promote(Request& request);
 
   void FinishSlice(const Slice& slice, const StepResult& result, absl::Time now);
+  // Goes on with the rows of drafts, as long as what was drawn is what was guessed. `logits` are of
+  // the first of them.
+  void AcceptDrafts(const Slice& slice, const StepResult& result, const float* logits,
+                    absl::Time now);
   void TakeTraces(const Slice& slice, const StepResult& result);
   // The number of logit rows that were used, or the error of one.
   absl::StatusOr<int64_t> ScorePrompt(const Slice& slice, const StepResult& result);

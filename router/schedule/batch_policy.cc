@@ -31,6 +31,7 @@ class Planner {
   BatchPlan Plan() {
     Displace();
     Decode();
+    Speculate();
     Prefill();
     return std::move(plan_);
   }
@@ -109,6 +110,21 @@ class Planner {
       }
       state_[index] = State::kHasWork;
       Take(false, index, 1, 1);
+    }
+  }
+
+  // Rows of drafts, each of which wants logits, for the decodes that were taken.
+  void Speculate() {
+    if (short_of_blocks_) return;
+    for (BatchPlan::Work& work : plan_.work) {
+      const SequenceView& s = now_.running[work.index];
+      int64_t drafts = std::min({s.drafts, rows_left_, logits_left_});
+      const int64_t held = std::max(s.blocks, BlocksFor(s.known));
+      drafts = std::min(drafts, (held + free_blocks_) * kBlockTokens - s.known);
+      free_blocks_ -= std::max(held, BlocksFor(s.known + drafts)) - held;
+      rows_left_ -= drafts;
+      logits_left_ -= drafts;
+      work.tokens += drafts;
     }
   }
 

@@ -8,6 +8,7 @@
 //
 //   decode    first, within the token budget; those that waited longest since their last row go
 //             first inside a priority, so that a budget below the number of sequences starves none.
+//   drafts    after all decodes, with what is left of the budget; nobody gives way for them.
 //   preempt   a decoding sequence that needs a block when none is free takes those of the lowest
 //             ranked below it that has no row in this step; if there is none it sits this step out.
 //             A preempted sequence computes its known tokens again when it is admitted again, but
@@ -42,6 +43,7 @@ struct SequenceView {
   int64_t blocks = 0;       // held; while waiting: of the prefix, those that others hold
   int64_t own_blocks = 0;   // of those held, the ones that nobody else holds; 0 while waiting
   uint64_t last_step = 0;   // that computed a row of it; 0: none
+  int64_t drafts = 0;       // of one that decodes: tokens that may follow, guessed
   bool all_logits = false;  // every row of its prefill needs logits (prompt log-probabilities)
 
   bool decodes() const { return known - computed == 1; }
@@ -57,7 +59,7 @@ struct BatchPlan {
   struct Work {
     bool admitted_now = false;  // index is of waiting, else of running
     int index = 0;
-    int64_t tokens = 0;  // rows: positions [computed, computed + tokens)
+    int64_t tokens = 0;  // rows: positions [computed, computed + tokens); beyond known: drafts
   };
   std::vector<int> preempt;  // of running: done first; they wait again
   std::vector<int> admit;    // of waiting: blocks for all known tokens

@@ -87,6 +87,8 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
       slow_(metrics.Counter(t::kRouterSlowStreams, kService)),
       prefix_queries_(metrics.Counter(t::kRouterPrefixQueries, kService)),
       prefix_hits_(metrics.Counter(t::kRouterPrefixHits, kService)),
+      drafts_(metrics.Counter(t::kRouterDrafts, kService)),
+      accepted_(metrics.Counter(t::kRouterAccepted, kService)),
       prompt_tokens_(metrics.Counter(t::kRouterPromptTokens, kService)),
       output_tokens_(metrics.Counter(t::kRouterOutputTokens, kService)) {
   for (const char* name : kFinishNames) {
@@ -152,6 +154,11 @@ void RouterMetrics::OnToken(absl::Duration since_last) {
 void RouterMetrics::OnPrefixLookup(int64_t tokens, int64_t found) {
   prefix_queries_.Increment(static_cast<double>(tokens));
   prefix_hits_.Increment(static_cast<double>(found));
+}
+
+void RouterMetrics::OnDrafts(int64_t drafts, int64_t accepted) {
+  drafts_.Increment(static_cast<double>(drafts));
+  accepted_.Increment(static_cast<double>(accepted));
 }
 
 void RouterMetrics::OnFinished(Finish finish, int prompt_tokens, int output_tokens) {

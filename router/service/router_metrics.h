@@ -50,6 +50,7 @@ class RouterMetrics : public EngineObserver {
   void OnToken(absl::Duration since_last) override;
   void OnPreempted() override { preemptions_.Increment(); }
   void OnPrefixLookup(int64_t tokens, int64_t found) override;
+  void OnDrafts(int64_t drafts, int64_t accepted) override;
   void OnFinished(Finish finish, int prompt_tokens, int output_tokens) override;
 
  private:
@@ -63,7 +64,7 @@ class RouterMetrics : public EngineObserver {
   prometheus::Counter& prefill_rows_;
   prometheus::Histogram &queue_, &first_token_, &inter_token_;
   prometheus::Counter &preemptions_, &slow_;
-  prometheus::Counter &prefix_queries_, &prefix_hits_;
+  prometheus::Counter &prefix_queries_, &prefix_hits_, &drafts_, &accepted_;
   prometheus::Counter &prompt_tokens_, &output_tokens_;
   std::vector<prometheus::Counter*> finished_;  // by Finish
 };

@@ -94,6 +94,10 @@ inline constexpr MetricDef kRouterPrefixQueries{
 inline constexpr MetricDef kRouterPrefixHits{
     "switchyard_router_prefix_cache_hit_tokens_total", kCounter,
     "Tokens of admitted sequences that the prefix cache had"};
+inline constexpr MetricDef kRouterDrafts{"switchyard_router_draft_tokens_total", kCounter,
+                                         "Tokens that were guessed and computed"};
+inline constexpr MetricDef kRouterAccepted{"switchyard_router_accepted_draft_tokens_total",
+                                           kCounter, "Of these, the ones that were right"};
 inline constexpr MetricDef kRouterPromptTokens{"switchyard_router_prompt_tokens_total", kCounter,
                                                "Prompt tokens of choices that ended"};
 inline constexpr MetricDef kRouterOutputTokens{"switchyard_router_output_tokens_total", kCounter,

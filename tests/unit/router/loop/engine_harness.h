@@ -171,6 +171,33 @@ inline Output Expected(const EngineRequest& request, int choice, const EngineOpt
   return expected;
 }
 
+// Guesses the most likely next tokens of a FakeRunner, and every fourth one wrong.
+class FakeDrafter : public Drafter {
+ public:
+  explicit FakeDrafter(int vocab) : vocab_(vocab) {}
+
+  void Draft(const DraftTask& task, std::vector<int32_t>* drafts) override {
+    std::vector<int32_t> tokens(task.tokens.begin(), task.tokens.end());
+    drafts->clear();
+    for (int i = 0; i < task.most; ++i) {
+      const std::vector<float> logits = FakeRunner::Logits(tokens, vocab_);
+      const auto best =
+          static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      drafts->push_back(tokens.size() % 4 == 0 ? (best + 1) % vocab_ : best);
+      tokens.push_back(drafts->back());
+    }
+  }
+
+ private:
+  const int vocab_;
+};
+
+inline EngineOptions Speculating(EngineOptions options, int drafts, int vocab = 61) {
+  options.max_drafts = drafts;
+  options.make_drafter = [vocab] { return std::make_unique<FakeDrafter>(vocab); };
+  return options;
+}
+
 // An empty string if `got` is what was expected, otherwise what differs.
 inline std::string Difference(const Output& got, const Output& expected) {
   if (!got.in_order) return "events out of order";

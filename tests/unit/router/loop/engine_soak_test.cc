@@ -19,6 +19,7 @@ void Soak(uint64_t seed) {
   const auto below = [&](int n) { return static_cast<int>(random() % n); };
   EngineOptions options = Cut(1 + below(80), 6 + below(20), 1 + below(20), 1 + below(20));
   options.prefix_cache = below(4) != 0;
+  if (below(2)) options = Speculating(options, 1 + below(5));
   const FakeRunnerOptions model{.kv_blocks = options.kv_blocks, .waits = below(3)};
   FakeRunner runner(model);
   std::vector<EngineRequest> requests;

@@ -100,7 +100,11 @@ INSTANTIATE_TEST_SUITE_P(
                     Shape{"SevenRows", Cut(7, 256)}, Shape{"SixtyFourRows", Cut(64, 256)},
                     Shape{"TinyCache", Cut(64, 6)}, Shape{"TinyCacheSevenRows", Cut(7, 5)},
                     Shape{"TinyCacheOneRow", Cut(1, 5)}, Shape{"OneRunning", Cut(64, 8, 1)},
-                    Shape{"OneLogitRow", Cut(64, 12, 8, 1)}, Shape{"Waiting", Cut(64, 8), 3}),
+                    Shape{"OneLogitRow", Cut(64, 12, 8, 1)}, Shape{"Waiting", Cut(64, 8), 3},
+                    Shape{"Speculating", Speculating(Cut(2048, 256), 4)},
+                    Shape{"SpeculatingTinyCache", Speculating(Cut(64, 6), 5)},
+                    Shape{"SpeculatingOneRow", Speculating(Cut(1, 256), 3)},
+                    Shape{"SpeculatingTwoLogitRows", Speculating(Cut(64, 12, 8, 2), 3)}),
     [](const auto& info) { return info.param.name; });
 
 TEST(EngineTest, AloneIsTheSameAsInCompany) {

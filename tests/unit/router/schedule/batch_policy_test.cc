@@ -176,6 +176,23 @@ TEST(BatchPolicyTest, WhoDisplacesIsChargedForWhatItsVictimsShareWithIt) {
   EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
 }
 
+TEST(BatchPolicyTest, DraftsTakeWhatIsLeftAndNobodysPlace) {
+  SequenceView guesses = Decoding(1, 30), others = Decoding(2, 30);
+  guesses.drafts = others.drafts = 5;
+  BatchSnapshot now{.running = {guesses, others}, .waiting = {Waiting(3, 10)}, .free_blocks = 0};
+  // Up to the end of the blocks that they have.
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 3), Runs(1, 3)));
+  now.free_blocks = 1;
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 6), Runs(1, 3)));
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 5, .max_running = 9, .max_logit_rows = 9}).work,
+              ElementsAre(Runs(0, 4), Runs(1, 1)));
+  EXPECT_THAT(PlanBatch(now, {.max_batch_tokens = 99, .max_running = 9, .max_logit_rows = 3}).work,
+              ElementsAre(Runs(0, 2), Runs(1, 1)));
+  // While one gives its blocks up for another there are no drafts.
+  now = {.running = {Decoding(1, 33), guesses, Decoding(3, 20)}};
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 1), Runs(1, 1)));
+}
+
 TEST(BatchPolicyTest, LogitRowsAreBounded) {
   SequenceView scored = Waiting(2, 50);
   scored.all_logits = true;
