@@ -4,7 +4,9 @@
 // operation's tag, and call them. Where callbacks take the place of a queue the tag is the functor
 // that gRPC runs, and another one stands before it.
 #include <dlfcn.h>
+#include <grpc/byte_buffer.h>
 #include <grpc/grpc.h>
+#include <grpc/slice.h>
 
 extern "C" {
 void __tsan_acquire(void* address);
@@ -71,5 +73,21 @@ grpc_event grpc_completion_queue_pluck(grpc_completion_queue* queue, void* tag,
   const grpc_event event = real(queue, tag, deadline, reserved);
   if (event.type == GRPC_OP_COMPLETE) __tsan_acquire(tag);
   return event;
+}
+
+// A message within the process is handed over as the bytes it was written to.
+grpc_byte_buffer* grpc_raw_byte_buffer_create(grpc_slice* slices, size_t count) {
+  static auto* const real = reinterpret_cast<decltype(&grpc_raw_byte_buffer_create)>(
+      dlsym(RTLD_NEXT, "grpc_raw_byte_buffer_create"));
+  for (size_t i = 0; i < count; ++i) __tsan_release(GRPC_SLICE_START_PTR(slices[i]));
+  return real(slices, count);
+}
+
+int grpc_byte_buffer_reader_peek(grpc_byte_buffer_reader* reader, grpc_slice** slice) {
+  static auto* const real = reinterpret_cast<decltype(&grpc_byte_buffer_reader_peek)>(
+      dlsym(RTLD_NEXT, "grpc_byte_buffer_reader_peek"));
+  const int any = real(reader, slice);
+  if (any != 0) __tsan_acquire(GRPC_SLICE_START_PTR(**slice));
+  return any;
 }
 }  // extern "C"
