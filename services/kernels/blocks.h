@@ -71,14 +71,15 @@ inline float LoadF16(const std::byte* p) {
 // One row of x for products with blocked weights. For each 32 values:
 //   scale   s = max|x| / 127
 //   q       x · (127 / max|x|), rounded to the nearest integer, ties to even
-//   nsum    -Σ q
+//   nsum    -Σ q, and nhalf that of the first 16
 //   nmin    s · nsum
-// all in float32. Where max|x| < 2^-100 all four are zeros; where x holds a NaN or an infinity, s
-// and nmin are NaN and q zeros.
+// all in float32. Where max|x| < 2^-100 all are zeros; where x holds a NaN or an infinity, s and
+// nmin are NaN and the rest zeros.
 struct QuantizedRow {
   int8_t* q;
   float* scale;
   int32_t* nsum;
+  int32_t* nhalf;
   float* nmin;
 };
 
@@ -87,13 +88,15 @@ struct QuantizedRows {
   std::byte* data = nullptr;
   int64_t in = 0;
 
-  static int64_t RowBytes(int64_t in) { return (in + in / kSubBlock * 12 + 63) / 64 * 64; }
+  // An odd number of cache lines, so that rows do not contend for the same ones.
+  static int64_t RowBytes(int64_t in) { return ((in + in / kSubBlock * 16 + 63) / 64 | 1) * 64; }
   QuantizedRow row(int64_t m) const {
     std::byte* at = data + m * RowBytes(in);
-    float* scale = reinterpret_cast<float*>(at + in);
-    int32_t* nsum = reinterpret_cast<int32_t*>(scale + in / kSubBlock);
-    return {reinterpret_cast<int8_t*>(at), scale, nsum,
-            reinterpret_cast<float*>(nsum + in / kSubBlock)};
+    const int64_t blocks = in / kSubBlock;
+    float* floats = reinterpret_cast<float*>(at + in);
+    int32_t* integers = reinterpret_cast<int32_t*>(floats + blocks);
+    return {reinterpret_cast<int8_t*>(at), floats, integers, integers + blocks,
+            floats + 3 * blocks};
   }
 };
 

@@ -59,11 +59,35 @@ bool Supported(Isa isa) {
 }
 
 #if defined(__x86_64__)
+// AVX-512, with VNNI where the CPU has it: blocked products are the same bits.
+Ops Avx512() {
+  Ops ops = kAvx512Ops;
+  if (__builtin_cpu_supports("avx512vnni")) {
+    ops.mat_mul_int8 = MatMulInt8Vnni;
+    ops.int8_macs_per_ns = 150;
+  }
+  return ops;
+}
+
+bool HasAmxInt8() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return HasAmx() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & 1u << 25) != 0;
+}
+
 // AVX-512 with another product of bf16 rows with bf16 weights.
 Ops With(decltype(Ops::mat_mul) mat_mul, double bf16_macs_per_ns) {
-  Ops ops = kAvx512Ops;
+  Ops ops = Avx512();
   ops.mat_mul = mat_mul;
   ops.bf16_macs_per_ns = bf16_macs_per_ns;
+  return ops;
+}
+
+Ops Amx() {
+  Ops ops = With(MatMulAmx, 150);
+  if (HasAmxInt8() && __builtin_cpu_supports("avx512vnni")) {
+    ops.mat_mul_int8 = MatMulInt8Amx;
+    ops.int8_macs_per_ns = 250;
+  }
   return ops;
 }
 #endif
@@ -117,14 +141,14 @@ std::string_view ArithmeticClass(DType activations, Isa isa) {
 
 const Ops& OpsFor(Isa isa) {
 #if defined(__x86_64__)
-  static const Ops bf16_ops = With(MatMulAvx512Bf16, 30), amx_ops = With(MatMulAmx, 150);
+  static const Ops avx512_ops = Avx512(), bf16_ops = With(MatMulAvx512Bf16, 30), amx_ops = Amx();
 #endif
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
       return kAvx2Ops;
     case Isa::kAvx512:
-      return kAvx512Ops;
+      return avx512_ops;
     case Isa::kAvx512Bf16:
       return bf16_ops;
     case Isa::kAmx:

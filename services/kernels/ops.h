@@ -23,7 +23,8 @@ struct Ops {
                   float* scratch);
   // `in` values of a row of x, a multiple of 32, as mat_mul_int8 wants it.
   void (*quantize)(const bf16* x, int64_t in, const QuantizedRow& out);
-  // The same as mat_mul of a task that IsInt8Dot; x: all rows of task.x that it names.
+  // The same as mat_mul of a task that IsInt8Dot. x: row m of the task, gathered already; sixteen
+  // rows from any of them on can be read.
   void (*mat_mul_int8)(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
                        int64_t n0, int64_t n1, float* scratch);
   // scratch: AttentionScratchFloats(task, queries of the part), 64-byte aligned.
@@ -125,9 +126,14 @@ inline int64_t PlainScratchFloats(const MatMulTask& task) {
 // Weights of MatMulUpcast as float32: some rows, or a block's columns of all.
 inline int64_t UpcastFloats(const WeightView& w) { return RoundUp16(w.in) * OutputGranule(w); }
 
+// Rows whose sums wait in scratch, sixteen outputs each, while a chunk of weights is taken apart; a
+// multiple of those of a tile.
+inline constexpr int64_t kInt8PanelRows = 256;
+
 inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   if (!IsBlocked(task.w.dtype)) return PlainScratchFloats(task);
-  if (IsInt8Dot(task)) return 0;
+  if (IsInt8Dot(task))
+    return 16 * (task.rows < kInt8PanelRows ? RoundUp16(task.rows) : kInt8PanelRows);
   return UpcastFloats(task.w) + PlainScratchFloats(task);
 }
 

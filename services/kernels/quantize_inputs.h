@@ -19,15 +19,14 @@ class QuantizedInputs {
   const QuantizedRows& of(size_t task) const { return sources_[source_of_[task]].rows; }
 
  private:
-  // Tasks that name the same x: the projections of a layer, the experts of a batch.
+  // Tasks of the same rows: the projections of a layer, gate and up of an expert.
   struct Source {
-    Rows x;
-    int64_t count = 0;  // rows from the first to the last that is used
-    int64_t first = 0;  // of all sources' rows
+    const MatMulTask* task;  // the one with the most rows
+    int64_t first = 0;       // of all sources' rows
     QuantizedRows rows;
   };
 
-  size_t SourceOf(const MatMulTask& task);
+  size_t Find(const MatMulTask& task);
   void Run(const Ops& ops, ThreadPool& pool, int64_t count) const;
 
   absl::InlinedVector<Source, 8> sources_;

@@ -10,21 +10,22 @@
 namespace switchyard::kernels {
 namespace {
 
-void QuantizeSubBlock(const bf16* x, int8_t* q, float* scale, int32_t* nsum, float* nmin) {
+void QuantizeSubBlock(const bf16* x, const QuantizedRow& out) {
   uint32_t max = 0;
   for (int i = 0; i < kSubBlock; ++i) max = std::max<uint32_t>(max, x[i].bits & 0x7fffu);
-  std::fill_n(q, kSubBlock, int8_t{0});
-  *nsum = 0;
-  *scale = *nmin = max < 0x7f80 ? 0 : std::numeric_limits<float>::quiet_NaN();
+  std::fill_n(out.q, kSubBlock, int8_t{0});
+  *out.nsum = *out.nhalf = 0;
+  *out.scale = *out.nmin = max < 0x7f80 ? 0 : std::numeric_limits<float>::quiet_NaN();
   if (max < kSmallestMax || max >= 0x7f80) return;
   const float largest = ToFloat(bf16{static_cast<uint16_t>(max)});
-  *scale = largest / 127.0f;
+  *out.scale = largest / 127.0f;
   const float inverse = 127.0f / largest;
   for (int i = 0; i < kSubBlock; ++i) {
-    q[i] = static_cast<int8_t>(std::lrint(ToFloat(x[i]) * inverse));
-    *nsum -= q[i];
+    out.q[i] = static_cast<int8_t>(std::lrint(ToFloat(x[i]) * inverse));
+    *out.nsum -= out.q[i];
+    if (i < 16) *out.nhalf -= out.q[i];
   }
-  *nmin = *scale * static_cast<float>(*nsum);
+  *out.nmin = *out.scale * static_cast<float>(*out.nsum);
 }
 
 // Exact: its magnitude is below 2^24.
@@ -44,8 +45,8 @@ bool HasMin(DType dtype) { return dtype == DType::kQ4K || dtype == DType::kQ5K; 
 
 void QuantizeReference(const bf16* x, int64_t in, const QuantizedRow& out) {
   for (int64_t b = 0; b < in / kSubBlock; ++b) {
-    QuantizeSubBlock(x + b * kSubBlock, out.q + b * kSubBlock, out.scale + b, out.nsum + b,
-                     out.nmin + b);
+    QuantizeSubBlock(x + b * kSubBlock, {out.q + b * kSubBlock, out.scale + b, out.nsum + b,
+                                         out.nhalf + b, out.nmin + b});
   }
 }
 
@@ -59,7 +60,7 @@ void MatMulInt8Reference(const MatMulTask& task, const QuantizedRows& x, int64_t
       SubBlock block;
       ReadSubBlock(task.w.dtype, weights, b, &block);
       for (int64_t m = m0; m < m1; ++m) {
-        const QuantizedRow row = x.row(RowIndex(task, m));
+        const QuantizedRow row = x.row(m);
         float& y = task.y[m * task.y_stride + n];
         const float dot = static_cast<float>(IntegerDot(block, row.q + b * kSubBlock));
         y = std::fma(dot, row.scale[b] * block.d, y);

@@ -17,7 +17,11 @@ namespace {
 
 // Bits that are an ordinary number near 1 in any dtype, and not all the same.
 AlignedBuffer Filled(int64_t elements, DType dtype) {
-  AlignedBuffer buffer(static_cast<size_t>(elements) * SizeOf(dtype));
+  AlignedBuffer buffer(static_cast<size_t>(BytesOf(dtype, elements)));
+  if (IsBlocked(dtype)) {
+    std::memset(buffer.data(), 0x2c, static_cast<size_t>(BytesOf(dtype, elements)));
+    return buffer;
+  }
   for (int64_t i = 0; i < elements; ++i) {
     const float v = 0.5f + static_cast<float>(i * 7 % 64) / 64.0f;
     const bf16 b = ToBF16(v);
@@ -55,8 +59,7 @@ void MatMul(benchmark::State& state, Isa isa, int threads, const MatMulShape& s)
     tasks.push_back(
         {.x = {x.data() + static_cast<size_t>(t * s.rows * s.in) * SizeOf(s.x), s.x, s.in},
          .rows = s.rows,
-         .w = {w.data() + static_cast<size_t>(t * s.out * s.in) * SizeOf(s.w), s.w, s.layout, s.out,
-               s.in, stored_row},
+         .w = {w.data() + BytesOf(s.w, t * s.out * s.in), s.w, s.layout, s.out, s.in, stored_row},
          .y = y.as<float>() + t * s.rows * s.out,
          .y_stride = s.out});
   }
@@ -66,8 +69,11 @@ void MatMul(benchmark::State& state, Isa isa, int threads, const MatMulShape& s)
   }
   const double calls = static_cast<double>(state.iterations());
   const double elements = static_cast<double>(s.tasks * s.out * s.in);
-  state.counters["GB/s"] = benchmark::Counter(
-      calls * elements * static_cast<double>(SizeOf(s.w)) / 1e9, benchmark::Counter::kIsRate);
+  state.counters["GB/s"] =
+      benchmark::Counter(calls * static_cast<double>(BytesOf(s.w, s.tasks * s.out * s.in)) / 1e9,
+                         benchmark::Counter::kIsRate);
+  state.counters["weights/ns"] =
+      benchmark::Counter(calls * elements / 1e9, benchmark::Counter::kIsRate);
   state.counters["GFLOP/s"] = benchmark::Counter(
       2 * calls * elements * static_cast<double>(s.rows) / 1e9, benchmark::Counter::kIsRate);
 }
@@ -178,6 +184,9 @@ constexpr MatMulShape kMatMuls[] = {
     {64, 2, 64, 192, kB, kB, kOI},     {64, 2, 192, 32, kB, kB, kOI},
     {16, 32, 512, 128, kB, kB, kIO},
 };
+constexpr DType kBlocked[] = {DType::kQ8_0, DType::kQ4_0, DType::kMXFP4,
+                              DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
+constexpr int64_t kBlockedRows[] = {1, 4, 8, 32, 512};
 struct NamedAttention {
   const char* name;
   AttentionShape shape;
@@ -203,6 +212,16 @@ void RegisterAll() {
             ("MatMul/" + name + "/" + NameOf(s) + suffix).c_str(),
             [=](benchmark::State& state) { MatMul(state, isa, threads, s); })
             ->UseRealTime();
+      }
+      for (DType dtype : kBlocked) {
+        for (int64_t rows : kBlockedRows) {
+          const int64_t width = rows <= 4 ? 8192 : 2048;
+          const MatMulShape s = {1, rows, width, width, kB, dtype, kOI};
+          benchmark::RegisterBenchmark(
+              ("MatMul/" + name + "/" + NameOf(s) + suffix).c_str(),
+              [=](benchmark::State& state) { MatMul(state, isa, threads, s); })
+              ->UseRealTime();
+        }
       }
       for (const NamedAttention& a : kAttentions) {
         benchmark::RegisterBenchmark(

@@ -13,13 +13,8 @@
 #include <cstdint>
 
 #include "services/kernels/cpu/target.h"
+#include "services/kernels/cpu/tiles.h"
 
-// The compiler's own intrinsics do not say that a load reads memory.
-#define SY_TILE_LOAD(tile, base, stride) \
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(base), "r"(stride) : "memory")
-#define SY_TILE_STORE(tile, base, stride) \
-  __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(base), "r"(stride) : "memory")
-#define SY_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
 // sums += weights · rows
 #define SY_TILE_DOT(sums, weights, rows) \
   __asm__ volatile("tdpbf16ps %%tmm" #rows ", %%tmm" #weights ", %%tmm" #sums ::)
@@ -35,20 +30,8 @@ constexpr int64_t kGroupTiles = 4;  // tiles of outputs whose sums are held at o
 constexpr int64_t kLongK = 512, kLongGroupTiles = 2;
 constexpr int64_t kTileBytes = 1024;
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-constexpr TileConfig kTileConfig;
-
-// Once a thread: configuring takes longer than many a product, and nothing else here uses tiles.
-inline void ConfigureTiles() {
-  thread_local bool configured = false;
-  if (configured) return;
-  __asm__ volatile("ldtilecfg %0" ::"m"(kTileConfig));
-  configured = true;
-}
+constexpr TileConfig kTileConfig = {.row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+                                    .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // Up to sixteen rows, packed. Where they are four or fewer a tile takes the pairs behind them along
 // and what comes of those is dropped: packing is then a quarter of the work.
@@ -297,7 +280,7 @@ void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64
   alignas(64) std::byte edge[kTileBytes];
   // A narrow tile ends in a row of full width.
   alignas(64) float sums[kGroupTiles * kTileBytes / 4 + kRowsWide];
-  ConfigureTiles();
+  ConfigureTiles(kTileConfig);
   for (; m0 < m1; m0 += kAmxPanelRows) {
     const int64_t end = m1 - m0 < kAmxPanelRows ? m1 : m0 + kAmxPanelRows;
     PackedRows packed[kAmxPanelRows / kRowsWide];

@@ -14,6 +14,15 @@ void MatMulAvx512Bf16(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0
                       float* scratch);
 void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                float* scratch);
+
+// As Ops::quantize and Ops::mat_mul_int8.
+void QuantizeAvx2(const bf16* x, int64_t in, const QuantizedRow& out);
+void MatMulInt8Avx2(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                    int64_t n0, int64_t n1, float* scratch);
+void MatMulInt8Amx(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                   int64_t n0, int64_t n1, float* scratch);
+void MatMulInt8Vnni(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                    int64_t n0, int64_t n1, float* scratch);
 #endif
 
 }  // namespace switchyard::kernels
