@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "router/draft/ngram_drafter.h"
 #include "router/loop/engine.h"
 #include "tests/support/decoder_harness.h"
 #include "tests/support/golden.h"
@@ -23,9 +24,39 @@ const test::LoadedModel& ModelOf(const std::string& name) {
 }
 
 struct Counter : EngineObserver {
+  void OnDrafts(int64_t guessed, int64_t right) override { drafts += guessed, accepted += right; }
   void OnPreempted() override { ++preemptions; }
   void OnPrefixLookup(int64_t, int64_t found) override { hits += found; }
-  int64_t preemptions = 0, hits = 0;
+  int64_t preemptions = 0, hits = 0, drafts = 0, accepted = 0;
+};
+
+using Outputs = std::map<std::pair<uint64_t, int>, Output>;
+
+// Knows what the baseline said after these tokens, and errs at every fifth position.
+class Prophet : public Drafter {
+ public:
+  // Both outlive it; `prompts` by request.
+  Prophet(const Outputs& outputs, const std::map<uint64_t, std::vector<int32_t>>& prompts)
+      : outputs_(outputs), prompts_(prompts) {}
+
+  void Draft(const DraftTask& task, std::vector<int32_t>* drafts) override {
+    drafts->clear();
+    for (const auto& [key, output] : outputs_) {
+      std::vector<int32_t> whole = prompts_.at(key.first);
+      whole.insert(whole.end(), output.tokens.begin(), output.tokens.end());
+      if (whole.size() <= task.tokens.size()) continue;
+      if (!std::equal(task.tokens.begin(), task.tokens.end(), whole.begin())) continue;
+      for (size_t i = task.tokens.size(); i < whole.size(); ++i) {
+        if (static_cast<int>(drafts->size()) == task.most) return;
+        drafts->push_back(i % 5 == 0 ? (whole[i] ^ 1) : whole[i]);
+      }
+      return;
+    }
+  }
+
+ private:
+  const Outputs& outputs_;
+  const std::map<uint64_t, std::vector<int32_t>>& prompts_;
 };
 
 // One of each kind of attention; windows among them.
@@ -53,7 +84,7 @@ class EngineModelTest : public testing::TestWithParam<const char*> {
     return request;
   }
 
-  std::map<std::pair<uint64_t, int>, Output> Run(const EngineOptions& options, bool one_by_one) {
+  Outputs Run(const EngineOptions& options, bool one_by_one) {
     test::DecoderHarness harness(model_, {.dtype = DType::kBF16, .kv_blocks = options.kv_blocks});
     auto sink = std::make_shared<CollectingSink>();
     {
@@ -67,7 +98,7 @@ class EngineModelTest : public testing::TestWithParam<const char*> {
       }
       for (uint64_t id = 1; id <= kRequests; ++id) sink->AwaitEnd(id, Ask(id).n);
     }
-    std::map<std::pair<uint64_t, int>, Output> outputs;
+    Outputs outputs;
     for (uint64_t id = 1; id <= kRequests; ++id) {
       for (int c = 0; c < Ask(id).n; ++c) outputs[{id, c}] = sink->Of(id, c);
     }
@@ -90,13 +121,15 @@ class EngineModelTest : public testing::TestWithParam<const char*> {
     EngineOptions plain = options_;
     plain.prefix_cache = false;
     base_ = Run(plain, true);
+    for (uint64_t id = 1; id <= kRequests; ++id) prompts_[id] = Ask(id).prompt;
     EXPECT_EQ(counter_.hits, 0);
   }
 
   const test::LoadedModel& model_ = ModelOf(GetParam());
   EngineOptions options_;
   Counter counter_;
-  std::map<std::pair<uint64_t, int>, Output> base_;
+  Outputs base_;
+  std::map<uint64_t, std::vector<int32_t>> prompts_;
 };
 
 TEST_P(EngineModelTest, APrefixCacheChangesNoBit) {
@@ -118,6 +151,22 @@ TEST_P(EngineModelTest, NeitherDoPreemptionAndEviction) {
   tight.prefix_cache = false;
   ExpectSame(tight, false, "seven blocks, no cache");
   EXPECT_EQ(counter_.hits, 0);
+}
+
+TEST_P(EngineModelTest, NorDoesSpeculation) {
+  EngineOptions guessing = options_;
+  guessing.max_drafts = 4;
+  guessing.make_drafter = [] { return std::make_unique<NgramDrafter>(); };
+  ExpectSame(guessing, false, "look-up");
+  // Tokens of random weights seldom repeat; guesses that are mostly right do not wait for that.
+  guessing.make_drafter = [this] { return std::make_unique<Prophet>(base_, prompts_); };
+  counter_ = {};
+  ExpectSame(guessing, false, "prophet");
+  EXPECT_GT(counter_.accepted, 100);
+  EXPECT_GT(counter_.drafts, counter_.accepted);
+  guessing.kv_blocks = 7;
+  ExpectSame(guessing, false, "prophet, seven blocks");
+  EXPECT_GT(counter_.accepted, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineModelTest,
