@@ -16,6 +16,7 @@ void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
   options->max_queue = knobs.max_queue();
   options->prefix_cache = knobs.prefix_cache() == "on";
   options->speculate_ngram = knobs.speculate_ngram();
+  options->step_target_ms = knobs.step_target_ms();
   options->expert_metrics = knobs.expert_metrics() == "all"       ? ExpertMetrics::kAll
                             : knobs.expert_metrics() == "summary" ? ExpertMetrics::kSummary
                                                                   : ExpertMetrics::kOff;

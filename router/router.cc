@@ -243,6 +243,7 @@ absl::Status Router::Impl::Serve() {
                              .max_batch_tokens = options_.max_batch_tokens,
                              .max_running = options_.max_running,
                              .max_queue = options_.max_queue,
+                             .step_target_ms = static_cast<double>(options_.step_target_ms),
                              .prefix_cache = options_.prefix_cache,
                              .max_drafts = options_.speculate_ngram,
                              .make_drafter = [] { return std::make_unique<NgramDrafter>(); }};

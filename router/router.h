@@ -41,7 +41,8 @@ struct RouterOptions {
   int max_running = 256;
   int max_queue = 1024;
   bool prefix_cache = true;
-  int speculate_ngram = 0;  // tokens guessed for a sequence in a step; 0: none
+  int step_target_ms = 500;  // of a step with decodes; 0: none
+  int speculate_ngram = 0;   // tokens guessed for a sequence in a step; 0: none
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
   bool shared_memory = true;         // with the other side of the wire, where it runs on this host

@@ -33,6 +33,8 @@ struct EngineOptions {
   // Rows of a step whose logits are made: each costs 4 · vocab bytes in the runner, and prompt
   // log-probabilities want them of every prompt position. > 0
   int max_logit_rows = 256;
+  // A step with decodes takes fewer rows of prompts where it would take longer. 0: no target.
+  double step_target_ms = 0;
   // Requests share the blocks of a common prefix, and find those of earlier ones again.
   bool prefix_cache = true;
   // Tokens guessed for a sequence in a step, at most, and who guesses them for one. 0: none are.

@@ -49,6 +49,7 @@ void StepLoop::FinishStep(absl::Time now) {
     FinishSlice(slice, result, now);
   }
   in_flight_ = false;
+  cost_.Observe(shape_, absl::ToDoubleMilliseconds(now - step_began_));
   Sweep();
   observer_.OnStep(batch_.rows(), prefill_rows, static_cast<int>(slices_.size()),
                    now - step_began_);

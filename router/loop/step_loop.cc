@@ -114,7 +114,9 @@ bool StepLoop::BeginStep(absl::Time now) {
     TakeSnapshot();
     plan = PlanBatch(snapshot_, {.max_batch_tokens = options_.max_batch_tokens,
                                  .max_running = options_.max_running,
-                                 .max_logit_rows = options_.max_logit_rows});
+                                 .max_logit_rows = options_.max_logit_rows,
+                                 .step_target_ms = options_.step_target_ms,
+                                 .cost = cost_.cost()});
     before = running_;
     for (int index : plan.preempt) Preempt(*before[index]);
     for (int index : plan.admit) Admit(*candidates_[index], now);
@@ -127,6 +129,7 @@ bool StepLoop::BeginStep(absl::Time now) {
   batch_.deadline = absl::InfinitePast();
   batch_.priority = std::numeric_limits<int>::min();
   slices_.clear();
+  shape_ = {};
   for (const BatchPlan::Work& work : plan.work) {
     AppendRows(work.admitted_now ? *candidates_[work.index] : *before[work.index], work.tokens);
   }
@@ -221,6 +224,7 @@ void StepLoop::AppendRows(Sequence& s, int64_t rows) {
   const int64_t drafts = std::max<int64_t>(0, s.computed + rows - s.known());
   SY_CHECK(drafts <= static_cast<int64_t>(s.drafts.size()));
   s.table->Grow(s.computed + rows);
+  shape_.Add(s.computed, rows);
   s.last_step = steps_;
   Slice slice{.sequence = &s,
               .first_row = batch_.rows(),

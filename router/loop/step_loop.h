@@ -136,6 +136,8 @@ class StepLoop {
   bool in_flight_ = false;
   uint64_t steps_ = 0;
   absl::Time step_began_;
+  StepShape shape_;  // of the step that runs
+  StepCostModel cost_;
   StepBatch batch_;
   std::vector<Slice> slices_;
   BatchSnapshot snapshot_;

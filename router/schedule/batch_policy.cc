@@ -1,6 +1,7 @@
 #include "router/schedule/batch_policy.h"
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "router/kv/block_table.h"
@@ -12,6 +13,9 @@ namespace {
 // Ascending: best first.
 auto Rank(const SequenceView& s) { return std::make_tuple(-int64_t{s.priority}, s.arrival); }
 
+// Rows of prompts in a step however long its decodes take: fewer would read weights for little.
+constexpr int64_t kLeastChunk = 2 * kBlockTokens;
+
 // One call of PlanBatch: the snapshot and what is left of the budgets.
 class Planner {
  public:
@@ -20,6 +24,8 @@ class Planner {
         rows_left_(limits.max_batch_tokens),
         logits_left_(limits.max_logit_rows),
         max_running_(limits.max_running),
+        step_target_ms_(limits.step_target_ms),
+        cost_(limits.cost),
         free_blocks_(now.free_blocks),
         running_count_(static_cast<int64_t>(now.running.size())),
         state_(now.running.size(), State::kIdle) {
@@ -38,6 +44,10 @@ class Planner {
 
  private:
   enum class State { kIdle, kHasWork, kPreempted };
+  struct Cut {
+    size_t work;
+    const SequenceView* view;
+  };
 
   void Preempt(int index) {
     state_[index] = State::kPreempted;
@@ -134,17 +144,62 @@ class Planner {
     plan_.work.push_back({admitted_now, index, tokens});
   }
 
-  void PrefillChunk(bool admitted_now, int index, const SequenceView& s) {
-    const int64_t missing = s.known - s.computed;
-    int64_t tokens = std::min(missing, rows_left_);
-    if (s.all_logits) {
-      tokens = std::min(tokens, logits_left_);
-    } else if (tokens == missing && logits_left_ == 0) {
-      --tokens;  // all but the row that samples
-    }
-    if (tokens == 0) return;
+  // Rows for the next part of a prefill of which `done` are in the plan: `most` or fewer.
+  int64_t ChunkRows(const SequenceView& s, int64_t done, int64_t most) const {
+    const int64_t missing = s.known - s.computed - done;
+    int64_t tokens = std::min(missing, most);
+    if (s.all_logits) return std::min(tokens, logits_left_);
+    if (tokens == missing && logits_left_ == 0) --tokens;  // all but the row that samples
+    return tokens;
+  }
+
+  // What time and budget leave to a chunk that begins there. Some rows there always are, so that
+  // prompts go on whatever the decodes take.
+  int64_t MostRows(const SequenceView& s, int64_t done) const {
+    const int64_t timely = cost_.RowsWithin(ms_left_, s.computed + done);
+    return std::min(rows_left_, std::max(timely, kLeastChunk - prefill_rows_));
+  }
+
+  void AddRows(BatchPlan::Work& work, const SequenceView& s, int64_t tokens) {
+    const int64_t first = s.computed + work.tokens;
+    StepShape shape;
+    shape.Add(first, tokens);
+    ms_left_ -= cost_.Of(shape) - cost_.fixed_ms;
+    rows_left_ -= tokens;
+    prefill_rows_ += tokens;
+    logits_left_ -= s.all_logits ? tokens : (first + tokens == s.known ? 1 : 0);
+    work.tokens += tokens;
+  }
+
+  void PrefillChunk(bool admitted_now, int index, const SequenceView& s, bool others_wait) {
+    const int64_t most = MostRows(s, 0);
+    int64_t tokens = ChunkRows(s, 0, most);
+    const bool cut = others_wait && s.known - s.computed > most && tokens >= 2 * kBlockTokens;
+    if (cut) tokens /= 2;
+    if (tokens <= 0) return;
     if (!admitted_now) state_[index] = State::kHasWork;
-    Take(admitted_now, index, tokens, s.all_logits ? tokens : (tokens == missing ? 1 : 0));
+    plan_.work.push_back({admitted_now, index, 0});
+    AddRows(plan_.work.back(), s, tokens);
+    if (cut) cut_.push_back({plan_.work.size() - 1, &s});
+  }
+
+  // What nobody else wanted goes to those that were given less.
+  void FillUp() {
+    for (const Cut& cut : cut_) {
+      BatchPlan::Work& work = plan_.work[cut.work];
+      const int64_t tokens = ChunkRows(*cut.view, work.tokens, MostRows(*cut.view, work.tokens));
+      if (tokens > 0) AddRows(work, *cut.view, tokens);
+    }
+  }
+
+  // The time that decodes leave.
+  void StartClock() {
+    if (step_target_ms_ <= 0 || plan_.work.empty()) return;
+    StepShape decodes;
+    for (const BatchPlan::Work& work : plan_.work) {
+      decodes.Add(now_.running[work.index].computed, work.tokens);
+    }
+    ms_left_ = step_target_ms_ - cost_.Of(decodes);
   }
 
   static int64_t MissingBlocks(const SequenceView& s) { return BlocksFor(s.known) - s.blocks; }
@@ -159,18 +214,23 @@ class Planner {
 
   // Running prefills and admissions; of one priority those that run come first.
   void Prefill() {
+    StartClock();
     size_t w = 0, r = 0;
-    while (rows_left_ > 0) {
+    const auto skip = [&] {
       while (r < by_rank_.size() &&
              (state_[by_rank_[r]] != State::kIdle || now_.running[by_rank_[r]].decodes())) {
         ++r;
       }
+    };
+    while (rows_left_ > 0 && (ms_left_ > 0 || prefill_rows_ < kLeastChunk)) {
+      skip();
       const bool has_running = r < by_rank_.size(), has_waiting = w < now_.waiting.size();
-      if (!has_running && !has_waiting) return;
+      if (!has_running && !has_waiting) break;
       if (!has_waiting ||
           (has_running && now_.running[by_rank_[r]].priority >= now_.waiting[w].priority)) {
         const int index = by_rank_[r++];
-        PrefillChunk(false, index, now_.running[index]);
+        skip();
+        PrefillChunk(false, index, now_.running[index], r < by_rank_.size() || has_waiting);
         continue;
       }
       if (w >= displacing_) {
@@ -180,18 +240,25 @@ class Planner {
         }
         Admit(static_cast<int>(w), MissingBlocks(now_.waiting[w]));
       }
-      PrefillChunk(true, static_cast<int>(w), now_.waiting[w]);
+      PrefillChunk(true, static_cast<int>(w), now_.waiting[w],
+                   has_running || w + 1 < now_.waiting.size());
       ++w;
     }
+    FillUp();
   }
 
   const BatchSnapshot& now_;
   int64_t rows_left_, logits_left_;
   const int64_t max_running_;
+  const double step_target_ms_;
+  const StepCost cost_;
+  double ms_left_ = std::numeric_limits<double>::infinity();  // for prefill
+  std::vector<Cut> cut_;                                      // prompts that were given less
   int64_t free_blocks_, running_count_;
   std::vector<State> state_;  // of running
   std::vector<int> by_rank_;  // running, best first
-  size_t displacing_ = 0;     // so many of waiting were admitted by Displace
+  int64_t prefill_rows_ = 0;
+  size_t displacing_ = 0;  // so many of waiting were admitted by Displace
   bool short_of_blocks_ = false;
   BatchPlan plan_;
 };

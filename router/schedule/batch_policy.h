@@ -13,7 +13,10 @@
 //             ranked below it that has no row in this step; if there is none it sits this step out.
 //             A preempted sequence computes its known tokens again when it is admitted again, but
 //             for those that the cache still holds then.
-//   prefill   with the budget that is left, by rank, in chunks of any size.
+//   prefill   with the budget that is left, by rank, in chunks of any size. Beside decodes a chunk
+//             ends where the step would take longer than its target. A prompt that does not fit
+//             into a step leaves half of the rows to those behind it, and takes what they do not
+//             need: a long one holds short ones up no longer than twice their own time.
 //   admit     after the prefills that run, by turn, nobody overtakes: when the blocks of all its
 //   known tokens are free or held by
 //             sequences of the same prefix (they are taken at once) and some stay over for those
@@ -27,12 +30,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "router/schedule/step_cost.h"
+
 namespace switchyard::router {
 
 struct BatchLimits {
   int64_t max_batch_tokens = 0;  // rows of a step, >= 1
   int64_t max_running = 0;       // admitted sequences, >= 1
   int64_t max_logit_rows = 0;    // rows of a step whose logits are wanted, >= 1
+  double step_target_ms = 0;     // of a step with decodes; 0: none
+  StepCost cost = {};            // what rows are expected to take
 };
 
 struct SequenceView {

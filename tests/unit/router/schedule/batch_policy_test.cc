@@ -205,6 +205,54 @@ TEST(BatchPolicyTest, LogitRowsAreBounded) {
               ElementsAre(Runs(0, 1), Admits(0, 49)));
 }
 
+TEST(BatchPolicyTest, BesideDecodesAPromptTakesTheTimeThatIsLeft) {
+  const BatchLimits limits{.max_batch_tokens = 1000,
+                           .max_running = 9,
+                           .max_logit_rows = 9,
+                           .step_target_ms = 250,
+                           .cost = {.fixed_ms = 49, .row_ms = 1}};
+  BatchSnapshot now{.running = {Prefilling(1, 900, 100), Decoding(2, 10)}};
+  EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(1, 1), Runs(0, 200)));
+  now.running[1].drafts = 7;
+  now.running[1].blocks = 9;
+  EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(1, 8), Runs(0, 193)));
+  // Nobody waits for a token: no target.
+  now.running.pop_back();
+  EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(0, 800)));
+  // Late positions look at more and take longer.
+  BatchLimits attending = limits;
+  attending.cost.attend_ms = 0.01;
+  now.running = {Prefilling(1, 900, 100), Decoding(2, 10)};
+  const int64_t early = PlanBatch(now, attending).work[1].tokens;
+  now.running[0].computed = 500;
+  EXPECT_LT(PlanBatch(now, attending).work[1].tokens, early);
+}
+
+TEST(BatchPolicyTest, PromptsGoOnHoweverLongDecodesTake) {
+  const BatchLimits limits{.max_batch_tokens = 1000,
+                           .max_running = 9,
+                           .max_logit_rows = 9,
+                           .step_target_ms = 10,
+                           .cost = {.fixed_ms = 49, .row_ms = 1}};
+  const BatchSnapshot now{.running = {Prefilling(1, 900, 100), Decoding(2, 10)},
+                          .waiting = {Waiting(3, 10)},
+                          .free_blocks = 90};
+  EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(1, 1), Runs(0, 54), Admits(0, 10)));
+}
+
+TEST(BatchPolicyTest, ALongPromptLeavesHalfOfTheRowsToThoseBehindIt) {
+  const BatchLimits limits{.max_batch_tokens = 400, .max_running = 9, .max_logit_rows = 9};
+  BatchSnapshot now{.running = {Prefilling(1, 900, 0)}, .free_blocks = 90};
+  EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(0, 400)));
+  now.waiting = {Waiting(3, 50), Waiting(4, 900), Waiting(5, 20)};
+  EXPECT_THAT(PlanBatch(now, limits).work,
+              ElementsAre(Runs(0, 255), Admits(0, 50), Admits(1, 75), Admits(2, 20)));
+  // One that fits is not cut.
+  now.running = {Prefilling(1, 390, 0)};
+  now.waiting = {Waiting(3, 50)};
+  EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(0, 390), Admits(0, 10)));
+}
+
 // Plays random traffic and holds every plan against the promises.
 class Simulation {
  public:
@@ -323,7 +371,13 @@ TEST(BatchPolicyTest, RandomTrafficKeepsEveryPromise) {
       for (int64_t blocks : {3, 20}) {
         SCOPED_TRACE(testing::Message()
                      << "seed " << seed << " batch " << batch << " blocks " << blocks);
-        Simulation(seed, {.max_batch_tokens = batch, .max_running = 8, .max_logit_rows = 5}, blocks)
+        Simulation(seed,
+                   {.max_batch_tokens = batch,
+                    .max_running = 8,
+                    .max_logit_rows = 5,
+                    .step_target_ms = blocks == 20 ? 30.0 : 0,
+                    .cost = {.fixed_ms = 5, .row_ms = 0.3, .attend_ms = 1e-3}},
+                   blocks)
             .Run(40);
         if (HasFatalFailure()) return;
       }
