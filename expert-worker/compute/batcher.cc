@@ -42,7 +42,6 @@ Batcher::Batcher(const ModelSpec& spec, DType activations, const ExpertStore& st
                  const kernels::Compute& compute)
     : hidden_(spec.hidden),
       experts_per_group_(static_cast<uint32_t>(spec.experts_per_group())),
-      experts_(spec.experts.count),
       dtype_(activations),
       row_bytes_(static_cast<size_t>(spec.hidden) * SizeOf(activations)),
       store_(store),

@@ -62,7 +62,6 @@ class Batcher {
 
   const int64_t hidden_;
   const uint32_t experts_per_group_;
-  const int experts_;
   const DType dtype_;
   const size_t row_bytes_;
   const ExpertStore& store_;

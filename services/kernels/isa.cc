@@ -17,6 +17,12 @@ namespace switchyard::kernels {
 namespace {
 
 #if defined(__x86_64__)
+// Not known to clang 14's probe.
+bool HasF16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
 // Tiles exist, and the kernel lets this process use their registers, which it saves on demand only.
 bool HasAmx() {
   static const bool has = [] {
@@ -37,8 +43,7 @@ constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf
 bool Supported(Isa isa) {
 #if defined(__x86_64__)
   // The compiler's probe also asks the operating system whether it saves the registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
