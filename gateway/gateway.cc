@@ -175,6 +175,9 @@ void Gateway::Stop() {
   if (http_) http_->Stop();
   // Not under the lock: it waits for calls, and they for routers whose news ask for the lock.
   if (grpc != nullptr) grpc->Shutdown(absl::ZeroDuration());
+  // Embedded, the routers' server goes next, and gRPC crashes on a stream that is begun on an
+  // in-process channel after that.
+  if (routers_) routers_->Stop();
 }
 
 }  // namespace switchyard::gateway

@@ -122,7 +122,7 @@ RouterClient::Impl::Impl(RouterClientOptions options, const ChannelFactory& chan
 void RouterClient::Impl::Stop() {
   {
     absl::MutexLock lock(&mutex_);
-    stopping_ = true;
+    if (std::exchange(stopping_, true)) return;
     wake_.SignalAll();
     for (Peer& peer : peers_) {
       if (peer.stream != nullptr) peer.stream->Break();
@@ -428,7 +428,9 @@ RouterClient::RouterClient(RouterClientOptions options, const ChannelFactory& ch
   impl_->Run();
 }
 
-RouterClient::~RouterClient() { impl_->Stop(); }
+RouterClient::~RouterClient() { Stop(); }
+
+void RouterClient::Stop() { impl_->Stop(); }
 
 absl::StatusOr<RequestHandle> RouterClient::Submit(pb::Submit submit,
                                                    std::shared_ptr<TokenListener> listener) {

@@ -91,11 +91,13 @@ class RouterClient {
   // Starts connecting at once. `on_state` may be null.
   RouterClient(RouterClientOptions options, const ChannelFactory& channels,
                StateCallback on_state = nullptr);
-  // Breaks what is in flight (OnBroken and DescribeExperts' `done` are called) and waits until gRPC
-  // holds nothing of it.
-  ~RouterClient();
+  ~RouterClient();  // Stop()
   RouterClient(const RouterClient&) = delete;
   RouterClient& operator=(const RouterClient&) = delete;
+
+  // Breaks what is in flight (OnBroken and DescribeExperts' `done` are called), connects no more,
+  // and waits until gRPC holds nothing of it. Again is nothing. Not thread-safe against itself.
+  void Stop();
 
   // Sends a request; `submit.request` is set here. UNAVAILABLE says what is missing;
   // RESOURCE_EXHAUSTED if that router does not read. The listener lives until its last event.

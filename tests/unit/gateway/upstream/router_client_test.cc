@@ -382,6 +382,20 @@ TEST_F(RouterClientTest, DestructorBreaksWhatIsInFlight) {
   EXPECT_THAT(recorder->events(), ElementsAre("broken"));
 }
 
+TEST_F(RouterClientTest, StopBreaksWhatIsInFlightAndConnectsNoMore) {
+  FakeRouter router;
+  Connect({router.address()});
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  MustSubmit(recorder);
+  client_->Stop();
+  EXPECT_THAT(recorder->events(), ElementsAre("broken"));
+  EXPECT_EQ(client_->Submit({}, std::make_shared<Recorder>()).status().code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(client_->state().ready);
+  client_->Stop();
+}
+
 // Counts the contexts of calls; each goes when the client has, or after a while.
 struct Contexts {
   std::atomic<int> made = 0, gone = 0;
