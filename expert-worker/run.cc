@@ -58,7 +58,7 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
   const std::string& dir = config.model().model();
   SY_ASSIGN_OR_RETURN(const ModelSpec spec, LoadSpec(dir));
   SY_ASSIGN_OR_RETURN(std::shared_ptr<checkpoint::TensorSource> source,
-                      checkpoint::OpenSafetensors(dir));
+                      checkpoint::OpenCheckpoint(dir));
   SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
   SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(spec, ModelFingerprint(spec, digest), source,
                                                   OptionsFrom(config)));

@@ -17,7 +17,6 @@
 #include "services/base/logging.h"
 #include "services/base/memory.h"
 #include "services/base/status.h"
-#include "services/base/text_fingerprint.h"
 #include "services/checkpoint/content_digest.h"
 #include "services/checkpoint/progress.h"
 #include "services/checkpoint/weight_check.h"
@@ -27,6 +26,7 @@
 #include "services/model/memory_plan.h"
 #include "services/model/spec_from_hf.h"
 #include "services/model/tensor_names.h"
+#include "services/model/text_fingerprint.h"
 #include "services/rpc/server.h"
 
 namespace switchyard::router {
@@ -116,7 +116,7 @@ void DescribeTo(const ModelSpec& spec, const expertwire::LinkSet& links,
 absl::StatusOr<OpenedModel> OpenModel(const std::string& model_dir) {
   OpenedModel model;
   SY_ASSIGN_OR_RETURN(model.spec, LoadSpec(model_dir));
-  SY_ASSIGN_OR_RETURN(model.source, checkpoint::OpenSafetensors(model_dir));
+  SY_ASSIGN_OR_RETURN(model.source, checkpoint::OpenCheckpoint(model_dir));
   SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*model.source));
   model.fingerprint = ModelFingerprint(model.spec, digest);
   return model;

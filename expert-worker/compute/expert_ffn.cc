@@ -40,9 +40,11 @@ void ExpertFfn::GateUp(Rows x, const int32_t* gather, std::span<const ExpertRun>
       continue;
     }
     task.w = run.weights->gate;
+    task.bias = run.weights->gate_bias;
     task.y = y;
     tasks_.push_back(task);
     task.w = run.weights->up;
+    task.bias = run.weights->up_bias;
     task.y = y + spec_.intermediate;
     tasks_.push_back(task);
   }

@@ -84,11 +84,14 @@ absl::Status ExpertStore::Bind(const ModelSpec& spec, int layer, int expert) {
     SY_ASSIGN_OR_RETURN(w.up, Matrix(*source_, tensors.up, WeightLayout::kOutIn));
     SY_ASSIGN_OR_RETURN(w.down, Matrix(*source_, tensors.down, WeightLayout::kOutIn));
   }
+  SY_ASSIGN_OR_RETURN(w.gate_bias, Vector(*source_, tensors.gate_bias));
+  SY_ASSIGN_OR_RETURN(w.up_bias, Vector(*source_, tensors.up_bias));
   SY_ASSIGN_OR_RETURN(w.gate_up_bias, Vector(*source_, tensors.gate_up_bias));
   SY_ASSIGN_OR_RETURN(w.down_bias, Vector(*source_, tensors.down_bias));
-  bytes_ += w.gate.bytes() + w.up.bytes() + w.gate_up.bytes() + w.down.bytes() +
-            static_cast<size_t>(w.gate_up_bias.size) * SizeOf(w.gate_up_bias.dtype) +
-            static_cast<size_t>(w.down_bias.size) * SizeOf(w.down_bias.dtype);
+  bytes_ += w.gate.bytes() + w.up.bytes() + w.gate_up.bytes() + w.down.bytes();
+  for (const VectorView* v : {&w.gate_bias, &w.up_bias, &w.gate_up_bias, &w.down_bias}) {
+    bytes_ += static_cast<size_t>(BytesOf(v->dtype, v->size));
+  }
   ++count_;
   weights_[static_cast<size_t>(layer * experts_ + expert)] = w;
   return absl::OkStatus();

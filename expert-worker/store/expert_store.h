@@ -15,11 +15,12 @@ namespace switchyard::worker {
 
 // One expert. Either gate and up, or gate_up with interleaved columns.
 struct ExpertWeights {
-  WeightView gate, up;      // [intermediate, hidden]
-  WeightView gate_up;       // hidden to 2 * intermediate
-  VectorView gate_up_bias;  // [2 * intermediate]
-  WeightView down;          // intermediate to hidden
-  VectorView down_bias;     // [hidden]
+  WeightView gate, up;            // [intermediate, hidden]
+  VectorView gate_bias, up_bias;  // [intermediate]
+  WeightView gate_up;             // hidden to 2 * intermediate
+  VectorView gate_up_bias;        // [2 * intermediate]
+  WeightView down;                // intermediate to hidden
+  VectorView down_bias;           // [hidden]
 };
 
 class ExpertStore {

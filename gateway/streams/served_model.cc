@@ -8,24 +8,18 @@
 #include "absl/time/clock.h"
 #include "gateway/streams/field_error.h"
 #include "nlohmann/json.hpp"
-#include "services/base/file.h"
 #include "services/base/status.h"
-#include "services/base/text_fingerprint.h"
+#include "services/gguf/header.h"
+#include "services/model/model_config.h"
+#include "services/model/text_fingerprint.h"
 
 namespace switchyard::gateway {
 namespace {
 
 using nlohmann::json;
 
-constexpr uint64_t kConfigBytesMax = 16 << 20;
 constexpr double kIntMax = 1 << 30;
 constexpr double kVocabMax = 1 << 24;
-
-absl::StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
-  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) return InvalidArgument("{}: not a JSON object", file);
-  return value;
-}
 
 struct NumberRange {
   double low, high;
@@ -80,9 +74,8 @@ PromptJson ToPromptJson(const v1::Message& message, bool template_knows_develope
 
 }  // namespace
 
-absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view text) {
+absl::StatusOr<GenerationDefaults> ReadGenerationDefaults(const json& object) {
   constexpr std::string_view file = "generation_config.json";
-  SY_ASSIGN_OR_RETURN(const json object, ParseObject(text, file));
   GenerationDefaults out;
   SY_RETURN_IF_ERROR(ReadNumber(object, file, "temperature", {0, 2}, &out.temperature));
   SY_RETURN_IF_ERROR(ReadNumber(object, file, "top_k", {-1, kIntMax}, &out.top_k));
@@ -97,40 +90,35 @@ absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view text) 
   return out;
 }
 
-absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string& directory,
+absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string& path,
                                                                const std::string& name) {
   std::unique_ptr<ServedModel> model(new ServedModel);
   std::error_code ignored;
-  const auto path = std::filesystem::weakly_canonical(directory, ignored);
-  model->name_ = !name.empty() ? name : path.filename().string();
+  const auto canonical = std::filesystem::weakly_canonical(path, ignored);
+  model->name_ = !name.empty()        ? name
+                 : gguf::IsGguf(path) ? canonical.stem().string()
+                                      : canonical.filename().string();
   model->created_ = absl::ToUnixSeconds(absl::Now());
-  SY_ASSIGN_OR_RETURN(model->text_fingerprint_, TextFingerprint(directory));
-
-  SY_ASSIGN_OR_RETURN(const std::string config_text,
-                      ReadFile(directory + "/config.json", kConfigBytesMax));
-  SY_ASSIGN_OR_RETURN(const json config, ParseObject(config_text, directory + "/config.json"));
+  SY_ASSIGN_OR_RETURN(model->text_fingerprint_, TextFingerprint(path));
+  SY_ASSIGN_OR_RETURN(const ModelConfig texts, ReadModelConfig(path));
+  const json& config = texts.config;
   if (config.contains("architectures") && config["architectures"].is_array() &&
       !config["architectures"].empty() && config["architectures"][0].is_string()) {
     model->architecture_ = config["architectures"][0].get<std::string>();
   }
   std::optional<int> vocab_size;
   SY_RETURN_IF_ERROR(
-      ReadNumber(config, directory + "/config.json", "vocab_size", {1, kVocabMax}, &vocab_size));
+      ReadNumber(config, path + "/config.json", "vocab_size", {1, kVocabMax}, &vocab_size));
   if (!vocab_size.has_value()) {
-    return InvalidArgument("{}/config.json: vocab_size is missing", directory);
+    return InvalidArgument("{}/config.json: vocab_size is missing", path);
   }
   model->vocab_size_ = *vocab_size;
-
-  const std::string generation = directory + "/generation_config.json";
-  if (FileExists(generation)) {
-    SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(generation, kConfigBytesMax));
-    auto defaults = ParseGenerationConfig(text);
-    if (!defaults.ok()) {
-      return InvalidArgument("{}/{}", directory, ToStd(defaults.status().message()));
-    }
+  if (!texts.generation.is_null()) {
+    auto defaults = ReadGenerationDefaults(texts.generation);
+    if (!defaults.ok()) return Annotate(defaults.status(), path);
     model->defaults_ = *defaults;
   }
-  SY_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::Load(directory));
+  SY_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::Load(path));
   const Tokenizer& tokenizer = *model->tokenizer_;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     model->longest_token_bytes_ =

@@ -1,9 +1,10 @@
-// What a gateway knows of its model: the text files of its directory, no weights. Immutable after
-// Load, hence thread-safe.
+// What a gateway knows of its model: the texts of its directory or .gguf file, no weights.
+// Immutable after Load, hence thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,13 +28,14 @@ struct GenerationDefaults {
   std::optional<int> max_new_tokens;
 };
 
-// do_sample false means greedy, whatever temperature stands beside it.
-absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view json);
+// Of the file as an object. do_sample false means greedy, whatever temperature stands beside it.
+absl::StatusOr<GenerationDefaults> ReadGenerationDefaults(const nlohmann::json& object);
 
 class ServedModel {
  public:
-  // `name`: what requests call the model; empty: the name of the directory.
-  static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const std::string& directory,
+  // `path`: the model's directory or .gguf file. `name`: what requests call it; empty: the name of
+  // the directory, or of the file without ".gguf".
+  static absl::StatusOr<std::unique_ptr<ServedModel>> Load(const std::string& path,
                                                            const std::string& name);
 
   const std::string& name() const { return name_; }

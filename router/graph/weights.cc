@@ -33,6 +33,23 @@ class Binder {
             .stride = tensor.shape[1]};
   }
 
+  // The matrices of a tensor [heads, out, in].
+  std::vector<WeightView> Heads(const TensorRef& ref) {
+    const MappedTensor tensor = Get(ref);
+    if (tensor.data == nullptr) return {};
+    std::vector<WeightView> heads(static_cast<size_t>(tensor.shape[0]),
+                                  {.dtype = tensor.dtype,
+                                   .layout = WeightLayout::kOutIn,
+                                   .out = tensor.shape[1],
+                                   .in = tensor.shape[2],
+                                   .stride = tensor.shape[2]});
+    const int64_t bytes = BytesOf(tensor.dtype, tensor.shape[1] * tensor.shape[2]);
+    for (size_t h = 0; h < heads.size(); ++h) {
+      heads[h].data = tensor.data + static_cast<int64_t>(h) * bytes;
+    }
+    return heads;
+  }
+
   VectorView Vector(const TensorRef& ref) {
     const MappedTensor tensor = Get(ref);
     if (tensor.data == nullptr) return {};
@@ -100,7 +117,12 @@ MlaWeights BindMla(const AttentionSpec& spec, const AttentionTensors& names, Bin
                  .kv_a = bind.Matrix(names.kv_a),
                  .kv_a_norm = bind.Vector(names.kv_a_norm),
                  .o = bind.Matrix(names.o)};
-  SplitKvB(spec, bind.Matrix(names.kv_b), mla);
+  if (spec.split_kv_b) {
+    mla.key_up = bind.Heads(names.k_b);
+    mla.value_up = bind.Heads(names.v_b);
+  } else {
+    SplitKvB(spec, bind.Matrix(names.kv_b), mla);
+  }
   return mla;
 }
 

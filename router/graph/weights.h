@@ -26,6 +26,7 @@ struct MlaWeights {
   WeightView kv_a;  // rows: latent, then k_rope
   VectorView kv_a_norm;
   // Views into kv_b_proj, whose rows are [k_nope | v] a head: the absorbed form needs no copy.
+  // Where it is split, k's half lies transposed and key_up is kOutIn.
   std::vector<WeightView> key_up;    // a head: kInOut, in = nope, out = latent
   std::vector<WeightView> value_up;  // a head: kOutIn, in = latent, out = v_head_dim
   WeightView o;

@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "services/base/status.h"
+#include "services/checkpoint/mapped_source.h"
 
 namespace switchyard::checkpoint {
 namespace {
@@ -194,22 +195,6 @@ class HeaderSax : public json::json_sax_t {
   std::vector<uint64_t> offsets_;
   std::vector<uint64_t>* numbers_ = nullptr;  // the list that is being read
 };
-
-absl::Status CheckOverlaps(std::string_view path, const std::vector<TensorInfo>& tensors) {
-  std::vector<const TensorInfo*> order;
-  for (const TensorInfo& t : tensors) {
-    if (t.bytes > 0) order.push_back(&t);
-  }
-  std::ranges::sort(order, {}, &TensorInfo::offset);
-  for (size_t i = 1; i < order.size(); ++i) {
-    const TensorInfo& before = *order[i - 1];
-    if (order[i]->offset < before.offset + before.bytes) {
-      return InvalidArgument("{}: tensor \"{}\" overlaps tensor \"{}\" in the file", path,
-                             order[i]->name, before.name);
-    }
-  }
-  return absl::OkStatus();
-}
 
 }  // namespace
 

@@ -62,4 +62,15 @@ class TensorSource {
 // links (as Hugging Face's cache lays them out) are followed. Errors name file and tensor.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenSafetensors(const std::string& directory);
 
+// A .gguf file, or the first of the files that a model is split over, whose tensors are served
+// under the names that the same model's Hugging Face checkpoint gives them: one a routed expert,
+// where the file has one for all. Matrices are [out, in]. Of DeepSeek's kv_b_proj newer files hold
+// the two halves, which no such checkpoint has; they are "k_b_proj.weight" [heads, kv_lora, nope]
+// and "v_b_proj.weight" [heads, v, kv_lora] of self_attn. A tensor that we know no such name of
+// keeps its own.
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenGguf(const std::string& path);
+
+// OpenGguf of a file's path, OpenSafetensors of a directory's.
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenCheckpoint(const std::string& path);
+
 }  // namespace switchyard::checkpoint

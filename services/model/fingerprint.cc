@@ -31,7 +31,7 @@ void AddAttention(const AttentionSpec& a, Text& text) {
   text.Add("q_lora_rank", a.q_lora_rank).Add("kv_lora_rank", a.kv_lora_rank);
   text.Add("qk_nope_head_dim", a.qk_nope_head_dim).Add("qk_rope_head_dim", a.qk_rope_head_dim);
   text.Add("v_head_dim", a.v_head_dim).Add("lora_norm_eps", a.lora_norm_eps);
-  text.Add("softmax_scale", a.softmax_scale);
+  text.Add("split_kv_b", a.split_kv_b).Add("softmax_scale", a.softmax_scale);
   const RopeSpec& r = a.rope;
   text.AddEnum("rope.layout", r.layout).Add("rope.theta", r.theta).Add("rope.dim", r.dim);
   text.AddEnum("rope.scaling", r.scaling).Add("rope.factor", r.factor);

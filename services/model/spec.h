@@ -53,6 +53,8 @@ struct AttentionSpec {
   int qk_nope_head_dim = 0;
   int qk_rope_head_dim = 0;
   int v_head_dim = 0;
+  // kv_b_proj lies in two tensors, k's half with each head transposed (GGUF).
+  bool split_kv_b = false;
   float lora_norm_eps = 1e-6f;  // q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says
 
   float softmax_scale = 0;  // includes YaRN's factor for DeepSeek

@@ -3,17 +3,15 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "services/base/file.h"
 #include "services/base/status.h"
 #include "services/model/config_reader.h"
 #include "services/model/families/families.h"
+#include "services/model/model_config.h"
 
 namespace switchyard {
 namespace {
 
 using model::ConfigReader;
-
-constexpr uint64_t kMaxConfigBytes = 16 << 20;
 
 struct FamilyEntry {
   std::string_view architecture;
@@ -111,10 +109,8 @@ absl::Status ReadTokenIds(const ConfigReader& config, ModelSpec& spec) {
 
 }  // namespace
 
-absl::StatusOr<ModelSpec> SpecFromHf(std::string_view config_json,
-                                     std::string_view generation_config_json) {
-  SY_ASSIGN_OR_RETURN(const nlohmann::json json, model::ParseObject(config_json, "config.json"));
-  const ConfigReader config(json, "config.json");
+absl::StatusOr<ModelSpec> SpecFromConfig(const ModelConfig& model) {
+  const ConfigReader config(model.config, "config.json");
   SY_ASSIGN_OR_RETURN(const FamilyEntry family, FindFamily(config));
   ModelSpec spec;
   spec.family = family.family;
@@ -126,25 +122,33 @@ absl::StatusOr<ModelSpec> SpecFromHf(std::string_view config_json,
     return InvalidArgument("config.json: none of the {} layers has experts", spec.num_layers());
   }
   SY_RETURN_IF_ERROR(ReadTokenIds(config, spec));
-  if (!generation_config_json.empty()) {
-    SY_ASSIGN_OR_RETURN(const nlohmann::json generation,
-                        model::ParseObject(generation_config_json, "generation_config.json"));
-    SY_RETURN_IF_ERROR(ReadTokenIds(ConfigReader(generation, "generation_config.json"), spec));
+  if (!model.generation.is_null()) {
+    SY_RETURN_IF_ERROR(
+        ReadTokenIds(ConfigReader(model.generation, "generation_config.json"), spec));
   }
+  if (model.form.interleaved_rope) spec.attention.rope.layout = RopeLayout::kInterleaved;
+  if (model.form.apart_experts) spec.experts.stacked = false;
+  spec.attention.split_kv_b = model.form.split_kv_b;
   return spec;
 }
 
-absl::StatusOr<ModelSpec> LoadSpec(const std::string& directory) {
-  SY_ASSIGN_OR_RETURN(const std::string config,
-                      ReadFile(directory + "/config.json", kMaxConfigBytes));
-  std::string generation;
-  if (FileExists(directory + "/generation_config.json")) {
-    SY_ASSIGN_OR_RETURN(generation,
-                        ReadFile(directory + "/generation_config.json", kMaxConfigBytes));
+absl::StatusOr<ModelSpec> SpecFromHf(std::string_view config_json,
+                                     std::string_view generation_config_json) {
+  ModelConfig model;
+  SY_ASSIGN_OR_RETURN(model.config, model::ParseObject(config_json, "config.json"));
+  if (!generation_config_json.empty()) {
+    SY_ASSIGN_OR_RETURN(model.generation,
+                        model::ParseObject(generation_config_json, "generation_config.json"));
   }
-  auto spec = SpecFromHf(config, generation);
-  if (!spec.ok()) return Annotate(spec.status(), directory);
-  return spec;
+  return SpecFromConfig(model);
+}
+
+absl::StatusOr<ModelSpec> LoadSpec(const std::string& path) {
+  SY_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(path));
+  auto spec = SpecFromConfig(config);
+  if (spec.ok()) return spec;
+  return Annotate(spec.status(),
+                  gguf::IsGguf(path) ? path + ": its metadata, read as config.json" : path);
 }
 
 }  // namespace switchyard

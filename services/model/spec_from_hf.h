@@ -18,12 +18,17 @@
 
 namespace switchyard {
 
+struct ModelConfig;  // services/model/model_config.h
+
 // INVALID_ARGUMENT: broken JSON, a missing or impossible field. UNIMPLEMENTED: a valid model that
 // we do not support. generation_config_json may be empty (no such file).
 absl::StatusOr<ModelSpec> SpecFromHf(std::string_view config_json,
                                      std::string_view generation_config_json);
 
-// config.json and, where it exists, generation_config.json of a directory.
-absl::StatusOr<ModelSpec> LoadSpec(const std::string& directory);
+// The same of both files as objects, with the weights as `form` says.
+absl::StatusOr<ModelSpec> SpecFromConfig(const ModelConfig& config);
+
+// Of a model's directory or .gguf file (services/model/model_config.h). Errors name the path.
+absl::StatusOr<ModelSpec> LoadSpec(const std::string& path);
 
 }  // namespace switchyard

@@ -30,8 +30,13 @@ AttentionTensors MlaTensors(const ModelSpec& spec, const std::string& p) {
   }
   t.kv_a = {p + "kv_a_proj_with_mqa.weight", {a.kv_lora_rank + a.qk_rope_head_dim, spec.hidden}};
   t.kv_a_norm = {p + "kv_a_layernorm.weight", {a.kv_lora_rank}};
-  t.kv_b = {p + "kv_b_proj.weight",
-            {int64_t{a.heads} * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank}};
+  if (a.split_kv_b) {
+    t.k_b = {p + "k_b_proj.weight", {a.heads, a.kv_lora_rank, a.qk_nope_head_dim}};
+    t.v_b = {p + "v_b_proj.weight", {a.heads, a.v_head_dim, a.kv_lora_rank}};
+  } else {
+    t.kv_b = {p + "kv_b_proj.weight",
+              {int64_t{a.heads} * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank}};
+  }
   t.o = {p + "o_proj.weight", {spec.hidden, int64_t{a.heads} * a.v_head_dim}};
   return t;
 }
@@ -98,31 +103,15 @@ LayerTensors LayerTensorsOf(const ModelSpec& spec, int layer) {
 
 void AppendLayer(const LayerTensors& t, std::vector<TensorRef>& out) {
   const AttentionTensors& a = t.attention;
-  for (const TensorRef* ref : {&t.input_norm,
-                               &a.q,
-                               &a.q_bias,
-                               &a.q_a,
-                               &a.q_a_norm,
-                               &a.q_b,
-                               &a.kv_a,
-                               &a.kv_a_norm,
-                               &a.kv_b,
-                               &a.k,
-                               &a.k_bias,
-                               &a.v,
-                               &a.v_bias,
-                               &a.q_norm,
-                               &a.k_norm,
-                               &a.sinks,
-                               &a.o,
-                               &a.o_bias,
-                               &t.post_attention_norm,
-                               &t.gate.weight,
-                               &t.gate.bias,
-                               &t.gate.correction_bias,
-                               &t.mlp.gate,
-                               &t.mlp.up,
-                               &t.mlp.down}) {
+  for (const TensorRef* ref : {&t.input_norm,  &a.q,         &a.q_bias,
+                               &a.q_a,         &a.q_a_norm,  &a.q_b,
+                               &a.kv_a,        &a.kv_a_norm, &a.kv_b,
+                               &a.k_b,         &a.v_b,       &a.k,
+                               &a.k_bias,      &a.v,         &a.v_bias,
+                               &a.q_norm,      &a.k_norm,    &a.sinks,
+                               &a.o,           &a.o_bias,    &t.post_attention_norm,
+                               &t.gate.weight, &t.gate.bias, &t.gate.correction_bias,
+                               &t.mlp.gate,    &t.mlp.up,    &t.mlp.down}) {
     if (*ref) out.push_back(*ref);
   }
 }
@@ -170,19 +159,26 @@ ExpertTensors ExpertTensorsOf(const ModelSpec& spec, int layer, int expert) {
     return t;
   }
   const bool mixtral = spec.family == Family::kMixtral;
-  const auto slice = [&](std::string_view name, int64_t out, int64_t in) {
-    return TensorSlice{{fmt::format("{}{}.{}.weight", p, expert, name), {out, in}}, 0, out};
+  const auto slice = [&](std::string_view name, std::vector<int64_t> shape) {
+    const int64_t rows = shape[0];
+    return TensorSlice{{fmt::format("{}{}.{}", p, expert, name), std::move(shape)}, 0, rows};
   };
-  t.gate = slice(mixtral ? "w1" : "gate_proj", w, h);
-  t.up = slice(mixtral ? "w3" : "up_proj", w, h);
-  t.down = slice(mixtral ? "w2" : "down_proj", h, w);
+  t.gate = slice(mixtral ? "w1.weight" : "gate_proj.weight", {w, h});
+  t.up = slice(mixtral ? "w3.weight" : "up_proj.weight", {w, h});
+  t.down = slice(mixtral ? "w2.weight" : "down_proj.weight", {h, w});
+  if (spec.experts.bias) {
+    t.gate_bias = slice("gate_proj.bias", {w});
+    t.up_bias = slice("up_proj.bias", {w});
+    t.down_bias = slice("down_proj.bias", {h});
+  }
   return t;
 }
 
 std::vector<TensorSlice> AllSlices(const ExpertTensors& expert) {
   std::vector<TensorSlice> out;
-  for (const TensorSlice* slice : {&expert.gate, &expert.up, &expert.down, &expert.gate_up,
-                                   &expert.gate_up_bias, &expert.down_in_out, &expert.down_bias}) {
+  for (const TensorSlice* slice :
+       {&expert.gate, &expert.gate_bias, &expert.up, &expert.up_bias, &expert.gate_up,
+        &expert.gate_up_bias, &expert.down, &expert.down_in_out, &expert.down_bias}) {
     if (*slice) out.push_back(*slice);
   }
   return out;

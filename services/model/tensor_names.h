@@ -32,6 +32,7 @@ struct AttentionTensors {
   // MLA
   TensorRef q_a, q_a_norm, q_b;     // [q_lora, hidden], [q_lora], [heads*(nope+rope), q_lora]
   TensorRef kv_a, kv_a_norm, kv_b;  // [kv_lora+rope, hidden], [kv_lora], [heads*(nope+v), kv_lora]
+  TensorRef k_b, v_b;  // where kv_b is split: [heads, kv_lora, nope], [heads, v, kv_lora]
 };
 
 struct GateTensors {
@@ -77,12 +78,14 @@ struct TensorSlice {
 };
 
 // One routed expert. Either gate, up and down (separate, Linear layout, the slice is the whole
-// tensor) or, where spec.experts.stacked, gate_up [E, hidden, 2*intermediate] (columns: gate 0, up
-// 0, gate 1, …), gate_up_bias [E, 2*intermediate], down_in_out [E, intermediate, hidden] and
-// down_bias [E, hidden], of which the slice is row `expert`.
+// tensor) with their biases where spec.experts.bias or, where spec.experts.stacked, gate_up [E,
+// hidden, 2*intermediate] (columns: gate 0, up 0, gate 1, …), gate_up_bias [E, 2*intermediate],
+// down_in_out [E, intermediate, hidden] and down_bias, of which the slice is row `expert`.
 struct ExpertTensors {
   TensorSlice gate, up, down;
-  TensorSlice gate_up, gate_up_bias, down_in_out, down_bias;
+  TensorSlice gate_bias, up_bias;  // [intermediate]
+  TensorSlice gate_up, gate_up_bias, down_in_out;
+  TensorSlice down_bias;  // [E, hidden] of stacked experts, [hidden] of others
 };
 
 // `layer` must be a MoE layer of the spec and `expert` one of its experts (checked: programmer's

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard {
 namespace {

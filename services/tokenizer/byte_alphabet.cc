@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard {
 namespace {

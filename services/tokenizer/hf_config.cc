@@ -37,9 +37,8 @@ absl::Status ReadTemplates(const Json& json, std::vector<NamedTemplate>* out) {
 
 }  // namespace
 
-absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(const std::string& text) {
+absl::StatusOr<TokenizerConfig> ReadTokenizerConfig(const Json& root) {
   TokenizerConfig config;
-  const Json root = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!root.is_object()) return InvalidArgument("tokenizer_config.json: not a JSON object");
   for (const char* name : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
                            "cls_token", "mask_token"}) {

@@ -6,10 +6,10 @@
 
 #include "nlohmann/json.hpp"
 #include "services/base/status.h"
+#include "services/base/utf8.h"
 #include "services/tokenizer/byte_alphabet.h"
 #include "services/tokenizer/hf_steps.h"
 #include "services/tokenizer/tokenizer_impl.h"
-#include "services/tokenizer/utf8.h"
 
 namespace switchyard {
 namespace {
@@ -352,8 +352,7 @@ class Loader {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TokenizerSpec>> ParseTokenizerJson(const std::string& text) {
-  const Json root = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+absl::StatusOr<std::unique_ptr<TokenizerSpec>> ReadTokenizerJson(const Json& root) {
   if (!root.is_object()) return InvalidArgument("tokenizer.json: not a JSON object");
   return Loader(root).Run();
 }

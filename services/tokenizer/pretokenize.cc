@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "services/base/status.h"
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard {
 namespace {

@@ -1,7 +1,7 @@
 #include "services/tokenizer/stream_decoder.h"
 
+#include "services/base/utf8.h"
 #include "services/tokenizer/tokenizer_impl.h"
-#include "services/tokenizer/utf8.h"
 
 namespace switchyard {
 

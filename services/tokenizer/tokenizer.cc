@@ -5,9 +5,11 @@
 
 #include "services/base/file.h"
 #include "services/base/status.h"
+#include "services/base/utf8.h"
+#include "services/gguf/header.h"
+#include "services/tokenizer/gguf_tokenizer.h"
 #include "services/tokenizer/stream_decoder.h"
 #include "services/tokenizer/tokenizer_impl.h"
-#include "services/tokenizer/utf8.h"
 
 namespace switchyard {
 namespace {
@@ -20,33 +22,51 @@ constexpr size_t kScratchesKept = 16;
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& directory) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
+  if (gguf::IsGguf(path)) {
+    auto tokenizer = FromGguf(path);
+    if (!tokenizer.ok()) return Annotate(tokenizer.status(), path);
+    return tokenizer;
+  }
   TokenizerFiles files;
-  SY_ASSIGN_OR_RETURN(files.tokenizer_json, ReadFile(directory + "/tokenizer.json", kFileBytesMax));
-  const std::string config = directory + "/tokenizer_config.json";
+  SY_ASSIGN_OR_RETURN(files.tokenizer_json, ReadFile(path + "/tokenizer.json", kFileBytesMax));
+  const std::string config = path + "/tokenizer_config.json";
   if (FileExists(config)) {
     SY_ASSIGN_OR_RETURN(files.tokenizer_config_json, ReadFile(config, kFileBytesMax));
   }
-  const std::string chat = directory + "/chat_template.jinja";
+  const std::string chat = path + "/chat_template.jinja";
   if (FileExists(chat)) {
     SY_ASSIGN_OR_RETURN(files.chat_template_jinja, ReadFile(chat, kFileBytesMax));
   }
   auto tokenizer = FromFiles(files);
-  if (!tokenizer.ok()) return Annotate(tokenizer.status(), directory);
+  if (!tokenizer.ok()) return Annotate(tokenizer.status(), path);
   return tokenizer;
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromFiles(const TokenizerFiles& files) {
-  SY_ASSIGN_OR_RETURN(auto spec, ParseTokenizerJson(files.tokenizer_json));
+  const auto tree = [](const std::string& text) {
+    return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  };
+  SY_ASSIGN_OR_RETURN(auto spec, ReadTokenizerJson(tree(files.tokenizer_json)));
   auto impl = std::make_unique<Impl>(std::move(spec));
   if (!files.tokenizer_config_json.empty()) {
-    SY_ASSIGN_OR_RETURN(impl->config, ParseTokenizerConfig(files.tokenizer_config_json));
+    SY_ASSIGN_OR_RETURN(impl->config, ReadTokenizerConfig(tree(files.tokenizer_config_json)));
   }
   if (!files.chat_template_jinja.empty()) {
     auto& templates = impl->config.templates;
     std::erase_if(templates, [](const NamedTemplate& t) { return t.name == "default"; });
     templates.push_back({"default", files.chat_template_jinja});
   }
+  SY_RETURN_IF_ERROR(impl->Index());
+  return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const std::string& path) {
+  SY_ASSIGN_OR_RETURN(const gguf::Header header, gguf::ReadHeader(path));
+  SY_ASSIGN_OR_RETURN(const TokenizerTrees trees, TokenizerFromGguf(header.metadata));
+  SY_ASSIGN_OR_RETURN(auto spec, ReadTokenizerJson(trees.tokenizer));
+  auto impl = std::make_unique<Impl>(std::move(spec));
+  SY_ASSIGN_OR_RETURN(impl->config, ReadTokenizerConfig(trees.config));
   SY_RETURN_IF_ERROR(impl->Index());
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
 }

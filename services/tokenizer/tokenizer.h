@@ -1,7 +1,7 @@
-// Text to token ids and back, from a Hugging Face tokenizer.json: BPE over bytes (DeepSeek, Qwen,
-// gpt-oss, OLMoE) or over characters with byte fallback (Mixtral). Ids and texts equal those of the
-// Hugging Face `tokenizers` library. A part of tokenizer.json that is not supported is refused at
-// load by its name.
+// Text to token ids and back, from a Hugging Face tokenizer.json or a GGUF's metadata: BPE over
+// bytes (DeepSeek, Qwen, gpt-oss, OLMoE) or over characters with byte fallback (Mixtral). Ids and
+// texts equal those of the Hugging Face `tokenizers` library. A part of tokenizer.json that is not
+// supported is refused at load by its name.
 //
 // A Tokenizer is immutable and thread-safe; calls from several threads do not wait for one another
 // (each takes its scratch from a small pool). Bytes that are not UTF-8 encode as U+FFFD, one for
@@ -43,8 +43,9 @@ struct TokenizerFiles {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json and, where they are, tokenizer_config.json and chat_template.jinja.
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& directory);
+  // Reads a directory's tokenizer.json and, where they are, tokenizer_config.json and
+  // chat_template.jinja; or the metadata of a .gguf file.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromFiles(const TokenizerFiles& files);
 
   ~Tokenizer();
@@ -95,6 +96,7 @@ class Tokenizer {
   friend class StreamDecoder;
   struct Impl;
   explicit Tokenizer(std::unique_ptr<Impl> impl);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const std::string& path);
 
   std::unique_ptr<Impl> impl_;
 };

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -54,9 +55,9 @@ struct TokenizerConfig {
 
 // hf_json.cc: INVALID_ARGUMENT that names the place for what is broken, UNIMPLEMENTED for what is
 // not supported.
-absl::StatusOr<std::unique_ptr<TokenizerSpec>> ParseTokenizerJson(const std::string& text);
+absl::StatusOr<std::unique_ptr<TokenizerSpec>> ReadTokenizerJson(const nlohmann::json& root);
 // hf_config.cc.
-absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(const std::string& text);
+absl::StatusOr<TokenizerConfig> ReadTokenizerConfig(const nlohmann::json& root);
 
 struct Tokenizer::Impl {
   explicit Impl(std::unique_ptr<TokenizerSpec> spec)

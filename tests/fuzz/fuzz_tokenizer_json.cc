@@ -6,9 +6,9 @@
 #include <string>
 
 #include "services/base/check.h"
+#include "services/base/utf8.h"
 #include "services/tokenizer/stream_decoder.h"
 #include "services/tokenizer/tokenizer.h"
-#include "services/tokenizer/utf8.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace switchyard;

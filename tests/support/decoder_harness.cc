@@ -45,7 +45,7 @@ std::vector<kernels::Isa> WidestOfEachClass(DType dtype) {
 
 LoadedModel::LoadedModel(const std::string& directory)
     : spec(OrDie(LoadSpec(directory), directory)),
-      source(OrDie(checkpoint::OpenSafetensors(directory), directory)),
+      source(OrDie(checkpoint::OpenCheckpoint(directory), directory)),
       weights(OrDie(router::RouterWeights::Load(spec, *source), directory)),
       experts(OrDie(DirectExperts::Load(spec, *source), directory)) {}
 

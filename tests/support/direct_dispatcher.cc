@@ -46,6 +46,8 @@ absl::StatusOr<DirectExperts::Expert> Bind(const TensorSource& source, const Exp
   SY_ASSIGN_OR_RETURN(expert.gate_up, Matrix(source, t.gate_up, WeightLayout::kInOut));
   SY_ASSIGN_OR_RETURN(expert.down, t.down ? Matrix(source, t.down, WeightLayout::kOutIn)
                                           : Matrix(source, t.down_in_out, WeightLayout::kInOut));
+  SY_ASSIGN_OR_RETURN(expert.gate_bias, Vector(source, t.gate_bias));
+  SY_ASSIGN_OR_RETURN(expert.up_bias, Vector(source, t.up_bias));
   SY_ASSIGN_OR_RETURN(expert.gate_up_bias, Vector(source, t.gate_up_bias));
   SY_ASSIGN_OR_RETURN(expert.down_bias, Vector(source, t.down_bias));
   return expert;
@@ -141,12 +143,13 @@ void DirectDispatcher::GateUp(const router::MoeJob& job, float* gate_up) {
                                 .rows = rows,
                                 .gather = tokens_.data() + first,
                                 .w = expert.gate_up ? expert.gate_up : expert.gate,
-                                .bias = expert.gate_up_bias,
+                                .bias = expert.gate_up ? expert.gate_up_bias : expert.gate_bias,
                                 .y = gate_up + first * 2 * width,
                                 .y_stride = 2 * width};
     tasks_.push_back(task);
     if (expert.gate_up) continue;
     task.w = expert.up;
+    task.bias = expert.up_bias;
     task.y += width;
     tasks_.push_back(task);
   }

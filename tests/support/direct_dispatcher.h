@@ -25,7 +25,7 @@ struct DirectExperts {
     WeightView gate, up;  // separate, or
     WeightView gate_up;   // interleaved by column
     WeightView down;
-    VectorView gate_up_bias, down_bias;
+    VectorView gate_bias, up_bias, gate_up_bias, down_bias;
   };
 
   static absl::StatusOr<DirectExperts> Load(const ModelSpec& spec,

@@ -15,16 +15,18 @@ using checkpoint::TensorRange;
 
 ModelSpec MoeSpec(const MoeShape& shape) {
   ModelSpec spec;
-  spec.family = shape.stacked ? Family::kGptOss : Family::kDeepseekV3;
+  const bool gpt_oss = shape.stacked || shape.biased;
+  spec.family = gpt_oss ? Family::kGptOss : Family::kDeepseekV3;
   spec.hidden = shape.hidden;
   spec.layers.resize(shape.layers);
-  for (int i = shape.stacked ? 0 : 1; i < shape.layers; ++i) spec.layers[i].moe = true;
+  for (int i = gpt_oss ? 0 : 1; i < shape.layers; ++i) spec.layers[i].moe = true;
   spec.gate.groups = shape.groups;
   spec.gate.top_k = shape.top_k;
   spec.experts.count = shape.experts;
   spec.experts.intermediate = shape.intermediate;
-  if (shape.stacked) {
-    spec.experts.stacked = spec.experts.bias = true;
+  spec.experts.stacked = shape.stacked;
+  if (gpt_oss) {
+    spec.experts.bias = true;
     spec.experts.activation = Activation::kClampedSwiglu;
     spec.experts.swiglu_limit = 7.0f;
   }
@@ -129,20 +131,10 @@ std::vector<float> PlainFfn(const ModelSpec& spec, const checkpoint::TensorSourc
     compute.MatMul({x, 1, nullptr, Matrix(source, t.gate_up, WeightLayout::kInOut),
                     Vector(source, t.gate_up_bias), gate_up.data(), 2 * width});
   } else {
-    compute.MatMul({x,
-                    1,
-                    nullptr,
-                    Matrix(source, t.gate, WeightLayout::kOutIn),
-                    {},
-                    gate_up.data(),
-                    2 * width});
-    compute.MatMul({x,
-                    1,
-                    nullptr,
-                    Matrix(source, t.up, WeightLayout::kOutIn),
-                    {},
-                    gate_up.data() + width,
-                    2 * width});
+    compute.MatMul({x, 1, nullptr, Matrix(source, t.gate, WeightLayout::kOutIn),
+                    Vector(source, t.gate_bias), gate_up.data(), 2 * width});
+    compute.MatMul({x, 1, nullptr, Matrix(source, t.up, WeightLayout::kOutIn),
+                    Vector(source, t.up_bias), gate_up.data() + width, 2 * width});
   }
   AlignedBuffer inner(static_cast<size_t>(width) * sizeof(float));
   const kernels::Compute::ActivationTask act{.gate_up = gate_up.data(),
@@ -150,7 +142,7 @@ std::vector<float> PlainFfn(const ModelSpec& spec, const checkpoint::TensorSourc
                                              .rows = 1,
                                              .width = width,
                                              .interleaved = spec.experts.stacked,
-                                             .clamped = spec.experts.stacked,
+                                             .clamped = spec.experts.bias,
                                              .limit = spec.experts.swiglu_limit,
                                              .alpha = spec.experts.swiglu_alpha,
                                              .out = {inner.data(), dtype, width}};

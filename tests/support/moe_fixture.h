@@ -23,7 +23,8 @@ struct MoeShape {
   int intermediate = 32;
   int groups = 1;
   int top_k = 4;
-  bool stacked = false;  // gpt-oss
+  bool stacked = false;  // gpt-oss as in safetensors
+  bool biased = false;   // gpt-oss with a tensor for each expert and role
 };
 
 ModelSpec MoeSpec(const MoeShape& shape);

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "services/base/file.h"
+#include "services/base/utf8.h"
 #include "services/tokenizer/tokenizer.h"
-#include "services/tokenizer/utf8.h"
 
 namespace switchyard {
 namespace {

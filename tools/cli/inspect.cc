@@ -126,7 +126,7 @@ std::string ByDType(const Json& bytes) {
 
 absl::StatusOr<Json> Inspect(const std::string& directory) {
   SY_ASSIGN_OR_RETURN(const ModelSpec spec, LoadSpec(directory));
-  SY_ASSIGN_OR_RETURN(const auto source, checkpoint::OpenSafetensors(directory));
+  SY_ASSIGN_OR_RETURN(const auto source, checkpoint::OpenCheckpoint(directory));
   SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
   const ParameterCount parameters = CountParameters(spec);
   Json report = {{"directory", directory},

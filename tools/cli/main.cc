@@ -115,7 +115,7 @@ int Main(int argc, char** argv) {
   bool json = false;
   CLI::App* inspect_app =
       app.add_subcommand("inspect", "Say what a checkpoint is and what it costs");
-  inspect_app->add_option("model", directory, "Directory of the model")->required();
+  inspect_app->add_option("model", directory, "Directory or .gguf file of the model")->required();
   inspect_app->add_flag("--json", json, "As JSON");
   inspect_app->footer("Example:\n  switchyard inspect models/tiny-r1");
   CLI::App* version_app = app.add_subcommand("version", "Print version, compiler and CPU");

@@ -8,7 +8,7 @@
 
 #include "gateway/prompt/jinja/renderer.h"
 #include "services/base/status.h"
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard::gateway::jinja {
 namespace {

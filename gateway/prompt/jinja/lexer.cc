@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "services/base/status.h"
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard::gateway::jinja {
 namespace {

@@ -10,7 +10,7 @@
 #include "gateway/prompt/jinja/renderer.h"
 #include "gateway/prompt/jinja/text_functions.h"
 #include "services/base/status.h"
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard::gateway::jinja {
 namespace {

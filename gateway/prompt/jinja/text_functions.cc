@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "gateway/prompt/jinja/value.h"
-#include "services/tokenizer/utf8.h"
+#include "services/base/utf8.h"
 
 namespace switchyard::gateway::jinja {
 namespace {

@@ -13,7 +13,7 @@
 #include "expert-worker/worker.h"
 #include "expert-worker/worker_metrics.h"
 #include "gateway/upstream/router_client.h"
-#include "services/base/text_fingerprint.h"
+#include "services/model/text_fingerprint.h"
 #include "services/rpc/channel.h"
 #include "services/rpc/server.h"
 

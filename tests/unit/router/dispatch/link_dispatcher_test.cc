@@ -189,7 +189,8 @@ TEST_P(FixedTree, IsTheSameForEverySplit) {
   }
 }
 
-const MoeShape kPlain{}, kGroups{.groups = 4}, kStacked{.experts = 6, .top_k = 3, .stacked = true};
+const MoeShape kPlain{}, kGroups{.groups = 4}, kStacked{.experts = 6, .top_k = 3, .stacked = true},
+    kBiased{.experts = 6, .top_k = 3, .biased = true};
 INSTANTIATE_TEST_SUITE_P(
     Splits, FixedTree,
     ::testing::Values(
@@ -199,6 +200,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{kGroups, DType::kF32, {"0-3,11", "4", "5-10"}, Over::kLocal, "GroupsSplitLocalF32"},
         Case{kGroups, DType::kBF16, {"0-3,11", "4", "5-10"}, Over::kLocal, "GroupsSplitLocal"},
         Case{kStacked, DType::kBF16, {"0/2", "1/2"}, Over::kLocal, "StackedLocal"},
+        Case{kBiased, DType::kBF16, {"0/2", "1/2"}, Over::kLocal, "BiasedLocal"},
         Case{kPlain, DType::kBF16, {"0/3", "1/3", "2/3"}, Over::kTcp, "PlainTcp"},
         Case{kGroups, DType::kBF16, {"0-3,11", "4", "5-10"}, Over::kTcp, "GroupsSplitTcp"},
         Case{kGroups, DType::kF32, {"0/2", "1/2"}, Over::kUnix, "GroupsUnixF32"},

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <iterator>
 #include <map>
 #include <memory>
 
+#include "services/model/spec_from_hf.h"
 #include "tests/support/decoder_harness.h"
 #include "tests/support/golden.h"
 
@@ -14,11 +17,38 @@ namespace {
 
 using Chunk = DecoderHarness::Chunk;
 
+// The golden models that GGUF can hold, as "NAME.gguf" and "NAME.whole.gguf".
+std::vector<std::string> GgufNames() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(SY_GGUF_MODELS)) {
+    names.push_back(entry.path().filename());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+bool IsGgufName(const std::string& name) { return name.ends_with(".gguf"); }
+
+// The golden of either form; a GGUF's directory is its file.
+GoldenModel GoldenOf(const std::string& name) {
+  if (!IsGgufName(name)) return LoadGolden(name);
+  GoldenModel golden = LoadGolden(name.substr(0, name.find('.')));
+  golden.name = name;
+  golden.directory = std::string(SY_GGUF_MODELS) + "/" + name;
+  return golden;
+}
+
 // One checkpoint at a time: the tests of a model run beside each other.
 const LoadedModel& ModelOf(const GoldenModel& golden) {
   static std::map<std::string, std::unique_ptr<LoadedModel>> models;
   std::unique_ptr<LoadedModel>& model = models[golden.name];
-  if (model == nullptr) model = std::make_unique<LoadedModel>(golden.directory);
+  if (model != nullptr) return *model;
+  model = std::make_unique<LoadedModel>(golden.directory);
+  if (IsGgufName(golden.name)) {
+    // GGUF has no key for it.
+    const GoldenModel same = LoadGolden(golden.name.substr(0, golden.name.find('.')));
+    model->spec.experts.swiglu_limit = LoadSpec(same.directory)->experts.swiglu_limit;
+  }
   return *model;
 }
 
@@ -53,7 +83,7 @@ class DecoderGoldenTest : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(DecoderGoldenTest, Float32DecodesTheSameTokens) {
-  const GoldenModel golden = LoadGolden(GetParam());
+  const GoldenModel golden = GoldenOf(GetParam());
   const LoadedModel& model = ModelOf(golden);
   DecoderHarness harness(model, {.dtype = DType::kF32, .threads = 2});
   ASSERT_FALSE(golden.cases.empty());
@@ -116,10 +146,12 @@ class DecoderGoldenBFloat16Test : public ::testing::TestWithParam<kernels::Isa> 
 
 TEST_P(DecoderGoldenBFloat16Test, AgreesTeacherForced) {
   Agreement random;
-  for (const std::string& name : GoldenModelNames()) {
-    const Agreement agreement = TeacherForced(LoadGolden(name), GetParam());
+  std::vector<std::string> names = GoldenModelNames();
+  std::ranges::copy(GgufNames(), std::back_inserter(names));
+  for (const std::string& name : names) {
+    const Agreement agreement = TeacherForced(GoldenOf(name), GetParam());
     RecordProperty(name, std::to_string(agreement.share()));
-    if (name == "tiny-r1") {
+    if (name.starts_with("tiny-r1")) {
       EXPECT_GE(agreement.share(), 0.98) << name;
       continue;
     }
@@ -134,15 +166,21 @@ INSTANTIATE_TEST_SUITE_P(Classes, DecoderGoldenBFloat16Test,
                          ::testing::ValuesIn(WidestOfEachClass(DType::kBF16)),
                          [](const auto& info) { return std::string(kernels::Name(info.param)); });
 
-INSTANTIATE_TEST_SUITE_P(Models, DecoderGoldenTest, ::testing::ValuesIn(GoldenModelNames()),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::ranges::replace_if(
-                               name, [](unsigned char c) { return !std::isalnum(c); }, '_');
-                           return name;
-                         });
+std::string TestName(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::ranges::replace_if(
+      name, [](unsigned char c) { return !std::isalnum(c); }, '_');
+  return name;
+}
 
-TEST(GoldenFilesTest, AreFound) { EXPECT_GE(GoldenModelNames().size(), 8u); }
+INSTANTIATE_TEST_SUITE_P(Models, DecoderGoldenTest, ::testing::ValuesIn(GoldenModelNames()),
+                         TestName);
+INSTANTIATE_TEST_SUITE_P(Gguf, DecoderGoldenTest, ::testing::ValuesIn(GgufNames()), TestName);
+
+TEST(GoldenFilesTest, AreFound) {
+  EXPECT_GE(GoldenModelNames().size(), 8u);
+  EXPECT_GE(GgufNames().size(), 14u);
+}
 
 }  // namespace
 }  // namespace switchyard::test

@@ -5,8 +5,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/base/text.h"
+#include "services/base/utf8.h"
 #include "services/tokenizer/stream_decoder.h"
-#include "services/tokenizer/utf8.h"
 #include "tests/unit/services/tokenizer/goldens.h"
 
 namespace switchyard {

@@ -1,4 +1,4 @@
-#include "services/base/text_fingerprint.h"
+#include "services/model/text_fingerprint.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
