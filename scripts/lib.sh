@@ -17,9 +17,9 @@ BUILD_PACKAGES="g++ cmake ninja-build ccache mold pkg-config ca-certificates cur
   libgrpc++-dev libgrpc-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
   prometheus-cpp-dev libboost1.81-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
   libpcre2-dev libicu-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libedit-dev zlib1g-dev
-  libgtest-dev libgmock-dev libbenchmark-dev xz-utils"
+  libgtest-dev libgmock-dev libbenchmark-dev xz-utils python3"
 # What the tests need on top.
-TEST_PACKAGES="clang-14 libclang-rt-14-dev clang-format-14 git python3 python3-venv jq openssl prometheus procps"
+TEST_PACKAGES="clang-14 libclang-rt-14-dev clang-format-14 git python3-venv jq openssl prometheus procps"
 
 missing_packages() {
   local name
