@@ -15,7 +15,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr EngineOptions kOptions = {.max_model_len = 100, .kv_blocks = 3};
+const EngineOptions kOptions = {.max_model_len = 100, .kv_blocks = 3};
 
 std::string Refusal(const std::function<void(EngineRequest&)>& change) {
   EngineRequest request;
