@@ -103,11 +103,12 @@ absl::StatusOr<size_t> SharedPipe::Write(const void* from, size_t bytes) {
     return DataLoss("the peer broke the shared memory");
   }
   const size_t n = std::min(bytes, static_cast<size_t>(kRingBytes - (written_ - taken)));
+  if (n == 0) return n;  // there may be no memory behind nothing
   const size_t at = written_ % kRingBytes, first = std::min(n, kRingBytes - at);
   std::memcpy(out_bytes_ + at, from, first);
   std::memcpy(out_bytes_, static_cast<const std::byte*>(from) + first, n - first);
   written_ += n;
-  if (n > 0) out_.written.store(written_);
+  out_.written.store(written_);
   return n;
 }
 
@@ -117,11 +118,12 @@ absl::StatusOr<size_t> SharedPipe::Read(void* to, size_t bytes) {
     return DataLoss("the peer broke the shared memory");
   }
   const size_t n = std::min(bytes, static_cast<size_t>(there - read_));
+  if (n == 0) return n;
   const size_t at = read_ % kRingBytes, first = std::min(n, kRingBytes - at);
   std::memcpy(to, in_bytes_ + at, first);
   std::memcpy(static_cast<std::byte*>(to) + first, in_bytes_, n - first);
   read_ += n;
-  if (n > 0) in_.read.store(read_);
+  in_.read.store(read_);
   return n;
 }
 
