@@ -7,6 +7,7 @@
 #include "gateway/streams/field_error.h"
 #include "gateway/streams/request_id.h"
 #include "services/base/check.h"
+#include "services/base/random_bits.h"
 #include "services/base/status.h"
 
 namespace switchyard::gateway {
@@ -415,7 +416,7 @@ absl::StatusOr<std::shared_ptr<Generation>> Generator::Start(const v1::GenerateR
   SY_RETURN_IF_ERROR(model_.CheckName(request.model()));
   const std::optional<ModelInfo> info = routers_.model();
   if (!info.has_value()) return Unavailable("no router is ready: {}", routers_.state().missing);
-  SY_ASSIGN_OR_RETURN(RequestPlan plan, PlanRequest(request, model_, *info, DrawSeed()));
+  SY_ASSIGN_OR_RETURN(RequestPlan plan, PlanRequest(request, model_, *info, RandomBits()));
   plan.submit.set_trace_id(id);
   plan.submit.set_fair_key(context.fair_key);
   if (context.deadline != absl::InfiniteFuture()) {

@@ -3,7 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <random>
+
+#include "services/base/random_bits.h"
 
 namespace switchyard::gateway {
 namespace {
@@ -22,11 +23,6 @@ bool IsRequestId(std::string_view id) {
          std::all_of(id.begin(), id.end(), IsIdCharacter);
 }
 
-uint64_t DrawSeed() {
-  std::random_device random;
-  return (static_cast<uint64_t>(random()) << 32) | random();
-}
-
-std::string MakeRequestId() { return fmt::format("{:016x}{:016x}", DrawSeed(), DrawSeed()); }
+std::string MakeRequestId() { return fmt::format("{:016x}{:016x}", RandomBits(), RandomBits()); }
 
 }  // namespace switchyard::gateway

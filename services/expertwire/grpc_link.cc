@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <optional>
-#include <random>
 
 #include "services/base/logging.h"
+#include "services/base/random_bits.h"
 #include "services/base/status.h"
 #include "services/expertwire/layout.h"
 #include "services/expertwire/memory_mailbox.h"
@@ -166,7 +166,7 @@ void GrpcLink::Lane::OfferMemory(const pb::Hello& hello) {
   if (hello.mailbox().empty() || hello.host().empty() || hello.host() != link_.hello_.host())
     return;
   absl::StatusOr<std::unique_ptr<SharedPipe>> pipe = SharedPipe::Create();
-  nonce_ = std::random_device()() | (uint64_t{std::random_device()()} << 32) | 1;
+  nonce_ = RandomBits() | 1;  // 0: declined
   absl::Status left = pipe.status();
   if (left.ok()) left = LeaveMemory(hello.mailbox(), nonce_, (*pipe)->fd());
   if (!left.ok()) {

@@ -2,10 +2,10 @@
 
 #include <unistd.h>
 
-#include <random>
 #include <string_view>
 
 #include "services/base/file.h"
+#include "services/base/random_bits.h"
 #include "services/base/status.h"
 
 namespace switchyard::expertwire {
@@ -36,11 +36,10 @@ std::string HostId() {
 
 pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
                     const CreditGrant& grant, bool allow_mixed_numerics) {
-  std::random_device random;
   pb::Hello hello;
   hello.set_wire_version(kWireVersion);
   hello.set_peer_id(peer_id);
-  hello.set_incarnation((uint64_t{random()} << 32) | random());
+  hello.set_incarnation(RandomBits());
   hello.set_model_fingerprint(numerics.model_fingerprint);
   hello.set_dtype(std::string(Name(numerics.activations)));
   hello.set_arithmetic(numerics.arithmetic);

@@ -7,9 +7,9 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
-#include <random>
 #include <vector>
 
+#include "services/base/random_bits.h"
 #include "services/base/status.h"
 
 namespace switchyard::expertwire {
@@ -58,8 +58,7 @@ struct Datagram {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MemoryMailbox>> MemoryMailbox::Open() {
-  std::random_device random;
-  std::string name = fmt::format("switchyard-{:08x}{:08x}", random(), random());
+  std::string name = fmt::format("switchyard-{:016x}", RandomBits());
   SY_ASSIGN_OR_RETURN(UniqueFd socket_fd, Socket());
   SY_ASSIGN_OR_RETURN(const Address at, AddressOf(name));
   if (bind(socket_fd.get(), reinterpret_cast<const sockaddr*>(&at.address), at.bytes) != 0) {

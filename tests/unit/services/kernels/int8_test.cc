@@ -67,33 +67,25 @@ struct Int8Problem {
     for (int64_t m = 0; m < task.rows; ++m) {
       ops.quantize(reinterpret_cast<const bf16*>(RowAt(task, m)), task.w.in, rows.row(m));
     }
-    std::vector<float> result(y.size(), -77.0f);
-    MatMulTask copy = task;
-    copy.y = result.data();
     AlignedBuffer scratch(static_cast<size_t>(MatMulScratchFloats(task)) * sizeof(float) + 64);
-    ops.mat_mul_int8(copy, rows, 0, task.rows, 0, task.w.out, scratch.as<float>());
-    return result;
+    return ResultOf(task, y.size(), [&](const MatMulTask& copy) {
+      ops.mat_mul_int8(copy, rows, 0, task.rows, 0, task.w.out, scratch.as<float>());
+    });
   }
   std::vector<float> Run(const Compute& compute) {
-    std::vector<float> result(y.size(), -77.0f);
-    MatMulTask copy = task;
-    copy.y = result.data();
-    compute.MatMul(copy);
-    return result;
+    return ResultOf(task, y.size(), [&](const MatMulTask& copy) { compute.MatMul(copy); });
   }
   // The same task with weights of float32.
   std::vector<float> RunUpcast(const Compute& compute, DType x_dtype) {
     const int64_t rows = task.w.layout == WeightLayout::kOutIn ? task.w.out : task.w.in;
     std::vector<float> upcast(static_cast<size_t>(rows * task.w.stride));
     ConvertToFloat(w.data(), task.w.dtype, rows * task.w.stride, upcast.data());
-    std::vector<float> result(y.size(), -77.0f);
-    MatMulTask copy = task;
-    copy.x.dtype = x_dtype;
-    copy.w.data = reinterpret_cast<const std::byte*>(upcast.data());
-    copy.w.dtype = DType::kF32;
-    copy.y = result.data();
-    compute.MatMul(copy);
-    return result;
+    return ResultOf(task, y.size(), [&](MatMulTask& copy) {
+      copy.x.dtype = x_dtype;
+      copy.w.data = reinterpret_cast<const std::byte*>(upcast.data());
+      copy.w.dtype = DType::kF32;
+      compute.MatMul(copy);
+    });
   }
 
   std::vector<float> x_values;

@@ -65,19 +65,13 @@ struct Problem {
     return At(task.w.data, task.w.dtype, out_in ? n * task.w.stride + k : k * task.w.stride + n);
   }
   std::vector<float> Run(decltype(Ops::mat_mul) mat_mul) {
-    std::vector<float> result(y.size(), -77.0f);
-    MatMulTask copy = task;
-    copy.y = result.data();
     AlignedBuffer scratch(static_cast<size_t>(MatMulScratchFloats(task)) * sizeof(float));
-    mat_mul(copy, 0, task.rows, 0, task.w.out, scratch.as<float>());
-    return result;
+    return ResultOf(task, y.size(), [&](const MatMulTask& copy) {
+      mat_mul(copy, 0, task.rows, 0, task.w.out, scratch.as<float>());
+    });
   }
   std::vector<float> Run(const Compute& compute) {
-    std::vector<float> result(y.size(), -77.0f);
-    MatMulTask copy = task;
-    copy.y = result.data();
-    compute.MatMul(copy);
-    return result;
+    return ResultOf(task, y.size(), [&](const MatMulTask& copy) { compute.MatMul(copy); });
   }
 
   std::vector<float> x_values;

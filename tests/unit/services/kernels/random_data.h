@@ -1,4 +1,5 @@
-// Random operands for the kernel tests, and equality of bits with all NaNs counted as one.
+// Random operands for the kernel tests, their results, and equality of bits with all NaNs counted
+// as one.
 #pragma once
 
 #include <bit>
@@ -8,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "services/kernels/kernels.h"
 #include "services/tensor/dtype.h"
 
 namespace switchyard::kernels {
@@ -53,6 +55,17 @@ inline int64_t FirstDifference(const std::vector<float>& a, const std::vector<fl
     if (!SameBits(a[i], b[i])) return static_cast<int64_t>(i);
   }
   return -1;
+}
+
+// The task with its result in `size` floats of its own, which say -77 where nothing was written;
+// run(copy) computes it.
+template <typename RunTask>
+std::vector<float> ResultOf(const MatMulTask& task, size_t size, RunTask run) {
+  std::vector<float> result(size, -77.0f);
+  MatMulTask copy = task;
+  copy.y = result.data();
+  run(copy);
+  return result;
 }
 
 }  // namespace switchyard::kernels
