@@ -276,7 +276,7 @@ absl::Status Router::Impl::Serve() {
                                                   [this](grpc::ServerBuilder& builder) {
                                                     builder.RegisterService(service_.get());
                                                   }));
-  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_);
+  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_, compute_->pool());
   Look();  // embedded is ready at once
   watcher_ = std::thread([this] { Watch(); });
   return absl::OkStatus();

@@ -1,5 +1,7 @@
 #include "router/loop/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <charconv>
 #include <thread>
@@ -57,10 +59,12 @@ class Engine::Impl {
   Impl(EngineOptions options, ModelRunner& runner, EngineObserver* observer)
       : options_(std::move(options)),
         runner_(runner),
-        loop_(options_, runner, observer != nullptr ? *observer : silent_, outbox_) {
+        observer_(observer != nullptr ? *observer : silent_),
+        loop_(options_, runner, observer_, outbox_) {
     absl::MutexLock lock(&mutex_);
     snapshot_.kv_blocks = options_.kv_blocks;
     thread_ = std::thread([this] { Run(); });
+    pthread_setname_np(thread_.native_handle(), "engine");
   }
 
   ~Impl() {
@@ -116,6 +120,7 @@ class Engine::Impl {
   const EngineOptions options_;
   ModelRunner& runner_;
   EngineObserver silent_;  // where there is none
+  EngineObserver& observer_;
   Outbox outbox_;
   StepLoop loop_;                // the engine thread's
   uint64_t started_before_ = 0;  // the engine thread's: of the last Publish
@@ -203,11 +208,13 @@ EngineSnapshot Engine::Impl::Snapshot() const {
 
 void Engine::Impl::Run() {
   while (TakeCommands(loop_.idle())) {
+    const absl::Time began = absl::Now();
     const bool begun = loop_.BeginStep(absl::Now());
     Publish();
     if (begun) Drive();
     outbox_.Flush(loop_.steps());
     Publish();
+    observer_.OnTurn(absl::Now() - began);
   }
   loop_.CancelEverything();
   outbox_.Flush(loop_.steps());

@@ -59,6 +59,8 @@ class EngineObserver {
   virtual ~EngineObserver() = default;
   virtual void OnStep(int64_t /*rows*/, int64_t /*prefill_rows*/, int /*sequences*/,
                       absl::Duration /*took*/) {}
+  // One turn of the loop, step and all; the wait for requests before it is not part of it.
+  virtual void OnTurn(absl::Duration /*took*/) {}
   // A request's first choice was admitted.
   virtual void OnQueued(absl::Duration /*waited*/) {}
   // Of each choice.

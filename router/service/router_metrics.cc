@@ -80,6 +80,7 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
       step_rows_(metrics.Histogram(t::kRouterStepRows, kService)),
       step_sequences_(metrics.Histogram(t::kRouterStepSequences, kService)),
       prefill_rows_(metrics.Counter(t::kRouterPrefillRows, kService)),
+      engine_seconds_(metrics.Counter(t::kRouterEngineSeconds, kService)),
       queue_(metrics.Histogram(t::kRouterQueueSeconds, kService)),
       first_token_(metrics.Histogram(t::kRouterFirstTokenSeconds, kService)),
       inter_token_(metrics.Histogram(t::kRouterInterTokenSeconds, kService)),
@@ -100,10 +101,12 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
 
 t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engine& engine,
                                               const RouterService& service,
-                                              const LinkDispatcher& dispatcher) {
+                                              const LinkDispatcher& dispatcher,
+                                              const kernels::ThreadPool& pool) {
   return metrics_.AddCollector(
-      kService, [this, &spec, &engine, &service, &dispatcher](t::Samples& samples) {
+      kService, [this, &spec, &engine, &service, &dispatcher, &pool](t::Samples& samples) {
         CollectEngine(engine.Snapshot(), samples);
+        samples.Counter(t::kRouterKernelSeconds, pool.seconds_inside());
         samples.Gauge(t::kRouterStreams, service.streams());
         samples.Counter(t::kRouterLostRows, static_cast<double>(dispatcher.lost_rows()));
         for (const LinkReport& link : dispatcher.Links()) CollectLink(link, samples);
@@ -137,6 +140,10 @@ void RouterMetrics::OnStep(int64_t rows, int64_t prefill_rows, int sequences, ab
   step_rows_.Observe(static_cast<double>(rows));
   step_sequences_.Observe(sequences);
   prefill_rows_.Increment(static_cast<double>(prefill_rows));
+}
+
+void RouterMetrics::OnTurn(absl::Duration took) {
+  engine_seconds_.Increment(absl::ToDoubleSeconds(took));
 }
 
 void RouterMetrics::OnQueued(absl::Duration waited) {

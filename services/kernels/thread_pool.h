@@ -19,6 +19,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const;
+  // Time that callers have spent in ParallelFor since the start, in seconds. Any thread may ask.
+  double seconds_inside() const;
 
   // Calls body(begin, end) over disjoint pieces of [0, n) of at least `grain` items each (but the
   // last), and returns when all are done. Runs inline if n <= grain. One caller at a time; body

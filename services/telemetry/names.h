@@ -105,6 +105,12 @@ inline constexpr MetricDef kRouterOutputTokens{"switchyard_router_output_tokens_
 inline constexpr MetricDef kRouterSteps{"switchyard_router_steps_total", kCounter, "Engine steps"};
 inline constexpr MetricDef kRouterStepSeconds{"switchyard_router_step_seconds", kHistogram,
                                               "Time of an engine step", kShortSeconds};
+inline constexpr MetricDef kRouterEngineSeconds{
+    "switchyard_router_engine_seconds_total", kCounter,
+    "Time of the engine thread but for its waits for requests"};
+inline constexpr MetricDef kRouterKernelSeconds{
+    "switchyard_router_kernel_seconds_total", kCounter,
+    "Time that this process's compute pool was at work; embedded, experts included"};
 inline constexpr MetricDef kRouterStepRows{"switchyard_router_step_rows", kHistogram,
                                            "Tokens of a step, prefill and decode together",
                                            kCounts};

@@ -39,8 +39,10 @@ absl::StatusOr<std::vector<nlohmann::json>> MakePrompts(const BenchOptions& opti
       text += kWords[random() % std::size(kWords)];
     }
     std::string answer;
+    // "content" is what llama.cpp's server calls it.
     const absl::Status tokenized = http.Post(
-        "/tokenize", nlohmann::json{{"model", options.load.model}, {"prompt", text}}.dump(),
+        "/tokenize",
+        nlohmann::json{{"model", options.load.model}, {"prompt", text}, {"content", text}}.dump(),
         [&answer](std::string_view bytes) {
           answer += bytes;
           return true;

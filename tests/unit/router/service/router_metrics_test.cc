@@ -46,6 +46,7 @@ TEST(RouterMetrics, CountsWhatTheEngineSays) {
   telemetry::Metrics metrics;
   RouterMetrics router(metrics, ExpertMetrics::kAll);
   router.OnStep(10, 4, 3, absl::Milliseconds(3));
+  router.OnTurn(absl::Milliseconds(250));
   router.OnQueued(absl::Milliseconds(4));
   router.OnFirstToken(absl::Seconds(1));
   router.OnToken(absl::Microseconds(80));
@@ -58,6 +59,7 @@ TEST(RouterMetrics, CountsWhatTheEngineSays) {
         "switchyard_router_prefill_rows_total{service=\"router\"} 4",
         "switchyard_router_step_seconds_bucket{service=\"router\",le=\"0.005\"} 1",
         "switchyard_router_step_seconds_bucket{service=\"router\",le=\"0.002\"} 0",
+        "switchyard_router_engine_seconds_total{service=\"router\"} 0.25",
         "switchyard_router_time_to_first_token_seconds_count{service=\"router\"} 1",
         "switchyard_router_preemptions_total{service=\"router\"} 1",
         "switchyard_router_requests_total{finish=\"stop\",service=\"router\"} 1",

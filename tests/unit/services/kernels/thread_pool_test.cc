@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -51,6 +52,24 @@ TEST_P(ThreadPoolTest, IsDestroyedWhileAwakeAndWhileNeverUsed) {
     ThreadPool pool(GetParam());
     if (i % 2 == 0) pool.ParallelFor(4, 1, [](int64_t, int64_t) {});
   }
+}
+
+// Of a caller who is inside for 200 ms and outside for as long.
+TEST_P(ThreadPoolTest, CountsTheTimeInside) {
+  using std::chrono::steady_clock;
+  ThreadPool pool(GetParam());
+  const auto began = steady_clock::now();
+  const auto spin = [](auto until) {
+    while (steady_clock::now() < until) {
+    }
+  };
+  spin(began + std::chrono::milliseconds(200));
+  EXPECT_EQ(pool.seconds_inside(), 0);
+  const auto entered = steady_clock::now();
+  pool.ParallelFor(1, 1, [&](int64_t, int64_t) { spin(entered + std::chrono::milliseconds(200)); });
+  const std::chrono::duration<double> inside = steady_clock::now() - entered;
+  EXPECT_GE(pool.seconds_inside(), 0.19);
+  EXPECT_LE(pool.seconds_inside(), 1.05 * inside.count());
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 5));
