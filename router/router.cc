@@ -219,7 +219,12 @@ absl::Status Router::Impl::Connect() {
   for (const RouterShared::LocalWorker& worker : shared_.workers) {
     links_->AddLocal(worker.name, *worker.handler);
   }
-  for (const std::string& address : options_.workers) {
+  for (size_t i = 0; i < options_.workers.size(); ++i) {
+    const std::string& address = options_.workers[i];
+    const auto before = options_.workers.begin() + static_cast<std::ptrdiff_t>(i);
+    if (std::find(options_.workers.begin(), before, address) != before) {
+      return InvalidArgument("--workers names {} twice", address);
+    }
     const bool local_socket = address.rfind("unix:", 0) == 0;
     expertwire::GrpcLinkOptions link{.target = address, .shared_memory = options_.shared_memory};
     SY_ASSIGN_OR_RETURN(link.credentials, security::ClientCredentials(

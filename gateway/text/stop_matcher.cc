@@ -41,14 +41,14 @@ std::string StopMatcher::Push(std::string_view text) {
       if (p.text[p.state] == c) ++p.state;
       if (p.state < p.text.size()) continue;
       matched_ = static_cast<int>(i);
-      if (!include_stop_) seen.resize(seen.size() - p.text.size());
+      if (!include_stop_) seen.erase(seen.size() - p.text.size());
       return seen;
     }
   }
   uint32_t held = 0;
   for (const Pattern& p : patterns_) held = std::max(held, p.state);
   held_ = seen.substr(seen.size() - held);
-  seen.resize(seen.size() - held);
+  seen.erase(seen.size() - held);
   return seen;
 }
 

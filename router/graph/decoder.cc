@@ -19,9 +19,6 @@ absl::Status DecoderOptions::Validate() const {
   if (dtype != DType::kF32 && dtype != DType::kBF16) {
     return InvalidArgument("dtype is {}; supported: float32, bfloat16", Name(dtype));
   }
-  if (micro_batches != 1 && micro_batches != 2) {
-    return InvalidArgument("micro_batches is {}; supported: 1, 2", micro_batches);
-  }
   if (max_positions < 0) {
     return InvalidArgument("max_positions is {}; it must not be negative", max_positions);
   }
@@ -33,7 +30,6 @@ Decoder::Decoder(const DecoderOptions& options, const ModelSpec& spec, const Rou
     : spec_(spec),
       weights_(weights),
       dispatcher_(dispatcher),
-      micro_batches_(options.micro_batches),
       moe_layers_(CountMoeLayers(spec)),
       rope_(spec.attention.rope,
             options.max_positions > 0 ? options.max_positions : spec.max_position),
@@ -51,10 +47,12 @@ void Decoder::Start(const StepBatch& batch) {
   batch_ = &batch;
   const size_t rows = batch.tokens.size();
   SY_CHECK(batch.positions.size() == rows && batch.block_tables.size() == rows);
+  SY_CHECK(batch.micro_batches == 1 || batch.micro_batches == 2);
   rope_.Reserve(*std::max_element(batch.positions.begin(), batch.positions.end()) + 1);
 
   result_.logits = Floats(logits_, static_cast<int64_t>(batch.logit_rows.size()) * spec_.vocab);
   result_.lost.assign(rows, 0);
+  result_.waited = absl::ZeroDuration();
   const size_t traced = batch.trace_rows.size() * static_cast<size_t>(moe_layers_) *
                         static_cast<size_t>(spec_.gate.top_k);
   result_.routed_experts.resize(traced);
@@ -67,7 +65,7 @@ void Decoder::Start(const StepBatch& batch) {
 
 int64_t Decoder::CutRow() const {
   const int64_t rows = batch_->rows();
-  if (micro_batches_ == 1) return rows;
+  if (batch_->micro_batches == 1) return rows;
   const auto starts_sequence = [this](int64_t row) {
     const size_t r = static_cast<size_t>(row);
     return batch_->block_tables[r] != batch_->block_tables[r - 1] ||
@@ -122,6 +120,12 @@ ModelRunner::Progress Decoder::Advance() {
   }
   batch_ = nullptr;
   return Progress::kDone;
+}
+
+void Decoder::Wait(absl::Time until) {
+  const absl::Time began = absl::Now();
+  dispatcher_.Wait(until);
+  result_.waited += absl::Now() - began;
 }
 
 void Decoder::Abandon() {

@@ -35,9 +35,6 @@ namespace switchyard::router {
 struct DecoderOptions {
   // Of GEMM inputs, wire rows and KV: kBF16 or kF32. The KV storage must have the same.
   DType dtype = DType::kBF16;
-  // 1 or 2. With 2 a batch is cut at the sequence boundary nearest to its middle; it pays where
-  // rows travel long enough.
-  int micro_batches = 1;
   // Positions that a sequence may have; 0: the model's max_position.
   int64_t max_positions = 0;
 
@@ -53,7 +50,7 @@ class Decoder : public ModelRunner {
   const ModelSpec& spec() const override { return spec_; }
   void Start(const StepBatch& batch) override;
   Progress Advance() override;
-  void Wait(absl::Time until) override { dispatcher_.Wait(until); }
+  void Wait(absl::Time until) override;
   void Abandon() override;
   const StepResult& result() const override { return result_; }
   void CopyBlock(int32_t from, int32_t to) override { context_.kv.CopyBlock(from, to); }
@@ -87,7 +84,6 @@ class Decoder : public ModelRunner {
   const ModelSpec& spec_;
   const RouterWeights& weights_;
   Dispatcher& dispatcher_;
-  const int micro_batches_;
   const int moe_layers_;
   RopeTable rope_;
   const GraphContext context_;

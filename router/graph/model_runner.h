@@ -24,6 +24,7 @@ struct StepBatch {
   std::vector<const int32_t*> block_tables;  // [rows], of the row's sequence
   std::vector<int32_t> logit_rows;           // rows whose logits are wanted, ascending
   std::vector<int32_t> trace_rows;           // rows whose routing is wanted, ascending
+  int micro_batches = 1;                     // 1 or 2; cut at a sequence near the middle
   int priority = 0;
   absl::Time deadline = absl::InfiniteFuture();
 
@@ -31,7 +32,7 @@ struct StepBatch {
   void Clear() {
     tokens.clear(), positions.clear(), block_tables.clear();
     logit_rows.clear(), trace_rows.clear();
-    priority = 0, deadline = absl::InfiniteFuture();
+    micro_batches = 1, priority = 0, deadline = absl::InfiniteFuture();
   }
 };
 
@@ -42,6 +43,7 @@ struct StepResult {
   // [trace_rows × moe_layers × top_k], ids ascending.
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
+  absl::Duration waited;  // while all rows were out at the experts
 };
 
 class ModelRunner {

@@ -52,13 +52,20 @@ struct EngineSnapshot {
   bool draining = false;
 };
 
+struct StepReport {
+  int64_t rows = 0, prefill_rows = 0;
+  int sequences = 0;
+  int micro_batches = 1;
+  absl::Duration took;
+  absl::Duration waited;  // of it, for experts, with nothing to do
+};
+
 // Numbers that the engine thread reports; the service turns them into metrics. All called on the
 // engine thread and must be cheap.
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void OnStep(int64_t /*rows*/, int64_t /*prefill_rows*/, int /*sequences*/,
-                      absl::Duration /*took*/) {}
+  virtual void OnStep(const StepReport& /*step*/) {}
   // One turn of the loop, step and all; the wait for requests before it is not part of it.
   virtual void OnTurn(absl::Duration /*took*/) {}
   // A request's first choice was admitted.

@@ -49,10 +49,24 @@ void StepLoop::FinishStep(absl::Time now) {
     FinishSlice(slice, result, now);
   }
   in_flight_ = false;
-  cost_.Observe(shape_, absl::ToDoubleMilliseconds(now - step_began_));
+  MeasureStep(now - step_began_);
   Sweep();
-  observer_.OnStep(batch_.rows(), prefill_rows, static_cast<int>(slices_.size()),
-                   now - step_began_);
+  observer_.OnStep({.rows = batch_.rows(),
+                    .prefill_rows = prefill_rows,
+                    .sequences = static_cast<int>(slices_.size()),
+                    .micro_batches = batch_.micro_batches,
+                    .took = now - step_began_,
+                    .waited = result.waited});
+}
+
+void StepLoop::MeasureStep(absl::Duration took) {
+  const double ms = absl::ToDoubleMilliseconds(took);
+  micro_batches_.Observe({.rows = batch_.rows(),
+                          .micro_batches = batch_.micro_batches,
+                          .took_ms = ms,
+                          .waited_ms = absl::ToDoubleMilliseconds(runner_.result().waited),
+                          .expected_ms = cost_.cost().Of(shape_)});
+  if (batch_.micro_batches == 1) cost_.Observe(shape_, ms);
 }
 
 void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::Time now) {

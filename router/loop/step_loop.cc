@@ -133,6 +133,7 @@ bool StepLoop::BeginStep(absl::Time now) {
   for (const BatchPlan::Work& work : plan.work) {
     AppendRows(work.admitted_now ? *candidates_[work.index] : *before[work.index], work.tokens);
   }
+  batch_.micro_batches = micro_batches_.Choose(batch_.rows(), static_cast<int64_t>(slices_.size()));
   in_flight_ = true;
   step_began_ = now;
   runner_.Start(batch_);

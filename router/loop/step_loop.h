@@ -20,6 +20,7 @@
 #include "router/loop/waiting_queue.h"
 #include "router/sample/sampler.h"
 #include "router/schedule/batch_policy.h"
+#include "router/schedule/micro_batches.h"
 
 namespace switchyard::router {
 
@@ -93,6 +94,7 @@ class StepLoop {
   // The one that computed the prompt ended before it was: another takes its place.
   void Promote(Request& request);
 
+  void MeasureStep(absl::Duration took);
   void FinishSlice(const Slice& slice, const StepResult& result, absl::Time now);
   // Goes on with the rows of drafts, as long as what was drawn is what was guessed. `logits` are of
   // the first of them.
@@ -136,8 +138,9 @@ class StepLoop {
   bool in_flight_ = false;
   uint64_t steps_ = 0;
   absl::Time step_began_;
-  StepShape shape_;  // of the step that runs
-  StepCostModel cost_;
+  StepShape shape_;     // of the step that runs
+  StepCostModel cost_;  // of steps that run whole
+  MicroBatches micro_batches_;
   StepBatch batch_;
   std::vector<Slice> slices_;
   BatchSnapshot snapshot_;

@@ -80,7 +80,9 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
       step_rows_(metrics.Histogram(t::kRouterStepRows, kService)),
       step_sequences_(metrics.Histogram(t::kRouterStepSequences, kService)),
       prefill_rows_(metrics.Counter(t::kRouterPrefillRows, kService)),
+      halved_steps_(metrics.Counter(t::kRouterHalvedSteps, kService)),
       engine_seconds_(metrics.Counter(t::kRouterEngineSeconds, kService)),
+      expert_wait_seconds_(metrics.Counter(t::kRouterExpertWaitSeconds, kService)),
       queue_(metrics.Histogram(t::kRouterQueueSeconds, kService)),
       first_token_(metrics.Histogram(t::kRouterFirstTokenSeconds, kService)),
       inter_token_(metrics.Histogram(t::kRouterInterTokenSeconds, kService)),
@@ -135,11 +137,13 @@ void RouterMetrics::OnRefused(const absl::Status& why) {
       .Increment();
 }
 
-void RouterMetrics::OnStep(int64_t rows, int64_t prefill_rows, int sequences, absl::Duration took) {
-  step_seconds_.Observe(absl::ToDoubleSeconds(took));
-  step_rows_.Observe(static_cast<double>(rows));
-  step_sequences_.Observe(sequences);
-  prefill_rows_.Increment(static_cast<double>(prefill_rows));
+void RouterMetrics::OnStep(const StepReport& step) {
+  step_seconds_.Observe(absl::ToDoubleSeconds(step.took));
+  step_rows_.Observe(static_cast<double>(step.rows));
+  step_sequences_.Observe(step.sequences);
+  prefill_rows_.Increment(static_cast<double>(step.prefill_rows));
+  if (step.micro_batches > 1) halved_steps_.Increment();
+  expert_wait_seconds_.Increment(std::max(0.0, absl::ToDoubleSeconds(step.waited)));
 }
 
 void RouterMetrics::OnTurn(absl::Duration took) {

@@ -45,7 +45,7 @@ class RouterMetrics : public EngineObserver {
   void OnRefused(const absl::Status& why);
   void OnSlow() { slow_.Increment(); }
 
-  void OnStep(int64_t rows, int64_t prefill_rows, int sequences, absl::Duration took) override;
+  void OnStep(const StepReport& step) override;
   void OnTurn(absl::Duration took) override;
   void OnQueued(absl::Duration waited) override;
   void OnFirstToken(absl::Duration since_submit) override;
@@ -63,7 +63,7 @@ class RouterMetrics : public EngineObserver {
   const ExpertMetrics experts_;
   prometheus::Gauge& ready_;
   prometheus::Histogram &step_seconds_, &step_rows_, &step_sequences_;
-  prometheus::Counter &prefill_rows_, &engine_seconds_;
+  prometheus::Counter &prefill_rows_, &halved_steps_, &engine_seconds_, &expert_wait_seconds_;
   prometheus::Histogram &queue_, &first_token_, &inter_token_;
   prometheus::Counter &preemptions_, &slow_;
   prometheus::Counter &prefix_queries_, &prefix_hits_, &drafts_, &accepted_;

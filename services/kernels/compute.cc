@@ -1,6 +1,7 @@
 // Cuts the work of a call into items of a few microseconds and runs them on the pool. The cut never
 // changes a result: every output element is computed whole, inside one item.
 #include <algorithm>
+#include <functional>
 
 #include "absl/container/inlined_vector.h"
 #include "services/base/check.h"
@@ -107,12 +108,23 @@ AttentionParts CutAttention(const AttentionTask& task, int64_t parts_wanted) {
   return parts;
 }
 
+int64_t KeysOf(const AttentionTask& task, int64_t row) {
+  const int64_t seen = int64_t{task.positions[row]} + 1;
+  return task.window > 0 ? std::min<int64_t>(seen, task.window) : seen;
+}
+
+// The longest first: what is begun last must not be what takes longest.
+void SortByLength(const AttentionTask& task, AttentionParts& parts) {
+  const auto work = [&](const AttentionPart& part) {
+    return KeysOf(task, part.row_end - 1) * (part.row_end - part.row_begin) *
+           (part.head_end - part.head_begin);
+  };
+  std::ranges::stable_sort(parts, std::greater<>(), work);
+}
+
 double AttentionNs(const AttentionTask& task, const Ops& ops) {
   double keys = 0;
-  for (int64_t row = 0; row < task.rows; ++row) {
-    const double seen = task.positions[row] + 1.0;
-    keys += task.window > 0 ? std::min<double>(seen, task.window) : seen;
-  }
+  for (int64_t row = 0; row < task.rows; ++row) keys += static_cast<double>(KeysOf(task, row));
   return keys * task.heads * (task.key_dim + task.value_dim) / ops.macs_per_ns;
 }
 
@@ -177,7 +189,8 @@ void Compute::Attention(const AttentionTask& task) const {
   const Ops& ops = OpsFor(isa_);
   const double total_ns = AttentionNs(task, ops);
   const bool serial = total_ns < kInlineNs || pool_.threads() == 1;
-  const AttentionParts parts = CutAttention(task, serial ? 1 : 4 * int64_t{pool_.threads()});
+  AttentionParts parts = CutAttention(task, serial ? 1 : 4 * int64_t{pool_.threads()});
+  if (!serial) SortByLength(task, parts);
   const int64_t count = static_cast<int64_t>(parts.size());
   const int64_t grain =
       serial ? count

@@ -105,6 +105,12 @@ inline constexpr MetricDef kRouterOutputTokens{"switchyard_router_output_tokens_
 inline constexpr MetricDef kRouterSteps{"switchyard_router_steps_total", kCounter, "Engine steps"};
 inline constexpr MetricDef kRouterStepSeconds{"switchyard_router_step_seconds", kHistogram,
                                               "Time of an engine step", kShortSeconds};
+inline constexpr MetricDef kRouterHalvedSteps{
+    "switchyard_router_halved_steps_total", kCounter,
+    "Engine steps that ran as two micro-batches, one computing while the other's rows were out"};
+inline constexpr MetricDef kRouterExpertWaitSeconds{
+    "switchyard_router_expert_wait_seconds_total", kCounter,
+    "Time that the engine thread waited for experts with nothing to do"};
 inline constexpr MetricDef kRouterEngineSeconds{
     "switchyard_router_engine_seconds_total", kCounter,
     "Time of the engine thread but for its waits for requests"};

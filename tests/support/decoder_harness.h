@@ -76,6 +76,7 @@ class DecoderHarness {
   router::KvStorage kv_;
   DirectDispatcher dispatcher_;
   router::Decoder decoder_;
+  const int micro_batches_;
   router::StepBatch batch_;
   int64_t blocks_taken_ = 0;
   int waits_ = 0;

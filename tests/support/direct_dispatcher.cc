@@ -90,6 +90,7 @@ DirectDispatcher::DirectDispatcher(const ModelSpec& spec, const DirectExperts& e
 router::MoeTicket DirectDispatcher::Start(const router::MoeJob& job) {
   SY_CHECK(job.x.dtype == wire_);
   jobs_[next_ticket_] = {job, polls_until_done_};
+  if (delay_ > absl::ZeroDuration()) jobs_[next_ticket_].back = absl::Now() + delay_;
   most_in_flight_ = std::max(most_in_flight_, in_flight());
   return next_ticket_++;
 }
@@ -98,9 +99,16 @@ bool DirectDispatcher::Finished(router::MoeTicket ticket) {
   const auto it = jobs_.find(ticket);
   SY_CHECK(it != jobs_.end());
   if (it->second.polls_left-- > 0) return false;
+  if (delay_ > absl::ZeroDuration() && absl::Now() < it->second.back) return false;
   Compute(it->second.job);
   jobs_.erase(it);
   return true;
+}
+
+void DirectDispatcher::Wait(absl::Time until) {
+  if (delay_ == absl::ZeroDuration()) return;
+  for (const auto& [ticket, job] : jobs_) until = std::min(until, job.back);
+  absl::SleepFor(until - absl::Now());
 }
 
 void DirectDispatcher::Compute(const router::MoeJob& job) {

@@ -44,10 +44,12 @@ class DirectDispatcher : public router::Dispatcher {
   router::MoeTicket Start(const router::MoeJob& job) override;
   bool Finished(router::MoeTicket ticket) override;
   void Abandon(router::MoeTicket ticket) override { jobs_.erase(ticket); }
-  void Wait(absl::Time) override {}
+  void Wait(absl::Time until) override;
 
   int in_flight() const { return static_cast<int>(jobs_.size()); }
   int most_in_flight() const { return most_in_flight_; }
+  // How long the rows of every later job travel, beside the computing: sent in parallel.
+  void set_delay(absl::Duration delay) { delay_ = delay; }
   // Marks row `token` of every later job as lost.
   void LoseRow(int64_t token) { lose_row_ = token; }
 
@@ -55,6 +57,7 @@ class DirectDispatcher : public router::Dispatcher {
   struct Open {
     router::MoeJob job;
     int polls_left = 0;
+    absl::Time back = absl::InfinitePast();
   };
 
   void Compute(const router::MoeJob& job);
@@ -70,6 +73,7 @@ class DirectDispatcher : public router::Dispatcher {
   const kernels::Compute& compute_;
   const DType wire_;
   const int polls_until_done_;
+  absl::Duration delay_;
   int64_t lose_row_ = -1;
   int most_in_flight_ = 0;
   router::MoeTicket next_ticket_ = 1;

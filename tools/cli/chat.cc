@@ -269,13 +269,16 @@ class LineReader {
 }  // namespace
 
 absl::Status RunChat(ChatOptions options) {
-  const std::string once = options.once;
+  const std::optional<std::string> once = options.once;
+  if (once.has_value() && once->empty()) {
+    return InvalidArgument("--once is empty; give a question, or leave it out for a conversation");
+  }
   Chat chat(std::move(options));
   SY_RETURN_IF_ERROR(chat.Connect());
   struct sigaction action = {};
   action.sa_handler = &OnInterrupt;
   sigaction(SIGINT, &action, nullptr);
-  if (!once.empty()) return chat.Ask(once);
+  if (once.has_value()) return chat.Ask(*once);
 
   std::cout << "talking to " << chat.model() << "; /help lists the commands, Ctrl-D ends\n";
   LineReader reader;

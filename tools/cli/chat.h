@@ -2,6 +2,7 @@
 // Streams; reasoning is dimmed; /commands steer; Ctrl-C ends an answer, Ctrl-D the program.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -13,9 +14,9 @@ struct ChatOptions {
   HttpOptions http;
   std::string model;
   std::string system;
-  std::string once;         // ask this, print the answer and end
-  double temperature = -1;  // < 0: the model's default
-  int max_tokens = 0;       // 0: the server's default
+  std::optional<std::string> once;  // ask this, print the answer and end
+  double temperature = -1;          // < 0: the model's default
+  int max_tokens = 0;               // 0: the server's default
   bool show_reasoning = true;
 };
 

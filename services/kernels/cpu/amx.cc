@@ -207,6 +207,35 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte*
   if constexpr (kTiles > 3) SY_TILE_STORE(3, sums + 3 * tile_floats, pair_bytes);
 }
 
+// Sums of two tiles of outputs with two sets of rows: a load for each product, where one set needs
+// half as many again. `sums`: [set][tile][output][row].
+void DotPair(const WeightView& w, int64_t n, const PackedRows* rows, std::byte* edge, float* sums) {
+  const std::byte *x0 = rows[0].data, *x1 = rows[1].data;
+  const bool prefetch = w.in >= kLongK;
+  SY_TILE_ZERO(0);
+  SY_TILE_ZERO(1);
+  SY_TILE_ZERO(2);
+  SY_TILE_ZERO(3);
+  for (int64_t k = 0; k < w.in; k += kTileK, x0 += kTileBytes, x1 += kTileBytes) {
+    if (prefetch) PrefetchWeights<2>(w, n, k);
+    WeightTile tile = TileAt(w, n, k, edge);
+    SY_TILE_LOAD(6, tile.data, tile.stride);
+    SY_TILE_LOAD(4, x0, int64_t{64});
+    SY_TILE_DOT(0, 6, 4);
+    SY_TILE_LOAD(5, x1, int64_t{64});
+    SY_TILE_DOT(2, 6, 5);
+    tile = TileAt(w, n + kTileOutputs, k, edge);
+    SY_TILE_LOAD(7, tile.data, tile.stride);
+    SY_TILE_DOT(1, 7, 4);
+    SY_TILE_DOT(3, 7, 5);
+  }
+  constexpr int64_t kTileFloats = kTileOutputs * kRowsWide;
+  SY_TILE_STORE(0, sums, int64_t{64});
+  SY_TILE_STORE(1, sums + kTileFloats, int64_t{64});
+  SY_TILE_STORE(2, sums + 2 * kTileFloats, int64_t{64});
+  SY_TILE_STORE(3, sums + 3 * kTileFloats, int64_t{64});
+}
+
 inline __m512 BiasAt(VectorView bias, int64_t n, int64_t outputs) {
   float values[kTileOutputs] = {};
   for (int64_t i = 0; i < outputs; ++i) values[i] = LoadOne(bias, n + i);
@@ -272,6 +301,30 @@ void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const P
   }
 }
 
+// Two sets of rows that are both wide.
+void RunPair(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows* rows,
+             std::byte* edge, float* sums) {
+  DotPair(task.w, n, rows, edge, sums);
+  for (int64_t set = 0; set < 2; ++set) {
+    for (int64_t t = 0; t < 2 && n + t * kTileOutputs < n1; ++t) {
+      StoreTile(task, m0 + set * kRowsWide, n + t * kTileOutputs, n1, rows[set],
+                sums + (2 * set + t) * kTileOutputs * kRowsWide);
+    }
+  }
+}
+
+// Outputs [n, n1), no more than a group, of all sets of a panel.
+void RunSets(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows* rows,
+             int64_t sets, std::byte* edge, float* sums) {
+  int64_t s = 0;
+  if (GroupOutputs(task.w) == 2 * kTileOutputs) {
+    for (; s + 1 < sets && rows[s + 1].count > kRowsNarrow; s += 2) {
+      RunPair(task, m0 + s * kRowsWide, n, n1, rows + s, edge, sums);
+    }
+  }
+  for (; s < sets; ++s) RunGroup(task, m0 + s * kRowsWide, n, n1, rows[s], edge, sums);
+}
+
 }  // namespace
 
 void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
@@ -293,9 +346,7 @@ void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64
     }
     for (int64_t n = n0; n < n1; n += GroupOutputs(task.w)) {
       const int64_t n_end = n1 - n < GroupOutputs(task.w) ? n1 : n + GroupOutputs(task.w);
-      for (int64_t s = 0; s < sets; ++s) {
-        RunGroup(task, m0 + s * kRowsWide, n, n_end, packed[s], edge, sums);
-      }
+      RunSets(task, m0, n, n_end, packed, sets, edge, sums);
     }
   }
 }

@@ -12,9 +12,15 @@ import tarfile
 
 TARGETS = ["llama-quantize", "llama-bench", "llama-batched-bench", "llama-server", "ggml-rpc-server"]
 # What a user who builds it for his own machine gets, less the parts that are not measured or want the network.
-CMAKE = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_NATIVE=ON", "-DGGML_RPC=ON", "-DLLAMA_BUILD_TESTS=OFF",
+CMAKE = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_RPC=ON", "-DLLAMA_BUILD_TESTS=OFF",
          "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF",
          "-DLLAMA_OPENSSL=OFF"]
+
+# Everything but AMX, where the machine has that: with its AMX buffers it aborts on DeepSeek's quantised attention
+# (GGML_ASSERT(*cur_backend_id != -1) in ggml-backend.cpp).
+NATIVE = ["-DGGML_NATIVE=ON"]
+WITHOUT_AMX = ["-DGGML_NATIVE=OFF"] + [f"-DGGML_{isa}=ON" for isa in (
+    "SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")]
 
 
 class PeerError(Exception):
@@ -49,7 +55,7 @@ class Peer:
         source = self._unpack(self._download())
         build = self.folder / "build"
         generator = ["-G", "Ninja"] if _has("ninja") else []
-        _run("cmake", "-S", source, "-B", build, *generator, *CMAKE)
+        _run("cmake", "-S", source, "-B", build, *generator, *CMAKE, *(WITHOUT_AMX if _has_amx() else NATIVE))
         for target in TARGETS:
             print(f"peer: {target}, with {jobs} jobs", flush=True)
             _run("cmake", "--build", build, "-j", str(jobs), "--target", target)
@@ -76,6 +82,10 @@ class Peer:
 
 def _has(program):
     return any((pathlib.Path(p) / program).exists() for p in os.environ.get("PATH", "").split(":"))
+
+
+def _has_amx():
+    return "amx_int8" in pathlib.Path("/proc/cpuinfo").read_text()
 
 
 def _run(*command):

@@ -25,8 +25,6 @@ TEST(DecoderOptionsTest, ErrorsNameTheField) {
   EXPECT_TRUE(DecoderOptions{}.Validate().ok());
   EXPECT_THAT(ToStd(DecoderOptions{.dtype = DType::kF16}.Validate().message()),
               ::testing::HasSubstr("dtype"));
-  EXPECT_THAT(ToStd(DecoderOptions{.micro_batches = 3}.Validate().message()),
-              ::testing::HasSubstr("micro_batches"));
   EXPECT_THAT(ToStd(DecoderOptions{.max_positions = -1}.Validate().message()),
               ::testing::HasSubstr("max_positions"));
 }

@@ -498,8 +498,8 @@ TEST(EngineTest, PromptLogprobsAreThoseOfThePromptsTokens) {
 
 class CountingObserver : public EngineObserver {
  public:
-  void OnStep(int64_t rows, int64_t prefill_rows, int, absl::Duration) override {
-    all_rows += rows, prefill += prefill_rows;
+  void OnStep(const StepReport& step) override {
+    all_rows += step.rows, prefill += step.prefill_rows;
   }
   void OnQueued(absl::Duration) override { ++queued; }
   void OnFirstToken(absl::Duration) override { ++first; }

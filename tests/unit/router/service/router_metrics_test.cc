@@ -45,7 +45,12 @@ TEST(Imbalance, IsTheBusiestOverTheMean) {
 TEST(RouterMetrics, CountsWhatTheEngineSays) {
   telemetry::Metrics metrics;
   RouterMetrics router(metrics, ExpertMetrics::kAll);
-  router.OnStep(10, 4, 3, absl::Milliseconds(3));
+  router.OnStep({.rows = 10,
+                 .prefill_rows = 4,
+                 .sequences = 3,
+                 .micro_batches = 2,
+                 .took = absl::Milliseconds(3),
+                 .waited = absl::Milliseconds(500)});
   router.OnTurn(absl::Milliseconds(250));
   router.OnQueued(absl::Milliseconds(4));
   router.OnFirstToken(absl::Seconds(1));
@@ -59,6 +64,8 @@ TEST(RouterMetrics, CountsWhatTheEngineSays) {
         "switchyard_router_prefill_rows_total{service=\"router\"} 4",
         "switchyard_router_step_seconds_bucket{service=\"router\",le=\"0.005\"} 1",
         "switchyard_router_step_seconds_bucket{service=\"router\",le=\"0.002\"} 0",
+        "switchyard_router_halved_steps_total{service=\"router\"} 1",
+        "switchyard_router_expert_wait_seconds_total{service=\"router\"} 0.5",
         "switchyard_router_engine_seconds_total{service=\"router\"} 0.25",
         "switchyard_router_time_to_first_token_seconds_count{service=\"router\"} 1",
         "switchyard_router_preemptions_total{service=\"router\"} 1",
