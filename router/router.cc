@@ -40,7 +40,8 @@ constexpr absl::Duration kWatchEvery = absl::Milliseconds(25);
 WeightBytes BackboneBytesOf(const OpenedModel& model) {
   return BackboneBytes(model.spec, [&](std::string_view name) {
     const checkpoint::TensorInfo* tensor = model.source->Find(name);
-    return tensor == nullptr ? model.spec.weight_dtype : tensor->dtype;
+    return tensor == nullptr ? StoredTensor(model.spec.weight_dtype)
+                             : StoredTensor(tensor->dtype, tensor->scale_bytes);
   });
 }
 

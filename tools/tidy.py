@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may include whom: a folder's own files always; otherwise what stands in its row. First match wins.
 PROTOS = ["switchyard/"]
 FLOOR0 = ["services/base/"]
-FLOOR1 = FLOOR0 + ["services/tensor/", "services/gguf/", "services/telemetry/", "services/config/", "services/security/"]
+FLOOR1 = FLOOR0 + ["services/tensor/", "services/gguf/", "services/quantization/", "services/telemetry/", "services/config/", "services/security/"]
 FLOOR2 = FLOOR1 + ["services/model/", "services/checkpoint/", "services/tokenizer/", "services/kernels/", "services/rpc/"]
 SERVICES = FLOOR2 + ["services/expertwire/", "services/placement/"]
 ROOMS = SERVICES + ["expert-worker/", "router/", "gateway/"]
@@ -24,6 +24,7 @@ ARROWS = [
     ("services/base/", []),
     ("services/tensor/", FLOOR0),
     ("services/gguf/", FLOOR0),
+    ("services/quantization/", FLOOR0),
     ("services/telemetry/", FLOOR0 + PROTOS),
     ("services/config/", FLOOR0 + PROTOS),
     ("services/security/", FLOOR0 + PROTOS),

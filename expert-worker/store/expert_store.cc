@@ -17,7 +17,7 @@ absl::Status Check(const TensorSource& source, const TensorSlice& slice) {
   if (info == nullptr) {
     return NotFound("tensor {} is not in the checkpoint", slice.tensor.name);
   }
-  return CheckTensor(slice.tensor, info->dtype, info->shape);
+  return CheckTensor(slice.tensor, info->dtype, info->shape, !info->scales.empty());
 }
 
 // The slice as a matrix; of a stacked tensor the one expert's.
@@ -25,15 +25,7 @@ absl::StatusOr<WeightView> Matrix(const TensorSource& source, const TensorSlice&
                                   WeightLayout layout) {
   SY_ASSIGN_OR_RETURN(const MappedTensor mapped,
                       source.Get({slice.tensor.name, slice.first, slice.count}));
-  const std::vector<int64_t>& shape = slice.tensor.shape;
-  const int64_t rows = shape[shape.size() - 2], columns = shape.back();
-  const bool out_in = layout == WeightLayout::kOutIn;
-  return WeightView{.data = mapped.data,
-                    .dtype = mapped.dtype,
-                    .layout = layout,
-                    .out = out_in ? rows : columns,
-                    .in = out_in ? columns : rows,
-                    .stride = columns};
+  return MatrixOf(mapped, layout);
 }
 
 absl::StatusOr<VectorView> Vector(const TensorSource& source, const TensorSlice& slice) {

@@ -97,14 +97,12 @@ void Decoder::BeginPart(int64_t begin, int64_t end, MicroBatch& part) {
 void Decoder::Embed(MicroBatch& part) {
   const int64_t hidden = spec_.hidden;
   const WeightView& table = weights_.embedding;
-  const int64_t row_bytes = BytesOf(table.dtype, table.stride);
   float* residual = Floats(part.residual, part.rows * hidden);
   const int32_t* tokens = batch_->tokens.data() + part.begin;
   ForRows(context_.compute, part.rows, hidden, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       SY_CHECK(tokens[r] >= 0 && tokens[r] < spec_.vocab);
-      kernels::ConvertToFloat(table.data + tokens[r] * row_bytes, table.dtype, hidden,
-                              residual + r * hidden);
+      kernels::RowToFloat(table, tokens[r], residual + r * hidden);
     }
   });
 }

@@ -25,12 +25,7 @@ class Binder {
   WeightView Matrix(const TensorRef& ref) {
     const MappedTensor tensor = Get(ref);
     if (tensor.data == nullptr) return {};
-    return {.data = tensor.data,
-            .dtype = tensor.dtype,
-            .layout = WeightLayout::kOutIn,
-            .out = tensor.shape[0],
-            .in = tensor.shape[1],
-            .stride = tensor.shape[1]};
+    return checkpoint::MatrixOf(tensor);
   }
 
   // The matrices of a tensor [heads, out, in].
@@ -61,7 +56,7 @@ class Binder {
     if (!ref || !status_.ok()) return {};
     absl::StatusOr<MappedTensor> tensor = source_.Get({.name = ref.name});
     if (tensor.ok()) {
-      status_ = CheckTensor(ref, tensor->dtype, tensor->shape);
+      status_ = CheckTensor(ref, tensor->dtype, tensor->shape, static_cast<bool>(tensor->scales));
       if (status_.ok()) return *std::move(tensor);
     } else {
       status_ = tensor.status();
@@ -91,21 +86,12 @@ GqaWeights BindGqa(const AttentionTensors& names, Binder& bind) {
 void SplitKvB(const AttentionSpec& spec, const WeightView& kv_b, MlaWeights& mla) {
   if (!kv_b) return;
   const int64_t nope = spec.qk_nope_head_dim, v = spec.v_head_dim;
-  const size_t row_bytes = static_cast<size_t>(BytesOf(kv_b.dtype, kv_b.stride));
   for (int64_t head = 0; head < spec.heads; ++head) {
-    const std::byte* rows = kv_b.data + static_cast<size_t>(head * (nope + v)) * row_bytes;
-    mla.key_up.push_back({.data = rows,
-                          .dtype = kv_b.dtype,
-                          .layout = WeightLayout::kInOut,
-                          .out = kv_b.in,
-                          .in = nope,
-                          .stride = kv_b.stride});
-    mla.value_up.push_back({.data = rows + static_cast<size_t>(nope) * row_bytes,
-                            .dtype = kv_b.dtype,
-                            .layout = WeightLayout::kOutIn,
-                            .out = v,
-                            .in = kv_b.in,
-                            .stride = kv_b.stride});
+    const int64_t row = head * (nope + v);
+    WeightView& key = mla.key_up.emplace_back(RowsOf(kv_b, row, nope));
+    key.layout = WeightLayout::kInOut;
+    std::swap(key.out, key.in);
+    mla.value_up.push_back(RowsOf(kv_b, row + nope, v));
   }
 }
 

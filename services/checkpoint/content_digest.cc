@@ -57,6 +57,7 @@ absl::StatusOr<std::string> ContentDigest(const TensorSource& source) {
     hasher.Add(t.name);
     hasher.Add(t.unknown_dtype.empty() ? Name(t.dtype) : t.unknown_dtype);
     hasher.Add(fmt::format("{}", fmt::join(t.shape, ",")));
+    if (!t.scales.empty()) hasher.Add(t.scales);
     const auto file = static_cast<size_t>(t.file);
     first[file] = std::min(first[file], t.offset);
     end[file] = std::max(end[file], t.offset + t.bytes);

@@ -10,9 +10,10 @@
 
 namespace switchyard::checkpoint {
 
-// 128 bits in hex, over: name, dtype and shape of every tensor; all of each vector (norms, biases)
-// of at most 64 KiB; 64 bytes from the middle of up to 4,096 of the other tensors, evenly chosen by
-// name; the first 4 KiB of every file's tensors. Does not depend on where the checkpoint lies.
+// 128 bits in hex, over: name, dtype, shape and groups of scales of every tensor; all of each
+// vector (norms, biases) of at most 64 KiB; 64 bytes from the middle of up to 4,096 of the other
+// tensors, evenly chosen by name; the first 4 KiB of every file's tensors. Does not depend on where
+// the checkpoint lies.
 absl::StatusOr<std::string> ContentDigest(const TensorSource& source);
 
 }  // namespace switchyard::checkpoint

@@ -170,8 +170,4 @@ absl::StatusOr<std::unique_ptr<TensorSource>> OpenGguf(const std::string& path) 
   return Opener().Open(path);
 }
 
-absl::StatusOr<std::unique_ptr<TensorSource>> OpenCheckpoint(const std::string& path) {
-  return gguf::IsGguf(path) ? OpenGguf(path) : OpenSafetensors(path);
-}
-
 }  // namespace switchyard::checkpoint

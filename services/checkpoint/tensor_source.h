@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "services/quantization/config.h"
 #include "services/tensor/dtype.h"
+#include "services/tensor/view.h"
 
 namespace switchyard::checkpoint {
 
@@ -22,6 +24,10 @@ struct TensorInfo {
   // The file's own name of a dtype that we do not know ("F8_E8M0", …), where dtype means nothing.
   // Such a tensor is listed and cannot be mapped.
   std::string unknown_dtype;
+  // Of quantised weights whose scales lie in other tensors: how (group sizes, packing), as text,
+  // and the bytes of those. `bytes` and `offset` are of the elements.
+  std::string scales;
+  uint64_t scale_bytes = 0;
 };
 
 // A range of dimension 0 of a tensor, mapped read-only. Valid as long as its source lives.
@@ -29,7 +35,14 @@ struct MappedTensor {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;  // of the range
+  // Of quantised weights, as WeightView has them; 0: rows one behind the other.
+  Packing packing = Packing::kRows;
+  int64_t stride = 0;
+  WeightScales scales = {};
 };
+
+// The last two dimensions of a tensor, of which the others are 1.
+WeightView MatrixOf(const MappedTensor& tensor, WeightLayout layout = WeightLayout::kOutIn);
 
 // A part of a tensor that a process is going to use: rows [first, first + count) of dimension 0;
 // count -1 takes all.
@@ -70,7 +83,14 @@ absl::StatusOr<std::unique_ptr<TensorSource>> OpenSafetensors(const std::string&
 // keeps its own.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenGguf(const std::string& path);
 
-// OpenGguf of a file's path, OpenSafetensors of a directory's.
+// The same tensors with quantised matrices under the names and shapes that they would have without
+// ("X.weight", [out, in]), and elements of kI8 or kI4; X is quantised where it has such tensors.
+// What is wrong with a matrix is told by Map and Get of it, by tensor and file.
+std::unique_ptr<TensorSource> WithQuantisedMatrices(const QuantizationConfig& config,
+                                                    std::unique_ptr<TensorSource> source);
+
+// OpenGguf of a file's path, OpenSafetensors of a directory's, quantised as its config.json (if
+// there is one) says.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenCheckpoint(const std::string& path);
 
 }  // namespace switchyard::checkpoint

@@ -98,6 +98,8 @@ float Element(const std::byte* data, size_t index, DType dtype) {
     std::memcpy(&value, data + index * 4, 4);
     return value;
   }
+  // An exponent.
+  if (dtype == DType::kU8) return data[index] == std::byte{255} ? std::nanf("") : 1.0f;
   uint16_t bits;
   std::memcpy(&bits, data + index * 2, 2);
   return dtype == DType::kBF16 ? ToFloat(bf16{bits}) : ToFloat(f16{bits});
@@ -122,6 +124,39 @@ uint64_t ElementsBefore(const TensorRange& range, const MappedTensor& tensor, ui
   return static_cast<uint64_t>(range.first) * (elements / static_cast<uint64_t>(tensor.shape[0]));
 }
 
+absl::Status CheckScales(const TensorSource& source, const TensorRange& range,
+                         const MappedTensor& tensor) {
+  const WeightView w = MatrixOf(tensor);
+  const WeightScales& s = w.scales;
+  const auto groups = [](int64_t n, int64_t group) { return (n + group - 1) / group; };
+  int64_t stacked = 1;
+  for (size_t i = 0; i + 2 < tensor.shape.size(); ++i) stacked *= tensor.shape[i];
+  for (int64_t r = 0; r < stacked * groups(w.out, s.group_rows); ++r) {
+    for (int64_t g = 0; g < groups(w.in, s.group_columns); ++g) {
+      const size_t at = static_cast<size_t>(r * s.row_stride + g * s.column_stride);
+      const float scale = Element(s.data, at, s.dtype);
+      if (std::isfinite(scale) && scale != 0) continue;
+      const TensorInfo* info = source.Find(range.name);
+      return DataLoss(
+          "{}: tensor \"{}\": the scale of row {}, column {} is {}; the checkpoint is damaged",
+          source.files()[static_cast<size_t>(info->file)], range.name, r * s.group_rows,
+          g * s.group_columns,
+          scale == 0          ? "zero"
+          : std::isnan(scale) ? "NaN"
+                              : "infinite");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Nothing that integers say can be wrong: their pages are brought into memory.
+void Touch(const std::byte* data, size_t bytes) {
+  constexpr size_t kPageBytes = 4096;
+  for (size_t at = 0; at < bytes; at += kPageBytes) {
+    (void)*static_cast<const volatile std::byte*>(data + at);
+  }
+}
+
 absl::Status CheckChunk(const TensorSource& source, const TensorRange& range,
                         const MappedTensor& tensor, uint64_t before, uint64_t at, size_t chunk) {
   if (IsBlocked(tensor.dtype)) {
@@ -133,6 +168,10 @@ absl::Status CheckChunk(const TensorSource& source, const TensorRange& range,
         "the checkpoint is damaged",
         source.files()[static_cast<size_t>(info->file)], range.name,
         before + static_cast<uint64_t>(bad * BlockOf(tensor.dtype).elements));
+  }
+  if (tensor.scales) {
+    Touch(tensor.data + at, chunk);
+    return absl::OkStatus();
   }
   if (AllFinite(tensor.data + at, chunk, *LanesOf(tensor.dtype))) return absl::OkStatus();
   const size_t size = SizeOf(tensor.dtype);
@@ -158,7 +197,7 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
   uint64_t done = 0;
   for (size_t t = 0; t < tensors.size(); ++t) {
     const MappedTensor& tensor = tensors[t];
-    if (!IsBlocked(tensor.dtype) && !LanesOf(tensor.dtype).has_value()) {
+    if (!IsBlocked(tensor.dtype) && !tensor.scales && !LanesOf(tensor.dtype).has_value()) {
       return Unimplemented(
           "tensor \"{}\": dtype {} is not supported; supported: float32, bfloat16, float16 and "
           "GGUF's blocks",
@@ -173,6 +212,7 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
       done += chunk;
       if (progress) progress(done, total);
     }
+    if (tensor.scales) SY_RETURN_IF_ERROR(CheckScales(source, ranges[t], tensor));
   }
   if (progress && total == 0) progress(0, 0);
   return absl::OkStatus();

@@ -1,4 +1,5 @@
-// Looks for NaN and infinity in weights before anything is computed with them.
+// Looks for NaN and infinity in weights, and in their scales, before anything is computed with
+// them.
 #pragma once
 
 #include <vector>
@@ -9,8 +10,9 @@
 
 namespace switchyard::checkpoint {
 
-// Reads every byte of `ranges`, which must be mapped and of float32, bfloat16 or float16.
-// DATA_LOSS names the file, the tensor, the element and what it is. `progress` may be null.
+// Reads every page of `ranges`, which must be mapped and of a dtype that is computed with.
+// DATA_LOSS names the file, the tensor, the element and what it is, or the row whose scale is NaN,
+// infinite or zero. `progress` may be null.
 absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRange>& ranges,
                           const ProgressFn& progress);
 

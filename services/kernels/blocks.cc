@@ -76,7 +76,79 @@ void ReadQ6K(const std::byte* row, int64_t b, SubBlock* out) {
   out->d = LoadF16(block + 208);
 }
 
+uint32_t WordAt(const std::byte* words, int64_t i) {
+  uint32_t word;
+  std::memcpy(&word, words + 4 * i, sizeof(word));
+  return word;
+}
+
+// The eight nibbles of a word.
+void SplitWord(uint32_t word, int8_t* q) {
+  for (int i = 0; i < 8; ++i) q[i] = static_cast<int8_t>(word >> 4 * i & 15);
+}
+
+// Elements k0..k0+31 of a row of nibbles, as they are stored.
+void ReadNibbles(const WeightView& w, int64_t row, int64_t k0, int8_t* q) {
+  const int64_t r = w.scales.first_row + row;
+  switch (w.packing) {
+    case Packing::kRows:
+      for (int i = 0; i < 32; i += 8) {
+        SplitWord(WordAt(w.data + BytesOf(w.dtype, row * w.stride + k0 + i), 0), q + i);
+      }
+      return;
+    case Packing::kGptq:
+      for (int i = 0; i < 32; i += 8) SplitWord(WordAt(w.data, (k0 + i) / 8 * w.stride + r), q + i);
+      return;
+    case Packing::kAwq:
+      for (int i = 0; i < 32; ++i) {
+        const uint32_t word = WordAt(w.data, (k0 + i) * w.stride + r / 8);
+        q[i] = static_cast<int8_t>(word >> 4 * kAwqNibble[r % 8] & 15);
+      }
+  }
+}
+
 }  // namespace
+
+float ScaleAt(const WeightView& w, int64_t row, int64_t g) {
+  const WeightScales& s = w.scales;
+  const int64_t i = (s.first_row + row) / s.group_rows * s.row_stride + g * s.column_stride;
+  switch (s.dtype) {
+    case DType::kBF16:
+      return ToFloat(reinterpret_cast<const bf16*>(s.data)[i]);
+    case DType::kF16:
+      return ToFloat(reinterpret_cast<const f16*>(s.data)[i]);
+    case DType::kU8:
+      return E8M0Half(Bytes(s.data)[i]);
+    default:
+      return reinterpret_cast<const float*>(s.data)[i];
+  }
+}
+
+int ZeroAt(const WeightView& w, int64_t row, int64_t g) {
+  const WeightScales& s = w.scales;
+  if (s.zeros == nullptr) return w.dtype == DType::kI4 ? 8 : 0;
+  const int64_t r = s.first_row + row;
+  const uint32_t word = WordAt(s.zeros, r / 8 * s.zero_row_stride + g * s.zero_column_stride);
+  const int64_t nibble = w.packing == Packing::kAwq ? kAwqNibble[r % 8] : r % 8;
+  return static_cast<int>(word >> 4 * nibble & 15) + s.zero_offset;
+}
+
+void ReadSubBlock(const WeightView& w, int64_t row, int64_t b, SubBlock* out) {
+  if (!w.scales) return ReadSubBlock(w.dtype, w.data + row * BytesOf(w.dtype, w.stride), b, out);
+  const int64_t g = b * kSubBlock / w.scales.group_columns;
+  out->scale[0] = out->scale[1] = 1;
+  out->min = 0;
+  out->d = ScaleAt(w, row, g);
+  if (w.dtype == DType::kI8) {
+    std::memcpy(out->q, w.data + row * w.stride + b * kSubBlock, kSubBlock);
+    return;
+  }
+  ReadNibbles(w, row, b * kSubBlock, out->q);
+  const int zero = ZeroAt(w, row, g);
+  for (int8_t& q : out->q) {
+    q = static_cast<int8_t>(w.dtype == DType::kE2M1 ? kE2M1Doubled[q] : q - zero);
+  }
+}
 
 void ReadSubBlock(DType dtype, const std::byte* row, int64_t b, SubBlock* out) {
   out->scale[0] = out->scale[1] = 1;

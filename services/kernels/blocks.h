@@ -1,7 +1,8 @@
-// What GGUF's blocks of weights say, value by value, and rows of activations quantised to meet
-// them. Internal to services/kernels and its tests.
+// What quantised weights say, value by value, and rows of activations quantised to meet them.
+// Internal to services/kernels and its tests.
 //
-// Layouts: ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml. Numbers are
+// Weights with scales beside them are laid out as services/tensor/view.h says. Layouts of GGUF's
+// blocks: ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml. Numbers are
 // little-endian; f16 is IEEE binary16.
 //
 //   Q8_0   f16 d, 32 int8 q                          w = d·q
@@ -23,6 +24,7 @@
 #include <cstring>
 
 #include "services/tensor/dtype.h"
+#include "services/tensor/view.h"
 
 namespace switchyard::kernels {
 
@@ -38,6 +40,9 @@ struct SubBlock {
 
 // Sub-block b of a row of a blocked dtype.
 void ReadSubBlock(DType dtype, const std::byte* row, int64_t b, SubBlock* out);
+// Sub-block b of a stored row of quantised weights whose elements are integers (kI8, kI4, kE2M1) or
+// that lie in blocks.
+void ReadSubBlock(const WeightView& w, int64_t row, int64_t b, SubBlock* out);
 // The same, exact, as float32 (rounded once where a K block needs more than 24 bits).
 void SubBlockToFloat(const SubBlock& block, float* out);
 
@@ -61,6 +66,14 @@ inline float E8M0Half(uint8_t e) {
   const uint32_t bits = e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23;
   return std::bit_cast<float>(bits);
 }
+
+// The scale of a stored row's columns [g·group_columns, (g + 1)·group_columns), as it stands before
+// the integers: half of what it says where those are doubled (kE2M1).
+float ScaleAt(const WeightView& w, int64_t row, int64_t g);
+// The zero point of the same.
+int ZeroAt(const WeightView& w, int64_t row, int64_t g);
+// Nibble of output r among eight, in words of kAwq.
+inline constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 inline float LoadF16(const std::byte* p) {
   f16 x;

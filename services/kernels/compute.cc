@@ -55,10 +55,8 @@ float* Scratch(int64_t floats) {
 void CheckTask(const MatMulTask& task) {
   SY_DCHECK(task.x.dtype == DType::kF32 || task.x.dtype == DType::kBF16);
   SY_DCHECK(task.w.dtype == DType::kF32 || task.w.dtype == DType::kBF16 ||
-            task.w.dtype == DType::kF16 || IsBlocked(task.w.dtype));
-  SY_DCHECK((task.w.layout == WeightLayout::kOutIn ? task.w.in : task.w.out) %
-                BlockOf(task.w.dtype).elements ==
-            0);
+            task.w.dtype == DType::kF16 || task.w.quantised());
+  SY_DCHECK(task.w.columns() % BlockOf(task.w.dtype).elements == 0);
   SY_DCHECK(!task.bias || task.bias.size >= task.w.out);
   (void)task;
 }
@@ -71,7 +69,7 @@ void RunTile(const Ops& ops, const MatMulTask& task, const QuantizedRows* x, con
   float* scratch = Scratch(MatMulScratchFloats(task));
   if (x != nullptr) {
     ops.mat_mul_int8(task, *x, t.m0, t.m1, t.n0, t.n1, scratch);
-  } else if (IsBlocked(task.w.dtype)) {
+  } else if (task.w.quantised()) {
     MatMulUpcast(ops, task, t.m0, t.m1, t.n0, t.n1, scratch);
   } else {
     ops.mat_mul(task, t.m0, t.m1, t.n0, t.n1, scratch);
@@ -259,6 +257,10 @@ void Add(float* acc, const float* x, int64_t n) { Widest().add(acc, x, n); }
 void Convert(const float* x, int64_t n, DType to, void* out) { Widest().convert(x, n, to, out); }
 void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
   Widest().convert_to_float(x, from, n, out);
+}
+void RowToFloat(const WeightView& w, int64_t row, float* out) {
+  if (w.quantised()) return Widest().weights_to_float(w, row, 0, w.columns(), out);
+  Widest().convert_to_float(w.data + row * BytesOf(w.dtype, w.stride), w.dtype, w.columns(), out);
 }
 
 }  // namespace switchyard::kernels

@@ -19,19 +19,21 @@
 // Weights and vectors may be float32, bf16 or float16; they are upcast to float32 exactly. Operands
 // are aligned to their element size and nothing beyond their last element is read.
 //
-// Weights may also lie in blocks (Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, MXFP4; along `in` of kOutIn, along
-// `out` of kInOut). They are used as they lie, with one arithmetic on every target and in every
-// class, called int8:
+// Weights may also be quantised: lie in blocks (Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, MXFP4), or be kI8,
+// kI4 or kE2M1 with scales beside them (services/tensor/view.h); along `in` of kOutIn, along `out`
+// of kInOut, which is a multiple of 32 (256 of K blocks), as are groups of columns. They are used
+// as they lie, with one arithmetic on every target and in every class, called int8:
 //
 //   A bf16 row of x is quantised in pieces of 32 values: s = max|x| / 127, q = x·(127 / max|x|)
 //   rounded to nearest even. (Pieces below 2^-100 count as zeros; a NaN or an infinity makes the
 //   row's products NaN.) With w(i) = d·c(i) - min in integers c, a piece gives the exact integer
 //   sum Σ q·c, and y is one fused chain over pieces ascending: y = fma(sum, s·d, y), then, where
-//   the format has minima (Q4_K, Q5_K), y = fma(s·(-Σ q), min, y). d is the block's scale, times
-//   the six bits of the piece's own where the format has them; the scales of Q6_K's halves of a
-//   piece are part of c. The bias is added last.
+//   the format has minima (Q4_K, Q5_K), y = fma(s·(-Σ q), min, y). d is the block's or the group's
+//   scale, times the six bits of the piece's own where the format has them; the scales of Q6_K's
+//   halves of a piece and zero points are part of c, which of e2m1 is doubled. The bias is added
+//   last.
 //
-// With float32 rows, and as kInOut, blocked weights are upcast (rounded once where they need more
+// With float32 rows, and as kInOut, quantised weights are upcast (rounded once where they need more
 // than 24 bits) and multiplied as the fma class does.
 // exp and what is built on it (softmax, SiLU, sigmoid) are our own polynomials, the same on every
 // target. All of it is reference.cc, written as plain loops; the tests hold each target against it.
@@ -176,5 +178,7 @@ void Add(float* acc, const float* x, int64_t n);
 void Convert(const float* x, int64_t n, DType to, void* out);
 // `from` may be blocked, n then whole blocks.
 void ConvertToFloat(const void* x, DType from, int64_t n, float* out);
+// A stored row of weights, quantised or not.
+void RowToFloat(const WeightView& w, int64_t row, float* out);
 
 }  // namespace switchyard::kernels

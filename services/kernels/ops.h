@@ -17,7 +17,7 @@ struct AttentionPart {
 };
 
 struct Ops {
-  // Rows [m0, m1) × outputs [n0, n1) of a task whose weights are not blocked. scratch:
+  // Rows [m0, m1) × outputs [n0, n1) of a task whose weights are not quantised. scratch:
   // MatMulScratchFloats(task), 64-byte aligned.
   void (*mat_mul)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                   float* scratch);
@@ -38,8 +38,11 @@ struct Ops {
   void (*add)(float* acc, const float* x, int64_t n);
   void (*convert)(const float* x, int64_t n, DType to, void* out);
   void (*convert_to_float)(const void* x, DType from, int64_t n, float* out);
+  // Columns [first, first + n) of a stored row of quantised weights, rounded once where a value
+  // needs more than 24 bits; first and n are whole sub-blocks, of K blocks whole blocks.
+  void (*weights_to_float)(const WeightView& w, int64_t row, int64_t first, int64_t n, float* out);
   // Rough speeds, by which Compute decides how finely to cut: multiply-adds a nanosecond, in
-  // general, of bf16 rows with bf16 kOutIn weights and with blocked ones.
+  // general, of bf16 rows with bf16 kOutIn weights and with integers.
   double macs_per_ns, bf16_macs_per_ns, int8_macs_per_ns;
 };
 
@@ -56,11 +59,12 @@ inline bool IsBF16Dot(const MatMulTask& task) {
          task.w.layout == WeightLayout::kOutIn;
 }
 
-// The products with blocked weights that are computed in integers; in all others rows of such
+// The products with quantised weights that are computed in integers; in all others rows of such
 // weights are upcast, and the fma class computes.
 inline bool IsInt8Dot(const MatMulTask& task) {
-  return task.x.dtype == DType::kBF16 && IsBlocked(task.w.dtype) &&
-         task.w.layout == WeightLayout::kOutIn;
+  const DType w = task.w.dtype;
+  return task.x.dtype == DType::kBF16 && task.w.layout == WeightLayout::kOutIn &&
+         (IsBlocked(w) || w == DType::kI8 || w == DType::kI4 || w == DType::kE2M1);
 }
 
 // Where row m lies in x.
@@ -72,12 +76,12 @@ inline const std::byte* RowAt(const MatMulTask& task, int64_t m) {
   return static_cast<const std::byte*>(task.x.data) + RowIndex(task, m) * task.x.stride * size;
 }
 
-// The definition of blocked products, which every class shares (reference_int8.cc).
+// The definition of products in integers, which every class shares (reference_int8.cc).
 void QuantizeReference(const bf16* x, int64_t in, const QuantizedRow& out);
 void MatMulInt8Reference(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
                          int64_t n0, int64_t n1, float* scratch);
 
-// Rows [m0, m1) × outputs [n0, n1) of a task with blocked weights that is no IsInt8Dot: rows of
+// Rows [m0, m1) × outputs [n0, n1) of a task with quantised weights that is no IsInt8Dot: rows of
 // weights become float32 in scratch and ops.mat_mul computes with them. n0 and n1 are multiples of
 // OutputGranule(task.w) or the end.
 void MatMulUpcast(const Ops& ops, const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0,
@@ -96,9 +100,15 @@ inline float LoadOne(VectorView v, int64_t i) {
 
 inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 
-// Outputs of which tiles are multiples: kInOut rows of blocks are upcast block by block.
+// Outputs that are upcast at a time: of kInOut whole blocks of each row.
+inline int64_t UpcastOutputs(const WeightView& w) {
+  return w.layout == WeightLayout::kInOut ? kSuperBlock : 16;
+}
+
+// Outputs of which tiles are multiples. A cache line of kAwq has 128.
 inline int64_t OutputGranule(const WeightView& w) {
-  return w.layout == WeightLayout::kInOut && IsBlocked(w.dtype) ? kSuperBlock : 16;
+  if (w.packing == Packing::kAwq) return 128;
+  return w.quantised() ? UpcastOutputs(w) : 16;
 }
 
 // Products with kInOut weights go through blocks: values of k, rows, outputs.
@@ -108,8 +118,8 @@ inline constexpr int64_t kChainBlock = 64, kPackRows = 64, kPackOutputs = 64;
 // 32 values of k.
 inline constexpr int64_t kAmxPanelRows = 128;
 
-// Of weights that are not blocked: the rows of a register tile as float32; or the three blocks; or
-// the packed rows and, since a tile of few rows is loaded in full, what lies behind the last.
+// Of weights that are not quantised: the rows of a register tile as float32; or the three blocks;
+// or the packed rows and, since a tile of few rows is loaded in full, what lies behind the last.
 inline int64_t PlainScratchFloats(const MatMulTask& task) {
   const int64_t rows = 4 * RoundUp16(task.w.in);
   if (task.w.layout == WeightLayout::kInOut) {
@@ -124,14 +134,14 @@ inline int64_t PlainScratchFloats(const MatMulTask& task) {
 }
 
 // Weights of MatMulUpcast as float32: some rows, or a block's columns of all.
-inline int64_t UpcastFloats(const WeightView& w) { return RoundUp16(w.in) * OutputGranule(w); }
+inline int64_t UpcastFloats(const WeightView& w) { return RoundUp16(w.in) * UpcastOutputs(w); }
 
 // Rows whose sums wait in scratch, sixteen outputs each, while a chunk of weights is taken apart; a
 // multiple of those of a tile.
 inline constexpr int64_t kInt8PanelRows = 256;
 
 inline int64_t MatMulScratchFloats(const MatMulTask& task) {
-  if (!IsBlocked(task.w.dtype)) return PlainScratchFloats(task);
+  if (!task.w.quantised()) return PlainScratchFloats(task);
   if (IsInt8Dot(task))
     return 16 * (task.rows < kInt8PanelRows ? RoundUp16(task.rows) : kInt8PanelRows);
   return UpcastFloats(task.w) + PlainScratchFloats(task);

@@ -325,6 +325,14 @@ void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = Load(x, from, i);
 }
 
+void WeightsToFloat(const WeightView& w, int64_t row, int64_t first, int64_t n, float* out) {
+  for (int64_t b = 0; b < n / kSubBlock; ++b) {
+    SubBlock block;
+    ReadSubBlock(w, row, first / kSubBlock + b, &block);
+    SubBlockToFloat(block, out + b * kSubBlock);
+  }
+}
+
 template <BF16Dot kBF16Dot>
 constexpr Ops MakeOps() {
   return {.mat_mul = MatMul<kBF16Dot>,
@@ -340,6 +348,7 @@ constexpr Ops MakeOps() {
           .add = Add,
           .convert = Convert,
           .convert_to_float = ConvertToFloat,
+          .weights_to_float = WeightsToFloat,
           .macs_per_ns = 0.3,
           .bf16_macs_per_ns = 0.3,
           .int8_macs_per_ns = 0.5};

@@ -1,5 +1,5 @@
-// Products of bf16 rows with blocked weights, as plain loops: the portable target, and the truth of
-// the others.
+// Products of bf16 rows with weights of integers, as plain loops: the portable target, and the
+// truth of the others.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -54,11 +54,10 @@ void MatMulInt8Reference(const MatMulTask& task, const QuantizedRows& x, int64_t
                          int64_t n0, int64_t n1, float*) {
   const bool has_min = HasMin(task.w.dtype);
   for (int64_t n = n0; n < n1; ++n) {
-    const std::byte* weights = task.w.data + n * BytesOf(task.w.dtype, task.w.stride);
     for (int64_t m = m0; m < m1; ++m) task.y[m * task.y_stride + n] = 0;
     for (int64_t b = 0; b < task.w.in / kSubBlock; ++b) {
       SubBlock block;
-      ReadSubBlock(task.w.dtype, weights, b, &block);
+      ReadSubBlock(task.w, n, b, &block);
       for (int64_t m = m0; m < m1; ++m) {
         const QuantizedRow row = x.row(m);
         float& y = task.y[m * task.y_stride + n];

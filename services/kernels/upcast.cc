@@ -1,4 +1,4 @@
-// Products with blocked weights in float32.
+// Products with quantised weights in float32.
 #include "services/kernels/ops.h"
 
 namespace switchyard::kernels {
@@ -23,13 +23,12 @@ void MatMulUpcast(const Ops& ops, const MatMulTask& task, int64_t m0, int64_t m1
                   int64_t n1, float* scratch) {
   const WeightView& w = task.w;
   const bool out_in = w.layout == WeightLayout::kOutIn;
-  const int64_t row_bytes = BytesOf(w.dtype, w.stride), granule = OutputGranule(w);
+  const int64_t granule = UpcastOutputs(w);
   for (int64_t n = n0; n < n1; n += granule) {
     const int64_t outputs = n1 - n < granule ? n1 - n : granule;
     const int64_t rows = out_in ? outputs : w.in, columns = out_in ? w.in : outputs;
-    const std::byte* from = w.data + (out_in ? n * row_bytes : BytesOf(w.dtype, n));
     for (int64_t i = 0; i < rows; ++i) {
-      ops.convert_to_float(from + i * row_bytes, w.dtype, columns, scratch + i * columns);
+      ops.weights_to_float(w, out_in ? n + i : i, out_in ? 0 : n, columns, scratch + i * columns);
     }
     const WeightView view = {.data = reinterpret_cast<const std::byte*>(scratch),
                              .dtype = DType::kF32,

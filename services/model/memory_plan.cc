@@ -17,12 +17,14 @@ uint64_t Elements(const TensorSlice& slice) {
          static_cast<uint64_t>(slice.count);
 }
 
-uint64_t StoredBytes(uint64_t elements, DType dtype) {
-  return static_cast<uint64_t>(BytesOf(dtype, static_cast<int64_t>(elements)));
-}
-
-DType Stored(const ModelSpec& spec, const DTypeOfTensor& dtype_of, const TensorRef& tensor) {
-  return dtype_of ? dtype_of(tensor.name) : spec.weight_dtype;
+// Adds rows [0, rows) of dimension 0 of a tensor.
+void AddRows(const ModelSpec& spec, const StoredTensorOf& stored, const TensorRef& tensor,
+             int64_t rows, WeightBytes* out) {
+  const StoredTensor as = stored ? stored(tensor.name) : StoredTensor(spec.weight_dtype);
+  const uint64_t all = static_cast<uint64_t>(tensor.shape[0]), part = static_cast<uint64_t>(rows);
+  const int64_t elements = static_cast<int64_t>(Elements(tensor) / all * part);
+  out->by_dtype[as.dtype] +=
+      static_cast<uint64_t>(BytesOf(as.dtype, elements)) + as.scale_bytes * part / all;
 }
 
 }  // namespace
@@ -33,24 +35,22 @@ uint64_t WeightBytes::total() const {
   return sum;
 }
 
-WeightBytes BackboneBytes(const ModelSpec& spec, const DTypeOfTensor& dtype_of) {
+WeightBytes BackboneBytes(const ModelSpec& spec, const StoredTensorOf& stored) {
   WeightBytes out;
   for (const TensorRef& tensor : AllTensors(BackboneTensorsOf(spec))) {
-    const DType dtype = Stored(spec, dtype_of, tensor);
-    out.by_dtype[dtype] += StoredBytes(Elements(tensor), dtype);
+    AddRows(spec, stored, tensor, tensor.shape[0], &out);
   }
   return out;
 }
 
 WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
-                        const DTypeOfTensor& dtype_of) {
+                        const StoredTensorOf& stored) {
   WeightBytes out;
   for (int layer = 0; layer < spec.num_layers(); ++layer) {
     if (!spec.layers[static_cast<size_t>(layer)].moe) continue;
     for (int expert : experts) {
       for (const TensorSlice& slice : AllSlices(ExpertTensorsOf(spec, layer, expert))) {
-        const DType dtype = Stored(spec, dtype_of, slice.tensor);
-        out.by_dtype[dtype] += StoredBytes(Elements(slice), dtype);
+        AddRows(spec, stored, slice.tensor, slice.count, &out);
       }
     }
   }

@@ -14,8 +14,15 @@
 
 namespace switchyard {
 
-// The dtype that a checkpoint stores a tensor in. Null: every tensor has the spec's weight_dtype.
-using DTypeOfTensor = std::function<DType(std::string_view name)>;
+// How a checkpoint stores a tensor: the dtype, and the bytes of scales that lie in other tensors.
+struct StoredTensor {
+  StoredTensor(DType stored_dtype, uint64_t bytes_of_scales = 0)
+      : dtype(stored_dtype), scale_bytes(bytes_of_scales) {}
+  DType dtype;
+  uint64_t scale_bytes;
+};
+// Null: every tensor has the spec's weight_dtype.
+using StoredTensorOf = std::function<StoredTensor(std::string_view name)>;
 
 struct WeightBytes {
   std::map<DType, uint64_t> by_dtype;
@@ -23,10 +30,10 @@ struct WeightBytes {
 };
 
 // What a router holds: everything but the routed experts.
-WeightBytes BackboneBytes(const ModelSpec& spec, const DTypeOfTensor& dtype_of);
+WeightBytes BackboneBytes(const ModelSpec& spec, const StoredTensorOf& stored);
 // Experts of a set (ids in [0, experts.count)) in all MoE layers: what a worker holds.
 WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
-                        const DTypeOfTensor& dtype_of);
+                        const StoredTensorOf& stored);
 
 struct ParameterCount {
   uint64_t total = 0;

@@ -7,6 +7,7 @@
 #include "services/model/config_reader.h"
 #include "services/model/families/families.h"
 #include "services/model/model_config.h"
+#include "services/quantization/config.h"
 
 namespace switchyard {
 namespace {
@@ -45,15 +46,6 @@ absl::StatusOr<FamilyEntry> FindFamily(const ConfigReader& config) {
   return config.Unsupported("architectures", fmt::format("\"{}\"", name), supported);
 }
 
-absl::Status RefuseQuantised(const ConfigReader& config) {
-  constexpr std::string_view kName = "quantization_config";
-  SY_ASSIGN_OR_RETURN(const auto quantised, config.Object(kName));
-  if (!quantised.has_value()) return absl::OkStatus();
-  SY_ASSIGN_OR_RETURN(const std::string method, quantised->String({"quant_method"}, "unknown"));
-  return config.Unsupported("quantization_config.quant_method", fmt::format("\"{}\"", method),
-                            "weights in bfloat16, float16 or float32 without quantisation");
-}
-
 absl::Status ReadDType(const ConfigReader& config, ModelSpec& spec) {
   SY_ASSIGN_OR_RETURN(const std::string name, config.String({"dtype", "torch_dtype"}, "bfloat16"));
   for (DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
@@ -67,7 +59,6 @@ absl::Status ReadDType(const ConfigReader& config, ModelSpec& spec) {
 
 // What all families have.
 absl::Status ReadCommon(const ConfigReader& config, ModelSpec& spec) {
-  SY_RETURN_IF_ERROR(RefuseQuantised(config));
   SY_RETURN_IF_ERROR(ReadDType(config, spec));
   SY_ASSIGN_OR_RETURN(const std::string act, config.String({"hidden_act"}, "silu"));
   if (act != "silu") {
@@ -112,6 +103,7 @@ absl::Status ReadTokenIds(const ConfigReader& config, ModelSpec& spec) {
 absl::StatusOr<ModelSpec> SpecFromConfig(const ModelConfig& model) {
   const ConfigReader config(model.config, "config.json");
   SY_ASSIGN_OR_RETURN(const FamilyEntry family, FindFamily(config));
+  SY_RETURN_IF_ERROR(ReadQuantization(model.config).status());
   ModelSpec spec;
   spec.family = family.family;
   spec.architecture = family.architecture;

@@ -184,20 +184,23 @@ std::vector<TensorSlice> AllSlices(const ExpertTensors& expert) {
   return out;
 }
 
-absl::Status CheckTensor(const TensorRef& expected, DType dtype,
-                         const std::vector<int64_t>& shape) {
+absl::Status CheckTensor(const TensorRef& expected, DType dtype, const std::vector<int64_t>& shape,
+                         bool scales) {
   const bool plain = dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
-  if (!plain && !(IsBlocked(dtype) && expected.shape.size() > 1)) {
+  if (!plain && !((IsBlocked(dtype) || scales) && expected.shape.size() > 1)) {
     return Unimplemented(
         "tensor {}: dtype {} is not supported; supported: float32, bfloat16, float16, and of "
-        "matrices GGUF's blocks (Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, MXFP4)",
+        "matrices GGUF's blocks (Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, MXFP4) and what quantization_config "
+        "says the scales of",
         expected.name, Name(dtype));
   }
   if (shape != expected.shape) {
     return InvalidArgument("tensor {}: shape is {}, expected {} by config.json", expected.name,
                            ShapeText(shape), ShapeText(expected.shape));
   }
-  if (const int64_t block = BlockOf(dtype).elements; !shape.empty() && shape.back() % block != 0) {
+  constexpr int64_t kPiece = 32;  // of a row of activations that meets integers
+  const int64_t block = scales ? kPiece : BlockOf(dtype).elements;
+  if (!shape.empty() && shape.back() % block != 0) {
     return InvalidArgument("tensor {}: rows of {} values are not whole blocks of {} ({})",
                            expected.name, shape.back(), block, Name(dtype));
   }

@@ -96,8 +96,9 @@ std::vector<TensorSlice> AllSlices(const ExpertTensors& expert);
 
 // INVALID_ARGUMENT if a checkpoint's tensor has another shape than `expected` or rows that are not
 // whole blocks; UNIMPLEMENTED if its dtype is none that we compute with (float32, bfloat16,
-// float16, of matrices also blocks). Both name the tensor.
-absl::Status CheckTensor(const TensorRef& expected, DType dtype, const std::vector<int64_t>& shape);
+// float16, of matrices also blocks and what has `scales` beside it). Both name the tensor.
+absl::Status CheckTensor(const TensorRef& expected, DType dtype, const std::vector<int64_t>& shape,
+                         bool scales = false);
 
 // The layer of a "model.layers.N.…" tensor, -1 for others. Layers from num_layers() on belong to
 // multi-token prediction and are not loaded.

@@ -26,6 +26,8 @@ constexpr Row kRows[] = {
     {DType::kI8, {1, 1}, "int8", "I8"},
     {DType::kU8, {1, 1}, "uint8", "U8"},
     {DType::kBool, {1, 1}, "bool", "BOOL"},
+    {DType::kI4, {2, 1}, "int4", ""},
+    {DType::kE2M1, {2, 1}, "float4_e2m1", ""},
     {DType::kQ8_0, {32, 34}, "Q8_0", ""},
     {DType::kQ4_0, {32, 18}, "Q4_0", ""},
     {DType::kQ4K, {256, 144}, "Q4_K", ""},
@@ -39,7 +41,7 @@ constexpr Row kRows[] = {
 BlockShape BlockOf(DType dtype) { return kRows[static_cast<size_t>(dtype)].block; }
 
 size_t SizeOf(DType dtype) {
-  SY_CHECK(!IsBlocked(dtype));
+  SY_CHECK(BlockOf(dtype).elements == 1);
   return static_cast<size_t>(BlockOf(dtype).bytes);
 }
 

@@ -24,6 +24,9 @@ enum class DType : uint8_t {
   kI8,
   kU8,
   kBool,
+  // Two to a byte, the low nibble first; weights only, with scales beside them (view.h).
+  kI4,    // c in [0, 16)
+  kE2M1,  // OCP's FP4: 0 0.5 1 1.5 2 3 4 6, then the same with a minus
   // GGUF's blocks, as they lie in the file: weights only, a row is a whole number of blocks.
   // https://github.com/ggml-org/ggml, ggml-common.h (block_q8_0, …)
   kQ8_0,
@@ -34,22 +37,23 @@ enum class DType : uint8_t {
   kMXFP4,
 };
 
-// Elements that are stored as one unit, and its bytes: {1, size} of a plain dtype, {32, 34} of
-// Q8_0.
+// Elements that are stored as one unit, and its bytes: {1, size} of a plain dtype, {2, 1} of
+// nibbles, {32, 34} of Q8_0.
 struct BlockShape {
   int64_t elements = 1;
   int64_t bytes = 0;
 };
 BlockShape BlockOf(DType dtype);
+// Whether weights of it carry their own scales.
 inline bool IsBlocked(DType dtype) { return dtype >= DType::kQ8_0; }
-// Bytes of `elements` elements; of a blocked dtype a whole number of blocks.
+// Bytes of `elements` elements, which are a whole number of units.
 inline int64_t BytesOf(DType dtype, int64_t elements) {
   const BlockShape block = BlockOf(dtype);
   return elements / block.elements * block.bytes;
 }
-// Bytes of one element of a dtype that is not blocked (programmer's error otherwise).
+// Bytes of one element of a dtype that stores each by itself (programmer's error otherwise).
 size_t SizeOf(DType dtype);
-// "bfloat16", "float32", … as users and config.json write them; "Q8_0", … of blocks.
+// "bfloat16", "float32", … as users and config.json write them; "int4"; "Q8_0", … of blocks.
 std::string_view Name(DType dtype);
 // safetensors' names ("BF16", "F32", …). INVALID_ARGUMENT names what is supported.
 absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name);

@@ -22,15 +22,7 @@ absl::StatusOr<WeightView> Matrix(const TensorSource& source, const TensorSlice&
                                   WeightLayout layout) {
   if (!slice) return WeightView{};
   SY_ASSIGN_OR_RETURN(const MappedTensor t, source.Get(RangeOf(slice)));
-  const size_t rank = t.shape.size();
-  const int64_t rows = t.shape[rank - 2], columns = t.shape[rank - 1];
-  const bool out_in = layout == WeightLayout::kOutIn;
-  return WeightView{.data = t.data,
-                    .dtype = t.dtype,
-                    .layout = layout,
-                    .out = out_in ? rows : columns,
-                    .in = out_in ? columns : rows,
-                    .stride = columns};
+  return checkpoint::MatrixOf(t, layout);
 }
 
 absl::StatusOr<VectorView> Vector(const TensorSource& source, const TensorSlice& slice) {

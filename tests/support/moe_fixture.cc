@@ -106,12 +106,7 @@ namespace {
 
 WeightView Matrix(const checkpoint::TensorSource& source, const TensorSlice& slice,
                   WeightLayout layout) {
-  const MappedTensor mapped = *source.Get({slice.tensor.name, slice.first, slice.count});
-  const int64_t rows = slice.tensor.shape[slice.tensor.shape.size() - 2];
-  const int64_t columns = slice.tensor.shape.back();
-  const bool out_in = layout == WeightLayout::kOutIn;
-  return {mapped.data, mapped.dtype, layout, out_in ? rows : columns, out_in ? columns : rows,
-          columns};
+  return MatrixOf(*source.Get({slice.tensor.name, slice.first, slice.count}), layout);
 }
 
 VectorView Vector(const checkpoint::TensorSource& source, const TensorSlice& slice) {

@@ -72,15 +72,16 @@ Json BytesJson(const WeightBytes& bytes) {
 }
 
 Json MemoryJson(const ModelSpec& spec, const checkpoint::TensorSource& source) {
-  const DTypeOfTensor dtype_of = [&](std::string_view name) {
+  const StoredTensorOf stored = [&](std::string_view name) {
     const checkpoint::TensorInfo* info = source.Find(name);
-    return info != nullptr ? info->dtype : spec.weight_dtype;
+    return info != nullptr ? StoredTensor(info->dtype, info->scale_bytes)
+                           : StoredTensor(spec.weight_dtype);
   };
   std::vector<int> all(spec.experts.count), one = {0};
   std::iota(all.begin(), all.end(), 0);
-  return {{"backbone", BytesJson(BackboneBytes(spec, dtype_of))},
-          {"experts", BytesJson(ExpertBytes(spec, all, dtype_of))},
-          {"one_expert_in_all_layers", ExpertBytes(spec, one, dtype_of).total()},
+  return {{"backbone", BytesJson(BackboneBytes(spec, stored))},
+          {"experts", BytesJson(ExpertBytes(spec, all, stored))},
+          {"one_expert_in_all_layers", ExpertBytes(spec, one, stored).total()},
           {"kv_per_token_bfloat16", KvBytesPerToken(spec, DType::kBF16)},
           {"kv_per_token_float32", KvBytesPerToken(spec, DType::kF32)}};
 }

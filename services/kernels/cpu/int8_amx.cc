@@ -1,5 +1,5 @@
-// Blocked weights with AMX: the integers of sixteen rows and sixteen outputs are a product of two
-// tiles. Few rows are better off with VNNI.
+// Weights of integers with AMX: the integers of sixteen rows and sixteen outputs are a product of
+// two tiles. Few rows are better off with VNNI.
 #include "services/kernels/cpu/targets.h"
 
 #if defined(__x86_64__)
@@ -29,6 +29,7 @@ constexpr TileConfig kInt8Tiles = {.row_bytes = {64, 64, 32, 64, 16, 64},
 // clang-format off
 #include "services/kernels/cpu/int8_lanes_avx512.inc"
 #include "services/kernels/cpu/int8_formats.inc"
+#include "services/kernels/cpu/int8_tiles.inc"
 // clang-format on
 
 struct alignas(64) TileSums {
@@ -59,17 +60,17 @@ SY_INLINE void HalfProducts(const int8_t* x, int64_t stride, const uint8_t* w, T
 }
 
 // Sixteen rows over the first `pieces` sub-blocks of a chunk; y: [row][output].
-template <typename Format>
+template <typename K>
 void TileOverChunk(const Chunk& chunk, int pieces, const QuantizedRow& x, int64_t row_bytes,
                    bool begin, float* y) {
   F acc[kTileRows];
   SY_UNROLL
   for (int m = 0; m < kTileRows; ++m) acc[m] = begin ? ZeroF() : LoadF(y + m * kOutputs);
   const int64_t row_floats = row_bytes / 4;
-  TileSums sums[2][Format::kHalves ? 2 : 1];
+  TileSums sums[2][K::kHalves ? 2 : 1];
   for (int b = 0; b < pieces; ++b) {
     TileSums* now = sums[b & 1];
-    if constexpr (Format::kHalves) {
+    if constexpr (K::kHalves) {
       HalfProducts(x.q + b * kSubBlock, row_bytes, chunk.w[b][0], now[0], now[1]);
     } else {
       Product(x.q + b * kSubBlock, row_bytes, chunk.w[b][0], now[0]);
@@ -79,12 +80,12 @@ void TileOverChunk(const Chunk& chunk, int pieces, const QuantizedRow& x, int64_
     SY_UNROLL
     for (int m = 0; m < kTileRows; ++m) {
       F sum = ToFloats(LoadI(now[0].at[m]));
-      if constexpr (Format::kHalves) {
+      if constexpr (K::kHalves) {
         sum = MulF(sum, LoadF(chunk.half[b][0]));
         sum = FmaF(ToFloats(LoadI(now[1].at[m])), LoadF(chunk.half[b][1]), sum);
       }
       acc[m] = FmaF(sum, MulF(BroadcastF(scale[m * row_floats]), d), acc[m]);
-      if constexpr (Format::kMin) {
+      if constexpr (K::kMin) {
         acc[m] = FmaF(BroadcastF(nmin[m * row_floats]), LoadF(chunk.min[b]), acc[m]);
       }
     }
@@ -93,17 +94,17 @@ void TileOverChunk(const Chunk& chunk, int pieces, const QuantizedRow& x, int64_
   for (int m = 0; m < kTileRows; ++m) StoreF(acc[m], y + m * kOutputs);
 }
 
-template <typename Format>
+template <typename K>
 struct TileWalk {
   static constexpr bool kSigned = true;
   static void Run(const Chunk& chunk, int pieces, const QuantizedRows& x, int64_t piece, int64_t m0,
                   int64_t m1, float* y) {
     for (; m0 < m1; m0 += kTileRows, y += kTileRows * kOutputs) {
       const QuantizedRow row = x.row(m0);
-      TileOverChunk<Format>(chunk, pieces,
-                            {row.q + piece * kSubBlock, row.scale + piece, row.nsum + piece,
-                             row.nhalf + piece, row.nmin + piece},
-                            QuantizedRows::RowBytes(x.in), piece == 0, y);
+      TileOverChunk<K>(chunk, pieces,
+                       {row.q + piece * kSubBlock, row.scale + piece, row.nsum + piece,
+                        row.nhalf + piece, row.nmin + piece},
+                       QuantizedRows::RowBytes(x.in), piece == 0, y);
     }
   }
 };

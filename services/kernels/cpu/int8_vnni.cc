@@ -1,4 +1,4 @@
-// Blocked weights with AVX-512 and VNNI.
+// Weights of integers with AVX-512 and VNNI.
 #include "services/kernels/cpu/targets.h"
 
 #if defined(__x86_64__)
@@ -16,6 +16,7 @@ namespace {
 // clang-format off
 #include "services/kernels/cpu/int8_lanes_avx512.inc"
 #include "services/kernels/cpu/int8_formats.inc"
+#include "services/kernels/cpu/int8_tiles.inc"
 #include "services/kernels/cpu/int8_rows.inc"
 #include "services/kernels/cpu/int8_outputs.inc"
 // clang-format on

@@ -20,13 +20,21 @@ using Sequence = DecoderHarness::Sequence;
 constexpr int64_t kBlocks = 64;
 
 // One of each kind of attention.
-const char* const kModels[] = {"tiny-r1",    "deepseek-v2-tiny", "qwen3-moe-tiny",
-                               "olmoe-tiny", "mixtral-swa-tiny", "gpt-oss-tiny"};
+const char* const kModels[] = {"tiny-r1", "deepseek-v2-tiny", "qwen3-moe-tiny", "olmoe-tiny",
+                               "mixtral-swa-tiny", "gpt-oss-tiny",
+                               // and of weights
+                               "deepseek-v3-tiny.int8", "deepseek-v3-tiny.int4-zeros"};
+
+bool IsQuantised(const std::string& name) { return name.find('.') != std::string::npos; }
 
 const LoadedModel& ModelOf(const std::string& name) {
   static std::map<std::string, std::unique_ptr<LoadedModel>> models;
   std::unique_ptr<LoadedModel>& model = models[name];
-  if (model == nullptr) model = std::make_unique<LoadedModel>(LoadGolden(name).directory);
+  if (model == nullptr) {
+    model = std::make_unique<LoadedModel>(IsQuantised(name)
+                                              ? std::string(SY_QUANTISED_MODELS) + "/" + name
+                                              : LoadGolden(name).directory);
+  }
   return *model;
 }
 

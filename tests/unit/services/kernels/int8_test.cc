@@ -1,4 +1,4 @@
-// Blocked weights: what the blocks say, products in integers, and the same upcast.
+// Quantised weights: what they say, products in integers, and the same upcast.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,53 +8,28 @@
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
 #include "services/tensor/buffer.h"
+#include "tests/unit/services/kernels/quantised_weights.h"
 #include "tests/unit/services/kernels/random_data.h"
 
 namespace switchyard::kernels {
 namespace {
 
-constexpr DType kBlocked[] = {DType::kQ8_0, DType::kQ4_0, DType::kMXFP4,
-                              DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
-
-// Any bytes are weights, if only the scales are ordinary numbers.
-std::vector<std::byte> RandomBlocks(DType dtype, int64_t elements, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<std::byte> out(static_cast<size_t>(BytesOf(dtype, elements)));
-  for (std::byte& b : out) b = static_cast<std::byte>(random());
-  const auto scale = [&](std::byte* at) {
-    const f16 d = ToF16(0.01f + 0.0001f * static_cast<float>(random() % 256));
-    std::memcpy(at, &d, sizeof(d));
-  };
-  const int64_t bytes = BlockOf(dtype).bytes;
-  for (std::byte* b = out.data(); b != out.data() + out.size(); b += bytes) {
-    if (dtype == DType::kMXFP4) {
-      b[0] = static_cast<std::byte>(118 + random() % 8);
-    } else {
-      scale(dtype == DType::kQ6K ? b + 208 : b);
-      if (dtype == DType::kQ4K || dtype == DType::kQ5K) scale(b + 2);
-    }
-  }
-  return out;
-}
-
 struct Int8Problem {
-  Int8Problem(DType dtype, int64_t rows, int64_t out, int64_t in, bool extras, uint32_t seed,
-              DType x_dtype = DType::kBF16, WeightLayout layout = WeightLayout::kOutIn) {
-    const int64_t block = BlockOf(dtype).elements, slack = extras ? 7 : 0;
-    const int64_t stored_rows = layout == WeightLayout::kOutIn ? out : in;
-    const int64_t width = layout == WeightLayout::kOutIn ? in : out;
-    const int64_t stride = width + (extras ? block : 0), x_rows = extras ? rows + 3 : rows;
+  Int8Problem(const Form& form, int64_t rows, int64_t out, int64_t in, bool extras, uint32_t seed,
+              DType x_dtype = DType::kBF16, WeightLayout layout = WeightLayout::kOutIn)
+      : w(form, layout, layout == WeightLayout::kOutIn ? out : in,
+          layout == WeightLayout::kOutIn ? in : out, extras ? 1 : 0, seed + 1) {
+    const int64_t slack = extras ? 7 : 0, x_rows = extras ? rows + 3 : rows;
     x_values = RandomFloats(x_rows * (in + slack), seed);
     if (rows > 2) std::fill_n(x_values.begin() + (in + slack), 32, 0.0f);  // a piece of zeros
     x = Stored(x_values, x_dtype);
-    w = RandomBlocks(dtype, stored_rows * stride, seed + 1);
     bias = Stored(RandomFloats(out, seed + 2), DType::kF32);
     for (int64_t m = 0; m < rows; ++m) gather.push_back(static_cast<int32_t>((m * 7 + 3) % x_rows));
     y.assign(static_cast<size_t>(rows * (out + slack)), -77.0f);
     task = {.x = {x.data(), x_dtype, in + slack},
             .rows = rows,
             .gather = extras ? gather.data() : nullptr,
-            .w = {w.data(), dtype, layout, out, in, stride},
+            .w = w.view(),
             .y = y.data(),
             .y_stride = out + slack};
     if (extras) task.bias = {bias.data(), DType::kF32, out};
@@ -75,28 +50,41 @@ struct Int8Problem {
   std::vector<float> Run(const Compute& compute) {
     return ResultOf(task, y.size(), [&](const MatMulTask& copy) { compute.MatMul(copy); });
   }
+  // The weights, row by row.
+  std::vector<float> Upcast() const {
+    const WeightView& view = w.view();
+    std::vector<float> upcast(static_cast<size_t>(view.out * view.in));
+    for (int64_t r = 0; r < view.rows(); ++r) {
+      ReferenceFor(Isa::kPortable)
+          .weights_to_float(view, r, 0, view.columns(), upcast.data() + r * view.columns());
+    }
+    return upcast;
+  }
   // The same task with weights of float32.
   std::vector<float> RunUpcast(const Compute& compute, DType x_dtype) {
-    const int64_t rows = task.w.layout == WeightLayout::kOutIn ? task.w.out : task.w.in;
-    std::vector<float> upcast(static_cast<size_t>(rows * task.w.stride));
-    ConvertToFloat(w.data(), task.w.dtype, rows * task.w.stride, upcast.data());
+    const std::vector<float> upcast = Upcast();
     return ResultOf(task, y.size(), [&](MatMulTask& copy) {
       copy.x.dtype = x_dtype;
-      copy.w.data = reinterpret_cast<const std::byte*>(upcast.data());
-      copy.w.dtype = DType::kF32;
+      copy.w = {.data = reinterpret_cast<const std::byte*>(upcast.data()),
+                .dtype = DType::kF32,
+                .layout = task.w.layout,
+                .out = task.w.out,
+                .in = task.w.in,
+                .stride = task.w.columns()};
       compute.MatMul(copy);
     });
   }
 
   std::vector<float> x_values;
-  std::vector<std::byte> x, w, bias;
+  QuantisedMatrix w;
+  std::vector<std::byte> x, bias;
   std::vector<int32_t> gather;
   std::vector<float> y;
   MatMulTask task;
 };
 
-std::string Shape(DType dtype, int64_t m, int64_t n, int64_t k) {
-  return std::string(Name(dtype)) + " " + std::to_string(m) + "x" + std::to_string(n) + "x" +
+std::string Shape(const Form& form, int64_t m, int64_t n, int64_t k) {
+  return std::string(form.name) + " " + std::to_string(m) + "x" + std::to_string(n) + "x" +
          std::to_string(k);
 }
 
@@ -140,6 +128,61 @@ TEST(Blocks, SayWhatGgufSays) {
   }
 }
 
+// By hand, of the layouts that services/tensor/view.h describes.
+TEST(Scales, SayWhatTheirLayoutSays) {
+  const auto read = [](const WeightView& w, int64_t row) {
+    std::vector<float> out(64);
+    ReferenceFor(Isa::kPortable).weights_to_float(w, row, 0, 64, out.data());
+    return out;
+  };
+  // Two rows of 64 columns; scales 0.5 and 1 of the first, 2 and 4 of the second.
+  const float scales[] = {0.5f, 1, 2, 4};
+  WeightView w = {.out = 2, .in = 64, .stride = 64};
+  w.scales = {.data = reinterpret_cast<const std::byte*>(scales),
+              .group_columns = 32,
+              .row_stride = 2,
+              .column_stride = 1};
+  std::vector<int8_t> bytes(128);
+  for (int i = 0; i < 128; ++i) bytes[static_cast<size_t>(i)] = static_cast<int8_t>(i - 64);
+  w.data = reinterpret_cast<const std::byte*>(bytes.data());
+  w.dtype = DType::kI8;
+  EXPECT_EQ(read(w, 0)[1], -31.5f);
+  EXPECT_EQ(read(w, 0)[33], -31.0f);
+  EXPECT_EQ(read(w, 1)[63], 252.0f);
+  EXPECT_EQ(read(RowsOf(w, 1, 1), 0)[63], 252.0f);
+
+  // Nibble k of row r is (k + 3r) % 16.
+  std::vector<uint8_t> nibbles(64);
+  for (size_t i = 0; i < 64; ++i) {
+    const size_t k = 2 * (i % 32), r = i / 32;
+    nibbles[i] = static_cast<uint8_t>((k + 3 * r) % 16 | (k + 1 + 3 * r) % 16 << 4);
+  }
+  w.data = reinterpret_cast<const std::byte*>(nibbles.data());
+  w.dtype = DType::kI4;
+  EXPECT_EQ(read(w, 0)[3], 0.5f * (3 - 8));
+  EXPECT_EQ(read(w, 1)[62], 4.0f * (1 - 8));
+  // Zero points of rows 0..7: two groups, a word each.
+  const uint32_t zeros[] = {0x00000032, 0x000000fe};
+  w.scales.zeros = reinterpret_cast<const std::byte*>(zeros);
+  w.scales.zero_row_stride = 2;
+  w.scales.zero_column_stride = 1;
+  EXPECT_EQ(read(w, 0)[3], 0.5f * (3 - 2));
+  EXPECT_EQ(read(w, 0)[35], 1.0f * (3 - 14));
+  EXPECT_EQ(read(w, 1)[62], 4.0f * (1 - 15));
+  EXPECT_EQ(read(RowsOf(w, 1, 1), 0)[62], 4.0f * (1 - 15));
+
+  const uint8_t exponents[] = {127, 128, 126, 130};
+  w.dtype = DType::kE2M1;
+  w.scales = {.data = reinterpret_cast<const std::byte*>(exponents),
+              .dtype = DType::kU8,
+              .group_columns = 32,
+              .row_stride = 2,
+              .column_stride = 1};
+  EXPECT_EQ(read(w, 0)[3], 1.5f);
+  EXPECT_EQ(read(w, 0)[32 + 15], 2 * -6.0f);
+  EXPECT_EQ(read(w, 1)[62], 8 * 0.5f);
+}
+
 class Int8Test : public testing::TestWithParam<Isa> {};
 
 TEST_P(Int8Test, EqualsTheReferenceBitForBit) {
@@ -147,19 +190,19 @@ TEST_P(Int8Test, EqualsTheReferenceBitForBit) {
   if (GetParam() == Isa::kPortable) GTEST_SKIP() << "it is the reference";
   uint32_t seed = 1;
   std::mt19937 random(4);
-  auto check = [&](DType dtype, int64_t m, int64_t n, int64_t blocks, bool extras) {
-    const int64_t k = blocks * BlockOf(dtype).elements;
-    Int8Problem problem(dtype, m, n, k, extras, seed++);
+  auto check = [&](const Form& form, int64_t m, int64_t n, int64_t blocks, bool extras) {
+    const int64_t k = blocks * form.unit();
+    Int8Problem problem(form, m, n, k, extras, seed++);
     EXPECT_EQ(FirstDifference(problem.Run(ops), problem.Run(reference)), -1)
-        << Shape(dtype, m, n, k) << (extras ? " extras" : "");
+        << Shape(form, m, n, k) << (extras ? " extras" : "");
   };
-  for (DType dtype : kBlocked) {
-    const int64_t most = BlockOf(dtype).elements == 32 ? 20 : 4;
+  for (const Form& form : kForms) {
+    const int64_t most = form.unit() <= 64 ? 20 : 4;
     for (int64_t m = 1; m <= 70; ++m) {
-      check(dtype, m, 1 + random() % 40, 1 + static_cast<int64_t>(random()) % most, m % 2 == 0);
+      check(form, m, 1 + random() % 40, 1 + static_cast<int64_t>(random()) % most, m % 2 == 0);
     }
-    check(dtype, 130, 37, most, false);
-    check(dtype, 300, 17, most - 1, true);
+    check(form, 130, 37, most, false);
+    check(form, 300, 17, most - 1, true);
   }
 }
 
@@ -203,10 +246,10 @@ TEST_P(Int8Test, RowsAreQuantizedAsTheReferenceDoes) {
 TEST_P(Int8Test, ARowIsTheSameInAnyCompany) {
   ThreadPool pool(1);
   const Compute compute(GetParam(), pool);
-  for (DType dtype : kBlocked) {
-    const int64_t k = 2 * BlockOf(dtype).elements;
+  for (const Form& form : kForms) {
+    const int64_t k = 2 * form.unit();
     for (int64_t rows : {2, 5, 16, 33, 70}) {
-      Int8Problem all(dtype, rows, 35, k, false, 5);
+      Int8Problem all(form, rows, 35, k, false, 5);
       const std::vector<float> together = all.Run(compute);
       for (int64_t m = 0; m < rows; ++m) {
         const int32_t row = static_cast<int32_t>(m);
@@ -217,7 +260,7 @@ TEST_P(Int8Test, ARowIsTheSameInAnyCompany) {
         one.y = alone.data();
         compute.MatMul(one);
         ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + m * 35, SameBits))
-            << Shape(dtype, rows, 35, k) << " row " << m;
+            << Shape(form, rows, 35, k) << " row " << m;
       }
     }
   }
@@ -226,8 +269,9 @@ TEST_P(Int8Test, ARowIsTheSameInAnyCompany) {
 // Tasks of one x and of their own, blocked and plain, in one call.
 TEST_P(Int8Test, ThreadsAndOtherTasksChangeNothing) {
   std::vector<Int8Problem> problems;
-  for (int64_t i = 0; i < 12; ++i) {
-    problems.emplace_back(kBlocked[i % 6], i == 4 ? 0 : 1 + i * 40 % 150, 65, 512, i % 2, i);
+  for (int64_t i = 0; i < 30; ++i) {
+    problems.emplace_back(kForms[i % std::ssize(kForms)], i == 4 ? 0 : 1 + i * 40 % 150, 65, 512,
+                          i % 2, i);
   }
   for (size_t i : {6, 8}) {
     problems[i].task.x = problems[2].task.x;
@@ -251,17 +295,17 @@ TEST_P(Int8Test, ThreadsAndOtherTasksChangeNothing) {
 TEST_P(Int8Test, OtherProductsAreThoseOfUpcastWeights) {
   ThreadPool pool(2);
   const Compute compute(GetParam(), pool);
-  for (DType dtype : kBlocked) {
-    const int64_t block = BlockOf(dtype).elements;
+  for (const Form& form : kForms) {
+    const int64_t block = form.unit();
     for (int64_t rows : {1, 3, 20, 100}) {
       for (bool extras : {false, true}) {
-        Int8Problem f32(dtype, rows, 37, 2 * block, extras, 3, DType::kF32);
+        Int8Problem f32(form, rows, 37, 2 * block, extras, 3, DType::kF32);
         EXPECT_EQ(FirstDifference(f32.Run(compute), f32.RunUpcast(compute, DType::kF32)), -1)
-            << Shape(dtype, rows, 37, 2 * block);
+            << Shape(form, rows, 37, 2 * block);
         for (DType x : {DType::kF32, DType::kBF16}) {
-          Int8Problem in_out(dtype, rows, 3 * block, 50, extras, 9, x, WeightLayout::kInOut);
+          Int8Problem in_out(form, rows, 3 * block, 50, extras, 9, x, WeightLayout::kInOut);
           EXPECT_EQ(FirstDifference(in_out.Run(compute), in_out.RunUpcast(compute, x)), -1)
-              << Shape(dtype, rows, 3 * block, 50) << " in-out";
+              << Shape(form, rows, 3 * block, 50) << " in-out";
         }
       }
     }
@@ -270,12 +314,11 @@ TEST_P(Int8Test, OtherProductsAreThoseOfUpcastWeights) {
 
 // A rounding of x is off by half a step of its piece, s / 2.
 TEST_P(Int8Test, IsNearTheTruth) {
-  for (DType dtype : kBlocked) {
+  for (const Form& form : kForms) {
     constexpr int64_t kIn = 1024, kOut = 20;
-    Int8Problem p(dtype, 3, kOut, kIn, false, 11);
+    Int8Problem p(form, 3, kOut, kIn, false, 11);
     const std::vector<float> y = p.Run(OpsFor(GetParam()));
-    std::vector<float> w(kOut * kIn);
-    ConvertToFloat(p.w.data(), dtype, kOut * kIn, w.data());
+    const std::vector<float> w = p.Upcast();
     for (int64_t m = 0; m < 3; ++m) {
       for (int64_t n = 0; n < kOut; ++n) {
         double truth = 0, tolerance = 1e-6;
@@ -290,16 +333,46 @@ TEST_P(Int8Test, IsNearTheTruth) {
           }
           tolerance += weights * largest / 127 * 0.5001 + norm * 1e-5;
         }
-        EXPECT_NEAR(y[static_cast<size_t>(m * kOut + n)], truth, tolerance) << Name(dtype);
+        EXPECT_NEAR(y[static_cast<size_t>(m * kOut + n)], truth, tolerance) << form.name;
       }
     }
   }
 }
 
+// A GGUF of weights gives the bits of the same weights in safetensors.
+TEST_P(Int8Test, BlocksAndScalesBesideGiveTheSameBits) {
+  constexpr int64_t kRows = 9, kOut = 35, kIn = 320;
+  const Form pairs[][2] = {{{"", DType::kQ8_0}, {"", DType::kI8, DType::kF16, 32}},
+                           {{"", DType::kQ4_0}, {"", DType::kI4, DType::kF16, 32}},
+                           {{"", DType::kMXFP4}, {"", DType::kE2M1, DType::kU8, 32}}};
+  for (const auto& [blocked, scaled] : pairs) {
+    Int8Problem p(blocked, kRows, kOut, kIn, false, 41),
+        beside(scaled, kRows, kOut, kIn, false, 41);
+    const std::byte* block = p.task.w.data;
+    auto* elements = const_cast<std::byte*>(beside.task.w.data);
+    auto* scales = const_cast<std::byte*>(beside.task.w.scales.data);
+    const int64_t bytes = BlockOf(blocked.dtype).bytes;
+    const size_t scale_bytes = SizeOf(scaled.scale_dtype);
+    for (int64_t b = 0; b < kOut * kIn / 32; ++b, block += bytes, scales += scale_bytes) {
+      std::memcpy(scales, block, scale_bytes);
+      const std::byte* from = block + scale_bytes;
+      if (scaled.dtype == DType::kI8) {
+        std::memcpy(elements + b * 32, from, 32);
+        continue;
+      }
+      // Values j and j + 16 share a byte here, 2j and 2j + 1 there.
+      const auto nibble = [&](int i) { return from[i % 16] >> (i < 16 ? 0 : 4) & std::byte{15}; };
+      for (int j = 0; j < 16; ++j) elements[b * 16 + j] = nibble(2 * j) | nibble(2 * j + 1) << 4;
+    }
+    EXPECT_EQ(FirstDifference(p.Run(OpsFor(GetParam())), beside.Run(OpsFor(GetParam()))), -1)
+        << Name(blocked.dtype);
+  }
+}
+
 TEST_P(Int8Test, ANanMakesItsRowNan) {
-  for (DType dtype : kBlocked) {
-    const int64_t k = 2 * BlockOf(dtype).elements;
-    Int8Problem p(dtype, 20, 33, k, false, 21);
+  for (const Form& form : kForms) {
+    const int64_t k = 2 * form.unit();
+    Int8Problem p(form, 20, 33, k, false, 21);
     const std::vector<float> clean = p.Run(OpsFor(GetParam()));
     std::vector<float> values = p.x_values;
     values[static_cast<size_t>(2 * k + k - 1)] = std::numeric_limits<float>::quiet_NaN();
@@ -311,7 +384,7 @@ TEST_P(Int8Test, ANanMakesItsRowNan) {
       for (int64_t n = 0; n < 33; ++n) {
         const size_t i = static_cast<size_t>(m * 33 + n);
         EXPECT_TRUE(m == 2 || m == 17 ? std::isnan(y[i]) : SameBits(y[i], clean[i]))
-            << Name(dtype) << " row " << m;
+            << form.name << " row " << m;
       }
     }
   }
