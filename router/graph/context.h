@@ -80,6 +80,12 @@ inline kernels::Rows AsRows(const kernels::MutableRows& rows) {
   return {rows.data, rows.dtype, rows.stride};
 }
 
+// The same rows from their column `first` on.
+inline kernels::Rows Columns(const kernels::Rows& x, int64_t first) {
+  const int64_t size = static_cast<int64_t>(SizeOf(x.dtype));
+  return {static_cast<const std::byte*>(x.data) + first * size, x.dtype, x.stride};
+}
+
 // n floats of a reused buffer.
 inline float* Floats(AlignedBuffer& buffer, int64_t n) {
   buffer.Reserve(static_cast<size_t>(n) * sizeof(float));

@@ -78,6 +78,14 @@ void MlaAttention::WriteCache(int layer, const MlaWeights& weights, const RowSpa
   });
 }
 
+// What the matrices of heads, all like `w`, are multiplied with: float32, but where they lie in
+// blocks along their input, which meet integers of activations.
+kernels::Rows MlaAttention::HeadInput(const WeightView& w, const float* x, int64_t rows,
+                                      int64_t width) {
+  const bool blocks = IsBlocked(w.dtype) && w.layout == WeightLayout::kOutIn;
+  return blocks ? head_in_.From(context_, x, rows, width) : kernels::Rows{x, DType::kF32, width};
+}
+
 void MlaAttention::Absorb(const MlaWeights& weights, const RowSpan& rows) {
   const int64_t q_width = heads_ * (nope_ + rope_), head_width = latent_dim_ + rope_;
   float* q = q_.as<float>();
@@ -95,9 +103,10 @@ void MlaAttention::Absorb(const MlaWeights& weights, const RowSpan& rows) {
       }
     }
   });
+  const kernels::Rows x = HeadInput(weights.key_up.front(), q, rows.rows, q_width);
   tasks_.clear();
   for (int64_t h = 0; h < heads_; ++h) {
-    tasks_.push_back({.x = {q + h * (nope_ + rope_), DType::kF32, q_width},
+    tasks_.push_back({.x = Columns(x, h * (nope_ + rope_)),
                       .rows = rows.rows,
                       .w = weights.key_up[static_cast<size_t>(h)],
                       .y = query + h * head_width,
@@ -128,9 +137,10 @@ void MlaAttention::Attend(int layer, const RowSpan& rows) {
 void MlaAttention::Output(const MlaWeights& weights, int64_t rows, float* residual) {
   const float* latent = latent_.as<float>();
   float* value = Floats(value_, rows * heads_ * v_dim_);
+  const kernels::Rows x = HeadInput(weights.value_up.front(), latent, rows, heads_ * latent_dim_);
   tasks_.clear();
   for (int64_t h = 0; h < heads_; ++h) {
-    tasks_.push_back({.x = {latent + h * latent_dim_, DType::kF32, heads_ * latent_dim_},
+    tasks_.push_back({.x = Columns(x, h * latent_dim_),
                       .rows = rows,
                       .w = weights.value_up[static_cast<size_t>(h)],
                       .y = value + h * v_dim_,
@@ -138,9 +148,10 @@ void MlaAttention::Output(const MlaWeights& weights, int64_t rows, float* residu
   }
   context_.compute.MatMul(tasks_);
 
-  const kernels::Rows x = value_in_.From(context_, value, rows, heads_ * v_dim_);
+  const kernels::Rows values = value_in_.From(context_, value, rows, heads_ * v_dim_);
   float* out = Floats(out_, rows * hidden_);
-  context_.compute.MatMul({.x = x, .rows = rows, .w = weights.o, .y = out, .y_stride = hidden_});
+  context_.compute.MatMul(
+      {.x = values, .rows = rows, .w = weights.o, .y = out, .y_stride = hidden_});
   AddRows(context_.compute, residual, out, rows, hidden_);
 }
 

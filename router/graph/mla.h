@@ -23,6 +23,7 @@ class MlaAttention : public Attention {
   void WriteCache(int layer, const MlaWeights& weights, const RowSpan& rows);
   // query_ [rows, heads, latent + rope] from q_.
   void Absorb(const MlaWeights& weights, const RowSpan& rows);
+  kernels::Rows HeadInput(const WeightView& w, const float* x, int64_t rows, int64_t width);
   // latent_ [rows, heads, latent].
   void Attend(int layer, const RowSpan& rows);
   void Output(const MlaWeights& weights, int64_t rows, float* residual);
@@ -31,7 +32,7 @@ class MlaAttention : public Attention {
   const AttentionSpec& spec_;
   const int64_t hidden_, heads_, nope_, rope_, latent_dim_, v_dim_;
   std::vector<kernels::MatMulTask> tasks_;
-  InputRows x_, q_a_norm_, value_in_;
+  InputRows x_, q_a_norm_, head_in_, value_in_;
   AlignedBuffer q_a_, q_, kv_, query_, latent_, value_, out_;
 };
 

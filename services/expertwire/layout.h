@@ -12,7 +12,7 @@
 namespace switchyard::expertwire {
 
 // Changes whenever the order or the rounding of the sum does; part of the numerics id.
-inline constexpr int kReductionTreeVersion = 1;
+inline constexpr int kReductionTreeVersion = 2;
 
 // Payloads start, and fp32 rows after sums start, at multiples of this.
 inline constexpr size_t kAlign = 64;

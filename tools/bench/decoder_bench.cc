@@ -1,5 +1,6 @@
-// decoder_bench MODEL_DIR [THREADS [ISA]]: tokens a second of the forward pass alone, with experts
-// computed in place: no engine, no sampling, no wire. Each figure is the best of several rounds.
+// decoder_bench MODEL_DIR [THREADS [ISA [1|32|prefill]]]: tokens a second of the forward pass
+// alone, with experts computed in place: no engine, no sampling, no wire. Each figure is the best
+// of several rounds.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -76,7 +77,7 @@ double PrefillRate(const LoadedModel& model, const HarnessOptions& options, int 
 
 int Run(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: decoder_bench MODEL_DIR [THREADS [ISA]]\n");
+    std::fprintf(stderr, "usage: decoder_bench MODEL_DIR [THREADS [ISA [1|32|prefill]]]\n");
     return 2;
   }
   const LoadedModel model(argv[1]);
@@ -90,9 +91,16 @@ int Run(int argc, char** argv) {
                                   .threads = argc > 2 ? std::max(1, std::atoi(argv[2])) : 2};
   std::printf("%s, %d threads, bfloat16\n", std::string(kernels::Name(options.isa)).c_str(),
               options.threads);
-  std::printf("decode, 1 stream    %9.0f tokens/s\n", DecodeRate(model, options, 1, 100));
-  std::printf("decode, 32 streams  %9.0f tokens/s\n", DecodeRate(model, options, 32, 30));
-  std::printf("prefill of 512      %9.0f tokens/s\n", PrefillRate(model, options, 512));
+  const std::string only = argc > 4 ? argv[4] : "";
+  if (only.empty() || only == "1") {
+    std::printf("decode, 1 stream    %9.1f tokens/s\n", DecodeRate(model, options, 1, 60));
+  }
+  if (only.empty() || only == "32") {
+    std::printf("decode, 32 streams  %9.1f tokens/s\n", DecodeRate(model, options, 32, 20));
+  }
+  if (only.empty() || only == "prefill") {
+    std::printf("prefill of 512      %9.1f tokens/s\n", PrefillRate(model, options, 512));
+  }
   return 0;
 }
 
