@@ -10,6 +10,9 @@ void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
     SY_CHECK(bytes.ok());
     options->kv_bytes = *bytes;
   }
+  if (knobs.kv_dtype() == "bfloat16") options->kv_dtype = DType::kBF16;
+  if (knobs.kv_dtype() == "int8") options->kv_dtype = DType::kI8;
+  if (knobs.kv_dtype() == "fp8") options->kv_dtype = DType::kF8E4M3;
   options->max_model_len = knobs.max_model_len();
   options->max_batch_tokens = knobs.max_batch_tokens();
   options->max_running = knobs.max_running();

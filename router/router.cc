@@ -54,21 +54,26 @@ absl::Status CheckBackbone(const OpenedModel& model) {
   return checkpoint::CheckWeights(*model.source, ranges, std::ref(progress));
 }
 
+DType KvDType(const RouterOptions& options) { return options.kv_dtype.value_or(options.dtype); }
+
 absl::StatusOr<KvPlan> PlanMemory(const RouterOptions& options, const OpenedModel& model,
                                   uint64_t other_weight_bytes) {
   const uint64_t weights = BackboneBytesOf(model).total() + other_weight_bytes;
   const uint64_t available = AvailableMemoryBytes();
-  SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, options.dtype,
+  const DType kv_dtype = KvDType(options);
+  SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, kv_dtype,
                                                 {.kv_bytes = options.kv_bytes,
                                                  .max_model_len = options.max_model_len,
                                                  .weight_bytes = weights,
                                                  .available_bytes = available}));
   log::Info(
-      "{} of weights, {} of KV cache ({}): {} tokens, up to {} a sequence; {} of memory available",
+      "{} of weights, {} of KV cache ({}): {} tokens of {} in {}, up to {} a sequence; {} of "
+      "memory available",
       config::FormatBytes(static_cast<int64_t>(weights)), config::FormatBytes(plan.bytes),
       options.kv_bytes > 0 ? "--kv-memory" : "half of what is free; --kv-memory changes it",
-      plan.blocks * kBlockTokens, plan.max_model_len,
-      config::FormatBytes(static_cast<int64_t>(available)));
+      plan.blocks * kBlockTokens,
+      config::FormatBytes(static_cast<int64_t>(KvBytesPerToken(model.spec, kv_dtype))),
+      Name(kv_dtype), plan.max_model_len, config::FormatBytes(static_cast<int64_t>(available)));
   return plan;
 }
 
@@ -147,6 +152,9 @@ class Router::Impl {
  private:
   void Watch();
   void Look();
+  // What tokens depend on: the id that workers share and, where it is not the activations', the
+  // dtype of the KV cache, which is this router's alone.
+  std::string NumericsName() const;
   // Whether a worker of another arithmetic class serves this router.
   bool Mixed() const;
 
@@ -205,7 +213,8 @@ absl::Status Router::Impl::Load() {
   log::Info("{}: {} layers, {} experts a MoE layer; {} on {}, {} threads", model_.spec.architecture,
             model_.spec.num_layers(), model_.spec.experts.count, Name(options_.dtype),
             kernels::Name(isa), pool->threads());
-  SY_ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(model_.spec, options_.dtype, plan_.blocks));
+  SY_ASSIGN_OR_RETURN(KvStorage kv,
+                      KvStorage::Create(model_.spec, KvDType(options_), plan_.blocks));
   kv_ = std::make_unique<KvStorage>(std::move(kv));
   numerics_ = {.model_fingerprint = model_.fingerprint,
                .activations = options_.dtype,
@@ -241,6 +250,13 @@ absl::Status Router::Impl::Connect() {
   return absl::OkStatus();
 }
 
+std::string Router::Impl::NumericsName() const {
+  const DType kv_dtype = KvDType(options_);
+  std::string name = expertwire::NumericsId(numerics_);
+  if (kv_dtype != options_.dtype) name += fmt::format("+kv-{}", Name(kv_dtype));
+  return name;
+}
+
 absl::Status Router::Impl::Serve() {
   telemetry::Metrics& metrics = shared_.metrics != nullptr ? *shared_.metrics : own_metrics_;
   metrics_ = std::make_unique<RouterMetrics>(metrics, options_.expert_metrics);
@@ -260,7 +276,7 @@ absl::Status Router::Impl::Serve() {
   hello.set_router_id(options_.router_id);
   SY_ASSIGN_OR_RETURN(*hello.mutable_text_fingerprint(), TextFingerprint(options_.model_dir));
   hello.set_model_fingerprint(model_.fingerprint);
-  hello.set_numerics_id(expertwire::NumericsId(numerics_));
+  hello.set_numerics_id(NumericsName());
   hello.set_max_model_len(plan_.max_model_len);
   hello.set_vocab(model_.spec.vocab);
   hello.set_top_k(model_.spec.gate.top_k);
@@ -314,7 +330,7 @@ void Router::Impl::Look() {
   if (told_ && generations == generations_) return;
   generations_ = std::move(generations);
   // Rows of another arithmetic class make another text: responses must not look like our own.
-  service_->SetNumericsId(expertwire::NumericsId(numerics_) + (Mixed() ? "+mixed" : ""));
+  service_->SetNumericsId(NumericsName() + (Mixed() ? "+mixed" : ""));
   std::string missing = dispatcher_->Missing();
   if (told_ && missing == missing_) return;
   missing_ = std::move(missing);

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,12 +32,13 @@ namespace switchyard::router {
 struct RouterOptions {
   std::string router_id = "router";  // names this side in refusals and logs
   std::string model_dir;
-  DType dtype = DType::kBF16;  // of activations, wire and KV: kBF16 or kF32
+  DType dtype = DType::kBF16;  // of activations and wire: kBF16 or kF32
   bool weight_check = true;    // looks for NaN and infinity in its weights; reads them all
   std::string isa = "auto";
-  int threads = 0;        // of its own pool; 0: one a core; not used with a shared pool
-  int64_t kv_bytes = 0;   // 0: half of what is free after loading
-  int max_model_len = 0;  // 0: what model and KV allow
+  int threads = 0;                // of its own pool; 0: one a core; not used with a shared pool
+  std::optional<DType> kv_dtype;  // kBF16, kI8 or kF8E4M3; none: dtype
+  int64_t kv_bytes = 0;           // 0: half of what is free after loading
+  int max_model_len = 0;          // 0: what model and KV allow
   int max_batch_tokens = 2048;
   int max_running = 256;
   int max_queue = 1024;

@@ -24,11 +24,4 @@ class Attention {
 // The kind that the spec names. `context` outlives the result.
 std::unique_ptr<Attention> MakeAttention(const GraphContext& context);
 
-// Where the token at `position` of the sequence with this block table lies in a layer's cache.
-inline std::byte* KvRecord(KvStorage& kv, std::byte* layer, const int32_t* block_table,
-                           int32_t position, int64_t record_elements) {
-  return layer + block_table[position / kBlockTokens] * kv.block_stride_bytes() +
-         (position % kBlockTokens) * record_elements * static_cast<int64_t>(SizeOf(kv.dtype()));
-}
-
 }  // namespace switchyard::router

@@ -19,7 +19,7 @@ struct GraphContext {
   const kernels::Compute& compute;
   const RopeTable& rope;  // reserved up to the largest position of the step
   KvStorage& kv;
-  DType dtype;  // of GEMM inputs, wire rows and KV: kF32 or kBF16
+  DType dtype;  // of GEMM inputs and wire rows: kF32 or kBF16
 };
 
 // Consecutive rows of a step.

@@ -39,7 +39,6 @@ Decoder::Decoder(const DecoderOptions& options, const ModelSpec& spec, const Rou
       dense_(context_),
       head_(context_) {
   SY_CHECK(options.Validate().ok());
-  SY_CHECK(kv.dtype() == options.dtype);
 }
 
 void Decoder::Start(const StepBatch& batch) {

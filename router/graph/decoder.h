@@ -10,9 +10,9 @@
 // two micro-batches the attention of one runs while the rows of the other are at the experts. A
 // row's numbers depend on its own sequence alone, so the split changes no bit.
 //
-// In bfloat16 mode the residual stream, norms, gate, softmax and logits are fp32; GEMM inputs, wire
-// rows and KV are bf16. In float32 mode everything is fp32. Scratch memory grows to the largest
-// step seen and is kept: a steady state allocates nothing.
+// In bfloat16 mode the residual stream, norms, gate, softmax and logits are fp32; GEMM inputs and
+// wire rows are bf16. In float32 mode everything is fp32. KV is what its storage says. Scratch
+// memory grows to the largest step seen and is kept: a steady state allocates nothing.
 //
 // Driven by the engine thread alone.
 #pragma once
@@ -33,7 +33,7 @@
 namespace switchyard::router {
 
 struct DecoderOptions {
-  // Of GEMM inputs, wire rows and KV: kBF16 or kF32. The KV storage must have the same.
+  // Of GEMM inputs and wire rows: kBF16 or kF32. The KV storage has its own.
   DType dtype = DType::kBF16;
   // Positions that a sequence may have; 0: the model's max_position.
   int64_t max_positions = 0;

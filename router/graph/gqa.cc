@@ -80,7 +80,8 @@ void GqaAttention::FinishRows(int layer, const RowSpan& rows) {
   const bool interleaved = spec_.rope.layout == RopeLayout::kInterleaved;
   float* q = q_.as<float>();
   float* kv = kv_.as<float>();
-  std::byte* base = context_.kv.layer(layer);
+  const DType kv_dtype = context_.kv.dtype();
+  const int64_t vector_bytes = KvVectorBytes(kv_dtype, dim);
   const auto clip = [limit = spec_.clip_qkv](float* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = x[i] > limit ? limit : (x[i] < -limit ? -limit : x[i]);
   };
@@ -97,8 +98,10 @@ void GqaAttention::FinishRows(int layer, const RowSpan& rows) {
       const float* sin = context_.rope.Sin(position);
       kernels::ApplyRope(q_row, spec_.heads, dim, spec_.rope.dim, interleaved, cos, sin);
       kernels::ApplyRope(kv_row, spec_.kv_heads, dim, spec_.rope.dim, interleaved, cos, sin);
-      kernels::Convert(kv_row, record, context_.kv.dtype(),
-                       KvRecord(context_.kv, base, rows.block_tables[r], position, record));
+      std::byte* out = context_.kv.Record(layer, rows.block_tables[r], position);
+      for (int64_t v = 0; v < 2 * spec_.kv_heads; ++v) {
+        kernels::StoreKv(kv_row + v * dim, dim, kv_dtype, out + v * vector_bytes);
+      }
     }
   });
 }

@@ -14,7 +14,7 @@ class GqaAttention : public Attention {
 
  private:
   void RunTile(int layer, const LayerWeights& weights, const RowSpan& rows, float* residual);
-  // q_ [rows, heads, dim]; kv_ [rows, kv_heads of k then of v, dim], which is a cache record.
+  // q_ [rows, heads, dim]; kv_ [rows, kv_heads of k then of v, dim], the vectors of a cache record.
   void Project(const LayerWeights& weights, int64_t rows, const float* residual);
   void Norm(const GqaWeights& weights, int64_t rows);
   // Clamps, rotates, writes the records.

@@ -64,7 +64,6 @@ void MlaAttention::WriteCache(int layer, const MlaWeights& weights, const RowSpa
   float* kv = kv_.as<float>();
   context_.compute.RmsNorm(kv, width, rows.rows, latent_dim_, weights.kv_a_norm,
                            spec_.lora_norm_eps, {kv, DType::kF32, width});
-  std::byte* base = context_.kv.layer(layer);
   ForRows(context_.compute, rows.rows, width, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int32_t position = rows.positions[r];
@@ -72,8 +71,8 @@ void MlaAttention::WriteCache(int layer, const MlaWeights& weights, const RowSpa
       kernels::ApplyRope(row + latent_dim_, 1, rope_, static_cast<int>(rope_),
                          spec_.rope.layout == RopeLayout::kInterleaved, context_.rope.Cos(position),
                          context_.rope.Sin(position));
-      kernels::Convert(row, width, context_.kv.dtype(),
-                       KvRecord(context_.kv, base, rows.block_tables[r], position, width));
+      kernels::StoreKv(row, width, context_.kv.dtype(),
+                       context_.kv.Record(layer, rows.block_tables[r], position));
     }
   });
 }

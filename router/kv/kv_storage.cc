@@ -8,6 +8,7 @@
 
 #include "services/base/check.h"
 #include "services/base/status.h"
+#include "services/model/memory_plan.h"
 
 namespace switchyard::router {
 namespace {
@@ -16,25 +17,17 @@ namespace {
 constexpr int64_t kBlockAlignment = 64;
 
 int64_t BlockStrideBytes(const ModelSpec& spec, DType dtype) {
-  const int64_t bytes =
-      KvStorage::RecordSize(spec) * kBlockTokens * static_cast<int64_t>(SizeOf(dtype));
+  const int64_t bytes = KvRecordBytes(spec, dtype) * kBlockTokens;
   return (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
 }
 
 }  // namespace
-
-int64_t KvStorage::RecordSize(const ModelSpec& spec) {
-  const AttentionSpec& a = spec.attention;
-  if (a.kind == AttentionKind::kMla) return int64_t{a.kv_lora_rank} + a.qk_rope_head_dim;
-  return int64_t{2} * a.kv_heads * a.head_dim;
-}
 
 int64_t KvStorage::BlockBytes(const ModelSpec& spec, DType dtype) {
   return BlockStrideBytes(spec, dtype) * spec.num_layers();
 }
 
 absl::StatusOr<KvStorage> KvStorage::Create(const ModelSpec& spec, DType dtype, int64_t blocks) {
-  SY_CHECK(dtype == DType::kBF16 || dtype == DType::kF32);
   if (blocks <= 0) return InvalidArgument("KV cache of {} blocks; at least 1 is needed", blocks);
   int64_t bytes = 0;
   if (__builtin_mul_overflow(BlockBytes(spec, dtype), blocks, &bytes)) {
@@ -52,6 +45,7 @@ absl::StatusOr<KvStorage> KvStorage::Create(const ModelSpec& spec, DType dtype, 
   storage.base_ = static_cast<std::byte*>(base);
   storage.bytes_ = static_cast<size_t>(bytes);
   storage.block_stride_bytes_ = BlockStrideBytes(spec, dtype);
+  storage.record_bytes_ = KvRecordBytes(spec, dtype);
   storage.layer_bytes_ = storage.block_stride_bytes_ * blocks;
   storage.blocks_ = blocks;
   storage.dtype_ = dtype;
@@ -79,6 +73,7 @@ KvStorage& KvStorage::operator=(KvStorage&& other) noexcept {
   bytes_ = std::exchange(other.bytes_, 0);
   layer_bytes_ = std::exchange(other.layer_bytes_, 0);
   block_stride_bytes_ = std::exchange(other.block_stride_bytes_, 0);
+  record_bytes_ = std::exchange(other.record_bytes_, 0);
   blocks_ = std::exchange(other.blocks_, 0);
   dtype_ = other.dtype_;
   return *this;

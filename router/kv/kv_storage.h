@@ -1,6 +1,6 @@
 // The memory of the paged KV cache: for each layer an array of blocks of kBlockTokens tokens. Who
-// owns which block is block_pool.h's matter. MLA caches [latent | k_rope] a token, GQA all keys
-// then all values. Pages are touched first when a block is written.
+// owns which block is block_pool.h's matter. A token's record is KvRecordBytes of
+// services/model/memory_plan.h. Pages are touched first when a block is written.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ inline constexpr int kBlockTokens = 32;
 
 class KvStorage {
  public:
-  // RESOURCE_EXHAUSTED if the address range cannot be had.
+  // dtype: kF32, kBF16, kI8 or kF8E4M3. RESOURCE_EXHAUSTED if the address range cannot be had.
   static absl::StatusOr<KvStorage> Create(const ModelSpec& spec, DType dtype, int64_t blocks);
   ~KvStorage();
   KvStorage(KvStorage&&) noexcept;
@@ -26,13 +26,16 @@ class KvStorage {
 
   // Bytes of one block over all layers.
   static int64_t BlockBytes(const ModelSpec& spec, DType dtype);
-  // Elements that one layer keeps a token.
-  static int64_t RecordSize(const ModelSpec& spec);
 
   DType dtype() const { return dtype_; }
   int64_t blocks() const { return blocks_; }
   std::byte* layer(int layer) { return base_ + layer * layer_bytes_; }
   int64_t block_stride_bytes() const { return block_stride_bytes_; }
+  // Where the token at `position` of the sequence with this block table lies.
+  std::byte* Record(int layer, const int32_t* block_table, int32_t position) {
+    return this->layer(layer) + block_table[position / kBlockTokens] * block_stride_bytes_ +
+           position % kBlockTokens * record_bytes_;
+  }
   // In every layer.
   void CopyBlock(int32_t from, int32_t to);
 
@@ -40,7 +43,7 @@ class KvStorage {
   KvStorage() = default;
   std::byte* base_ = nullptr;
   size_t bytes_ = 0;
-  int64_t layer_bytes_ = 0, block_stride_bytes_ = 0, blocks_ = 0;
+  int64_t layer_bytes_ = 0, block_stride_bytes_ = 0, record_bytes_ = 0, blocks_ = 0;
   DType dtype_ = DType::kBF16;
 };
 

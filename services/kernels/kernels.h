@@ -42,6 +42,7 @@
 // functions at the end by any.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -51,6 +52,7 @@
 #include "absl/status/statusor.h"
 #include "services/kernels/thread_pool.h"
 #include "services/tensor/dtype.h"
+#include "services/tensor/kv_vector.h"
 #include "services/tensor/view.h"
 
 namespace switchyard::kernels {
@@ -92,12 +94,14 @@ struct MatMulTask {
 //
 // The cache of one layer is an array of blocks of `block_tokens` tokens; position p of a sequence
 // lies in block table[p / block_tokens], slot p % block_tokens. A token's record is `kv_heads` keys
-// of key_dim, then (unless values_in_key) `kv_heads` values of value_dim. For MLA the record is
-// [latent | k_rope] with kv_heads = 1, and the value is the first value_dim columns of the key.
+// of key_dim, then (unless values_in_key) `kv_heads` values of value_dim, each a vector as
+// services/tensor/kv_vector.h lays it out. For MLA the record is [latent | k_rope] with
+// kv_heads = 1, and the value is the first value_dim columns of the key.
 // Keys are visited in ascending blocks at absolute multiples of block_tokens; a block that is
 // entirely masked is skipped, which changes nothing. Query i sees key j iff j <= i and, with a
 // window, i - j < window. A score is the 16-lane dot of q and k, times scale; the sum of values is
-// a fused chain over keys ascending; a sink joins the denominator last. Slots of masked positions
+// a fused chain over keys ascending; a sink joins the denominator last. Quantised numbers are
+// multiplied by their scale first, in float32. Slots of masked positions
 // are never used, so they may hold anything. Consecutive rows that name the same block table are
 // computed together (it is only faster).
 struct AttentionTask {
@@ -107,7 +111,7 @@ struct AttentionTask {
   const int32_t* positions = nullptr;            // [rows]: absolute position of each query
   const int32_t* const* block_tables = nullptr;  // [rows]: block table of the row's sequence
   const std::byte* cache = nullptr;              // block 0 of this layer
-  DType cache_dtype = DType::kBF16;              // kBF16 or kF32
+  DType cache_dtype = DType::kBF16;              // kBF16, kF32, kI8 or kF8E4M3
   int64_t block_stride_bytes = 0;
   int block_tokens = 0;
   int heads = 0, kv_heads = 0;
@@ -176,6 +180,9 @@ void AddScaled(float* acc, const float* x, float w, int64_t n);
 void Add(float* acc, const float* x, int64_t n);
 // Rounds to nearest even (bf16, f16) or copies (f32).
 void Convert(const float* x, int64_t n, DType to, void* out);
+// A vector into the KV cache: KvVectorBytes(to, dim) bytes, whose layout is
+// services/tensor/kv_vector.h.
+void StoreKv(const float* x, int64_t dim, DType to, std::byte* out);
 // `from` may be blocked, n then whole blocks.
 void ConvertToFloat(const void* x, DType from, int64_t n, float* out);
 // A stored row of weights, quantised or not.

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "services/kernels/kv_vector.h"
 #include "services/kernels/ops.h"
 #include "services/kernels/scalar_math.h"
 
@@ -189,16 +190,17 @@ Visible VisibleKeys(const AttentionTask& task, int64_t row) {
 
 void AttendBlock(const AttentionTask& task, const float* q, const std::byte* block, int kv_head,
                  int first, int last, float* scores, Online& state) {
-  const int64_t values_at = int64_t{task.kv_heads} * task.key_dim;
-  const int64_t record =
-      values_at + (task.values_in_key ? 0 : int64_t{task.kv_heads} * task.value_dim);
+  const int64_t key_bytes = KvVectorBytes(task.cache_dtype, task.key_dim);
+  const int64_t value_bytes = KvVectorBytes(task.cache_dtype, task.value_dim);
+  const int64_t values_at = task.kv_heads * key_bytes;
+  const int64_t record = values_at + (task.values_in_key ? 0 : task.kv_heads * value_bytes);
   float max = -std::numeric_limits<float>::infinity();
   for (int j = first; j < last; ++j) {
-    const int64_t key = j * record + int64_t{kv_head} * task.key_dim;
+    const std::byte* key = block + j * record + kv_head * key_bytes;
     scores[j - first] =
         task.scale * Dot(
                          task.key_dim, [&](int64_t k) { return q[k]; },
-                         [&](int64_t k) { return Load(block, task.cache_dtype, key + k); });
+                         [&](int64_t k) { return LoadKv(key, task.cache_dtype, task.key_dim, k); });
     max = Max(scores[j - first], max);
   }
   state.RaiseMax(max);
@@ -206,12 +208,14 @@ void AttendBlock(const AttentionTask& task, const float* q, const std::byte* blo
   Lanes sums{};
   for (int j = first; j < last; ++j) {
     const float p = ExpScalar(scores[j - first] - base);
-    const int64_t value =
-        j * record + (task.values_in_key ? int64_t{kv_head} * task.key_dim
-                                         : values_at + int64_t{kv_head} * task.value_dim);
+    const std::byte* value =
+        block + j * record +
+        (task.values_in_key ? kv_head * key_bytes : values_at + kv_head * value_bytes);
+    const int64_t vector_dim = task.values_in_key ? task.key_dim : task.value_dim;
     sums[(j - first) % kLanes] += p;
     for (int64_t d = 0; d < task.value_dim; ++d) {
-      state.values[d] = std::fma(p, Load(block, task.cache_dtype, value + d), state.values[d]);
+      state.values[d] =
+          std::fma(p, LoadKv(value, task.cache_dtype, vector_dim, d), state.values[d]);
     }
   }
   state.sum += Fold(sums);

@@ -2,6 +2,7 @@
 
 #include "services/base/status.h"
 #include "services/model/tensor_names.h"
+#include "services/tensor/kv_vector.h"
 
 namespace switchyard {
 namespace {
@@ -71,11 +72,15 @@ ParameterCount CountParameters(const ModelSpec& spec) {
   return out;
 }
 
-uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype) {
+int64_t KvRecordBytes(const ModelSpec& spec, DType kv_dtype) {
   const AttentionSpec& a = spec.attention;
-  const int64_t width = a.kind == AttentionKind::kMla ? int64_t{a.kv_lora_rank} + a.qk_rope_head_dim
-                                                      : int64_t{2} * a.kv_heads * a.head_dim;
-  return static_cast<uint64_t>(width) * spec.layers.size() * SizeOf(kv_dtype);
+  return a.kind == AttentionKind::kMla
+             ? KvVectorBytes(kv_dtype, int64_t{a.kv_lora_rank} + a.qk_rope_head_dim)
+             : 2 * a.kv_heads * KvVectorBytes(kv_dtype, a.head_dim);
+}
+
+uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype) {
+  return static_cast<uint64_t>(KvRecordBytes(spec, kv_dtype)) * spec.layers.size();
 }
 
 absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t available_bytes) {

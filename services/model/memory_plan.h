@@ -42,8 +42,10 @@ struct ParameterCount {
 };
 ParameterCount CountParameters(const ModelSpec& spec);
 
-// KV cache of one token in all layers: MLA keeps the latent and the rotated key once, GQA keys and
-// values of each KV head.
+// What one layer keeps of a token: MLA the vector [latent | rotated key], GQA a key of each KV
+// head, then a value of each; laid out as services/tensor/kv_vector.h says.
+int64_t KvRecordBytes(const ModelSpec& spec, DType kv_dtype);
+// KV cache of one token in all layers.
 uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype);
 
 // RESOURCE_EXHAUSTED with both numbers unless weights and KV fit in what is available.

@@ -77,4 +77,12 @@ struct f16 {
 float ToFloat(f16 x);
 f16 ToF16(float x);
 
+// OCP's FP8 E4M3: bias 7, up to 448, no infinities, 0x7f and 0xff NaN. Conversion from float rounds
+// to nearest even; what is beyond 448 becomes 448.
+struct f8e4m3 {
+  uint8_t bits;
+};
+float ToFloat(f8e4m3 x);
+f8e4m3 ToF8E4M3(float x);
+
 }  // namespace switchyard

@@ -63,3 +63,21 @@ def test_however_the_experts_are_placed(alone, parts):
 def test_however_the_rows_travel(alone):
     with processes.Cluster(("0/2", "1/2"), router_args=("--no-shared-memory",)) as cluster:
         assert beside_others(cluster.url) == alone
+
+
+def test_with_a_kv_cache_of_bytes():
+    """Other tokens than with bf16, but the same ones in any company."""
+    with processes.serve("--kv-dtype", "int8") as server:
+        url = server.fact("http")
+        processes.wait_ready(url)
+        alone = [ask(url, body) for body in (*PROBES, LONG)]
+        assert beside_others(url) == alone
+        answer = requests.post(url + "/v1/completions", json={"prompt": [5], "max_tokens": 1}, timeout=60).json()
+        assert answer["system_fingerprint"].endswith("+kv-int8")
+    with processes.serve("--kv-dtype", "int8", "--kv-memory", "600KiB", "--max-model-len", 1024, "--max-batch-tokens", 17) as server:
+        url = server.fact("http")
+        processes.wait_ready(url)
+        assert beside_others(url) == alone
+        preempted = [line for line in requests.get(url + "/metrics", timeout=10).text.splitlines()
+                     if line.startswith("switchyard_router_preemptions_total")]
+        assert preempted and float(preempted[0].rsplit(" ", 1)[1]) > 0, "the test must reach preemption"

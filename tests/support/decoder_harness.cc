@@ -22,8 +22,9 @@ T OrDie(absl::StatusOr<T> value, const std::string& what) {
 }
 
 router::KvStorage PoisonedKv(const ModelSpec& spec, const HarnessOptions& options) {
-  router::KvStorage kv =
-      OrDie(router::KvStorage::Create(spec, options.dtype, options.kv_blocks), "KV storage");
+  router::KvStorage kv = OrDie(
+      router::KvStorage::Create(spec, options.kv_dtype.value_or(options.dtype), options.kv_blocks),
+      "KV storage");
   const size_t layer_bytes = static_cast<size_t>(kv.blocks() * kv.block_stride_bytes());
   for (int layer = 0; layer < spec.num_layers(); ++layer) {
     std::memset(kv.layer(layer), 0xff, layer_bytes);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ std::vector<kernels::Isa> WidestOfEachClass(DType dtype);
 
 struct HarnessOptions {
   DType dtype = DType::kF32;
+  std::optional<DType> kv_dtype;  // none: dtype
   kernels::Isa isa = kernels::SupportedIsas().back();
   int threads = 1;
   int micro_batches = 1;

@@ -82,15 +82,17 @@ struct AttentionShape {
   int64_t rows, history;
   int heads, kv_heads, key_dim, value_dim;
   bool mla;
+  DType cache = DType::kBF16;
 };
 
 void Attention(benchmark::State& state, Isa isa, int threads, const AttentionShape& s) {
   constexpr int kBlockTokens = 32;
   ThreadPool pool(threads);
   const Compute compute(isa, pool);
-  const int64_t record = s.kv_heads * (s.key_dim + (s.mla ? 0 : s.value_dim));
+  const int64_t record = s.kv_heads * (KvVectorBytes(s.cache, s.key_dim) +
+                                       (s.mla ? 0 : KvVectorBytes(s.cache, s.value_dim)));
   const int64_t length = s.history + s.rows, blocks = length / kBlockTokens + 1;
-  const AlignedBuffer cache = Filled(blocks * kBlockTokens * record, DType::kBF16);
+  const AlignedBuffer cache = Filled(blocks * kBlockTokens * record / 2, DType::kBF16);
   const AlignedBuffer q = Filled(s.rows * s.heads * s.key_dim, DType::kF32);
   AlignedBuffer out(static_cast<size_t>(s.rows * s.heads * s.value_dim) * sizeof(float));
   std::vector<int32_t> table, positions;
@@ -103,7 +105,8 @@ void Attention(benchmark::State& state, Isa isa, int threads, const AttentionSha
                               .positions = positions.data(),
                               .block_tables = tables.data(),
                               .cache = cache.data(),
-                              .block_stride_bytes = kBlockTokens * record * 2,
+                              .cache_dtype = s.cache,
+                              .block_stride_bytes = kBlockTokens * record,
                               .block_tokens = kBlockTokens,
                               .heads = s.heads,
                               .kv_heads = s.kv_heads,
@@ -120,8 +123,8 @@ void Attention(benchmark::State& state, Isa isa, int threads, const AttentionSha
   const double calls = static_cast<double>(state.iterations());
   state.counters["GFLOP/s"] =
       benchmark::Counter(2 * calls * macs / 1e9, benchmark::Counter::kIsRate);
-  state.counters["GB/s"] = benchmark::Counter(
-      calls * static_cast<double>(length * record * 2) / 1e9, benchmark::Counter::kIsRate);
+  state.counters["GB/s"] = benchmark::Counter(calls * static_cast<double>(length * record) / 1e9,
+                                              benchmark::Counter::kIsRate);
 }
 
 void RmsNorm(benchmark::State& state, Isa isa, int64_t rows, int64_t dim) {
@@ -198,6 +201,10 @@ constexpr NamedAttention kAttentions[] = {
     {"gqa32/4 decode 1x4096", {1, 4096, 32, 4, 128, 128, false}},
     {"gqa32/4 prefill 512", {512, 0, 32, 4, 128, 128, false}},
     {"mha16 prefill 512", {512, 0, 16, 16, 64, 64, false}},
+    {"mla16 decode 1x1024 int8", {1, 1024, 16, 1, 576, 512, true, DType::kI8}},
+    {"mla16 decode 1x1024 fp8", {1, 1024, 16, 1, 576, 512, true, DType::kF8E4M3}},
+    {"gqa32/4 decode 1x4096 int8", {1, 4096, 32, 4, 128, 128, false, DType::kI8}},
+    {"gqa32/4 decode 1x4096 fp8", {1, 4096, 32, 4, 128, 128, false, DType::kF8E4M3}},
 };
 
 void RegisterAll() {

@@ -83,7 +83,9 @@ Json MemoryJson(const ModelSpec& spec, const checkpoint::TensorSource& source) {
           {"experts", BytesJson(ExpertBytes(spec, all, stored))},
           {"one_expert_in_all_layers", ExpertBytes(spec, one, stored).total()},
           {"kv_per_token_bfloat16", KvBytesPerToken(spec, DType::kBF16)},
-          {"kv_per_token_float32", KvBytesPerToken(spec, DType::kF32)}};
+          {"kv_per_token_float32", KvBytesPerToken(spec, DType::kF32)},
+          {"kv_per_token_int8", KvBytesPerToken(spec, DType::kI8)},
+          {"kv_per_token_fp8", KvBytesPerToken(spec, DType::kF8E4M3)}};
 }
 
 Json TokenizerJson(const std::string& directory) {
@@ -191,9 +193,10 @@ std::string InspectText(const Json& r) {
   line("router", ByDType(memory["backbone"]));
   line("workers", ByDType(memory["experts"]) + ", one expert in all layers " +
                       Bytes(memory["one_expert_in_all_layers"].get<uint64_t>()));
-  line("KV a token", fmt::format("{} in bfloat16, {} in float32",
+  line("KV a token", fmt::format("{} in bfloat16, {} in float32, {} in int8 and fp8",
                                  Bytes(memory["kv_per_token_bfloat16"].get<uint64_t>()),
-                                 Bytes(memory["kv_per_token_float32"].get<uint64_t>())));
+                                 Bytes(memory["kv_per_token_float32"].get<uint64_t>()),
+                                 Bytes(memory["kv_per_token_int8"].get<uint64_t>())));
   const Json& tokenizer = r["tokenizer"];
   if (tokenizer.contains("error")) {
     line("tokenizer", tokenizer["error"].get<std::string>());

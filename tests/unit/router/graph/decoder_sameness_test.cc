@@ -59,16 +59,18 @@ struct Logits {
 };
 
 class DecoderSamenessTest
-    : public ::testing::TestWithParam<std::tuple<const char*, DType, kernels::Isa>> {
+    : public ::testing::TestWithParam<std::tuple<const char*, DType, DType, kernels::Isa>> {
  protected:
   DecoderSamenessTest()
       : model_(ModelOf(std::get<0>(GetParam()))),
         dtype_(std::get<1>(GetParam())),
-        isa_(std::get<2>(GetParam())),
+        kv_dtype_(std::get<2>(GetParam())),
+        isa_(std::get<3>(GetParam())),
         prompt_(Tokens(model_.spec, 7, 81)) {}
 
   HarnessOptions Options() const {
-    return {.dtype = dtype_, .isa = isa_, .threads = 1, .kv_blocks = kBlocks};
+    return {
+        .dtype = dtype_, .kv_dtype = kv_dtype_, .isa = isa_, .threads = 1, .kv_blocks = kBlocks};
   }
 
   // The prompt alone, cut into chunks of these sizes (the last takes the rest).
@@ -135,7 +137,7 @@ class DecoderSamenessTest
   }
 
   const LoadedModel& model_;
-  const DType dtype_;
+  const DType dtype_, kv_dtype_;
   const kernels::Isa isa_;
   const std::vector<int32_t> prompt_;
   mutable Logits base_;
@@ -207,28 +209,32 @@ TEST_P(DecoderSamenessTest, NanStaysWithItsSequence) {
   ExpectSame(logits, "beside a NaN");
 }
 
-std::vector<std::tuple<const char*, DType, kernels::Isa>> Params() {
-  std::vector<std::tuple<const char*, DType, kernels::Isa>> params;
+std::vector<std::tuple<const char*, DType, DType, kernels::Isa>> Params() {
+  std::vector<std::tuple<const char*, DType, DType, kernels::Isa>> params;
   for (const char* model : kModels) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       for (const kernels::Isa isa : WidestOfEachClass(dtype)) {
-        params.emplace_back(model, dtype, isa);
+        params.emplace_back(model, dtype, dtype, isa);
       }
+    }
+    // Caches of bytes know nothing of the class.
+    for (const DType kv_dtype : {DType::kI8, DType::kF8E4M3}) {
+      params.emplace_back(model, DType::kBF16, kv_dtype, kernels::SupportedIsas().back());
     }
   }
   return params;
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, DecoderSamenessTest, ::testing::ValuesIn(Params()),
-                         [](const auto& info) {
-                           std::string name =
-                               std::string(std::get<0>(info.param)) + "_" +
-                               std::string(kernels::ArithmeticClass(std::get<1>(info.param),
-                                                                    std::get<2>(info.param)));
-                           std::ranges::replace_if(
-                               name, [](unsigned char c) { return !std::isalnum(c); }, '_');
-                           return name;
-                         });
+std::string TestName(const ::testing::TestParamInfo<DecoderSamenessTest::ParamType>& info) {
+  const auto& [model, dtype, kv_dtype, isa] = info.param;
+  std::string name = std::string(model) + "_" + std::string(kernels::ArithmeticClass(dtype, isa));
+  if (kv_dtype != dtype) name += "_" + std::string(Name(kv_dtype));
+  std::ranges::replace_if(
+      name, [](unsigned char c) { return !std::isalnum(c); }, '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, DecoderSamenessTest, ::testing::ValuesIn(Params()), TestName);
 
 }  // namespace
 }  // namespace switchyard::test

@@ -32,9 +32,8 @@ ModelSpec Mla() {
 }
 
 TEST(KvStorageTest, RecordHoldsKeysAndValuesOrTheLatent) {
-  EXPECT_EQ(KvStorage::RecordSize(Gqa()), 2 * 2 * 24);
-  EXPECT_EQ(KvStorage::RecordSize(Mla()), 64 + 16);
   EXPECT_EQ(KvStorage::BlockBytes(Gqa(), DType::kBF16), 3 * 32 * 96 * 2);
+  EXPECT_EQ(KvStorage::BlockBytes(Gqa(), DType::kI8), 3 * 32 * 4 * (24 + 2));
   EXPECT_EQ(KvStorage::BlockBytes(Mla(), DType::kF32), 5 * 32 * 80 * 4);
 }
 
@@ -50,6 +49,17 @@ TEST(KvStorageTest, LayersAndBlocksAreDisjointAndWritable) {
   KvStorage moved = *std::move(storage);
   EXPECT_EQ(*moved.layer(0), std::byte{1});
   EXPECT_EQ(*(moved.layer(4) + 7 * moved.block_stride_bytes() - 1), std::byte{2});
+}
+
+TEST(KvStorageTest, RecordsOfABlockLieBesideEachOther) {
+  auto storage = KvStorage::Create(Mla(), DType::kF8E4M3, 7);
+  ASSERT_TRUE(storage.ok()) << storage.status();
+  const int32_t table[] = {5, 2};
+  const int64_t record = 80 + 3 * 2;
+  EXPECT_EQ(storage->Record(3, table, 31) - storage->layer(3),
+            5 * storage->block_stride_bytes() + 31 * record);
+  EXPECT_EQ(storage->Record(3, table, 33) - storage->layer(3),
+            2 * storage->block_stride_bytes() + record);
 }
 
 TEST(KvStorageTest, ImpossibleSizesAreErrorsWithTheNumbers) {

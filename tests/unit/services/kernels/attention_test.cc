@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "services/kernels/kernels.h"
+#include "services/kernels/kv_vector.h"
 #include "services/kernels/ops.h"
 #include "tests/unit/services/kernels/random_data.h"
 
@@ -28,6 +30,12 @@ constexpr Shape kShapes[] = {
     {5, 1, 576, 512, true, 32, 0, false, DType::kF32},   // MLA at its real width
     {64, 8, 64, 64, false, 16, 20, true, DType::kBF16},  // gpt-oss
     {40, 1, 72, 64, true, 24, 0, false, DType::kBF16},   // more heads than a part holds
+    {8, 2, 128, 128, false, 32, 0, false, DType::kI8},
+    {6, 2, 33, 17, false, 8, 5, true, DType::kI8},  // pieces of one number
+    {5, 1, 576, 512, true, 32, 0, false, DType::kI8},
+    {8, 2, 128, 128, false, 32, 0, false, DType::kF8E4M3},
+    {6, 2, 33, 17, false, 8, 5, true, DType::kF8E4M3},
+    {5, 1, 576, 512, true, 32, 0, false, DType::kF8E4M3},
 };
 
 // Two sequences, each some rows at the end of its history, with scattered blocks. Everything that
@@ -38,17 +46,14 @@ struct Problem {
       : shape(s) {
     const int64_t blocks_a = length_a / s.block_tokens + 1;
     const int64_t blocks = blocks_a + length_b / s.block_tokens + 1;
-    const int64_t record = s.kv_heads * (s.key_dim + (s.values_in_key ? 0 : s.value_dim));
-    const int64_t block_floats = s.block_tokens * record + 7;
     for (int32_t b = 0; b < blocks; ++b) {
       const int32_t scattered = static_cast<int32_t>(blocks) - 1 - b;
       (b < blocks_a ? table_a : table_b).push_back(scattered);
     }
-    cache_values.assign(static_cast<size_t>(blocks * block_floats),
-                        std::numeric_limits<float>::quiet_NaN());
-    Fill(table_a, length_a, rows_a, record, block_floats, seed);
-    Fill(table_b, length_b, rows_b, record, block_floats, seed + 1);
-    cache = Stored(cache_values, s.cache);
+    task.block_stride_bytes = s.block_tokens * RecordBytes() + 28;
+    cache.assign(static_cast<size_t>(blocks * task.block_stride_bytes), std::byte{0xff});
+    Fill(table_a, length_a, rows_a, seed);
+    Fill(table_b, length_b, rows_b, seed + 1);
     const int64_t rows = rows_a + rows_b;
     q = RandomFloats(rows * s.heads * s.key_dim, seed + 2);
     sinks = RandomFloats(s.heads, seed + 3);
@@ -60,7 +65,7 @@ struct Problem {
             .block_tables = tables.data(),
             .cache = cache.data(),
             .cache_dtype = s.cache,
-            .block_stride_bytes = block_floats * static_cast<int64_t>(SizeOf(s.cache)),
+            .block_stride_bytes = task.block_stride_bytes,
             .block_tokens = s.block_tokens,
             .heads = s.heads,
             .kv_heads = s.kv_heads,
@@ -72,15 +77,32 @@ struct Problem {
     if (s.sinks) task.sinks = {reinterpret_cast<std::byte*>(sinks.data()), DType::kF32, s.heads};
   }
 
-  void Fill(const std::vector<int32_t>& table, int64_t length, int64_t rows, int64_t record,
-            int64_t block_floats, uint32_t seed) {
-    const std::vector<float> values = RandomFloats(length * record, seed);
+  int64_t KeyBytes() const { return KvVectorBytes(shape.cache, shape.key_dim); }
+  int64_t ValueBytes() const { return KvVectorBytes(shape.cache, shape.value_dim); }
+  int64_t RecordBytes() const {
+    return shape.kv_heads * (KeyBytes() + (shape.values_in_key ? 0 : ValueBytes()));
+  }
+  const std::byte* Record(const int32_t* table, int64_t position) const {
+    return cache.data() + table[position / shape.block_tokens] * task.block_stride_bytes +
+           position % shape.block_tokens * RecordBytes();
+  }
+
+  void Fill(const std::vector<int32_t>& table, int64_t length, int64_t rows, uint32_t seed) {
+    const int64_t values_of = shape.values_in_key ? 0 : shape.value_dim;
+    const std::vector<float> values =
+        RandomFloats(length * shape.kv_heads * (shape.key_dim + values_of), seed);
+    const float* next = values.data();
     const int64_t oldest =
         shape.window > 0 ? std::max<int64_t>(0, length - rows + 1 - shape.window) : 0;
     for (int64_t p = oldest; p < length; ++p) {
-      const int64_t at = table[static_cast<size_t>(p / shape.block_tokens)] * block_floats +
-                         p % shape.block_tokens * record;
-      std::copy_n(values.begin() + p * record, record, cache_values.begin() + at);
+      std::byte* at = cache.data() + (Record(table.data(), p) - cache.data());
+      for (int h = 0; h < shape.kv_heads; ++h, next += shape.key_dim, at += KeyBytes()) {
+        StoreKv(next, shape.key_dim, shape.cache, at);
+      }
+      if (shape.values_in_key) continue;
+      for (int h = 0; h < shape.kv_heads; ++h, next += shape.value_dim, at += ValueBytes()) {
+        StoreKv(next, shape.value_dim, shape.cache, at);
+      }
     }
   }
   void AddRow(const std::vector<int32_t>& table, int64_t position) {
@@ -107,19 +129,22 @@ struct Problem {
     }
     return out;
   }
-  // Position of column `i` of the record of key j, in cache_values.
-  double Cache(int64_t row, int64_t j, int64_t i) const {
-    const int64_t block = task.block_tables[row][j / shape.block_tokens];
-    const int64_t record =
-        shape.kv_heads * (shape.key_dim + (shape.values_in_key ? 0 : shape.value_dim));
-    return At(cache.data() + block * task.block_stride_bytes, shape.cache,
-              j % shape.block_tokens * record + i);
+  // Column `i` of key or value j, of the KV head.
+  double Key(int64_t row, int64_t j, int kv_head, int64_t i) const {
+    return LoadKv(Record(task.block_tables[row], j) + kv_head * KeyBytes(), shape.cache,
+                  shape.key_dim, i);
+  }
+  double Value(int64_t row, int64_t j, int kv_head, int64_t i) const {
+    if (shape.values_in_key) return Key(row, j, kv_head, i);
+    return LoadKv(
+        Record(task.block_tables[row], j) + shape.kv_heads * KeyBytes() + kv_head * ValueBytes(),
+        shape.cache, shape.value_dim, i);
   }
 
   Shape shape;
   std::vector<int32_t> table_a, table_b, positions;
   std::vector<const int32_t*> tables;
-  std::vector<float> cache_values, q, sinks;
+  std::vector<float> q, sinks;
   std::vector<std::byte> cache;
   AttentionTask task;
 };
@@ -164,14 +189,23 @@ TEST_P(AttentionTest, ARowIsTheSameAlone) {
   }
 }
 
+// All shapes with a short history, and some with a long one.
+std::vector<std::pair<size_t, int64_t>> TruthCases() {
+  std::vector<std::pair<size_t, int64_t>> cases;
+  for (size_t shape = 0; shape < std::size(kShapes); ++shape) cases.emplace_back(shape, 37);
+  for (const size_t shape : {0, 1, 2, 3}) cases.emplace_back(shape, 33000);
+  return cases;
+}
+
 // Weights are exp of scores, so an error of δ in a score is a relative error of δ in a weight:
 // |error| <= (2·max δ + roundings)·max|v|, with δ from the dot product's own bound.
 TEST_P(AttentionTest, IsNearTheTruth) {
   ThreadPool pool(1);
   const Compute compute(GetParam(), pool);
   const double eps = std::numeric_limits<float>::epsilon();
-  for (const Shape& s : kShapes) {
-    Problem p(s, 5, 37, 3, 20, 29);
+  for (const auto& [shape, length] : TruthCases()) {
+    const Shape& s = kShapes[shape];
+    Problem p(s, 5, length, 3, 20, 29);
     const std::vector<float> out = p.Run(compute);
     for (int64_t r = 0; r < p.task.rows; ++r) {
       const int64_t end = p.positions[static_cast<size_t>(r)] + 1;
@@ -186,7 +220,7 @@ TEST_P(AttentionTest, IsNearTheTruth) {
           for (int64_t k = 0; k < s.key_dim; ++k) {
             const double term =
                 double{p.q[static_cast<size_t>((r * s.heads + h) * s.key_dim + k)]} *
-                p.Cache(r, j, kv * s.key_dim + k) * double{p.task.scale};
+                p.Key(r, j, kv, k) * double{p.task.scale};
             score += term;
             norm += std::fabs(term);
           }
@@ -194,8 +228,7 @@ TEST_P(AttentionTest, IsNearTheTruth) {
           const double weight = std::exp(score);
           sum += weight;
           for (int64_t d = 0; d < s.value_dim; ++d) {
-            const double v =
-                p.Cache(r, j, s.values_in_key ? d : s.kv_heads * s.key_dim + kv * s.value_dim + d);
+            const double v = p.Value(r, j, kv, d);
             truth[static_cast<size_t>(d)] += weight * v;
             value_max = std::max(value_max, std::fabs(v));
           }
@@ -236,6 +269,82 @@ TEST_P(AttentionTest, ExtremeScoresFollowTheReference) {
     p.task.scale = scale;
     EXPECT_EQ(FirstDifference(p.Run(compute), p.RunReference(GetParam())), -1) << scale;
   }
+}
+
+// What comes back is within half a step of what was stored; a step is the scale, which is at most a
+// 256th off the largest magnitude's share, of int8 and an eighth of the number's power of two of
+// fp8.
+TEST(KvVectorTest, KeepsNumbersWithinHalfAStep) {
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    for (const int64_t dim : {1, 24, 31, 32, 33, 64, 100, 128, 576}) {
+      for (const float size : {1e-20f, 1.0f, 3e30f}) {
+        std::vector<float> x = RandomFloats(dim, 41, size);
+        x[static_cast<size_t>(dim) / 2] = 0;
+        std::vector<std::byte> kept(static_cast<size_t>(KvVectorBytes(dtype, dim)));
+        StoreKv(x.data(), dim, dtype, kept.data());
+        for (int64_t i = 0; i < dim; ++i) {
+          const int64_t piece = i / kKvPiece * kKvPiece;
+          float max = 0;
+          for (int64_t k = piece; k < std::min(piece + kKvPiece, dim); ++k) {
+            max = std::max(max, std::fabs(x[static_cast<size_t>(k)]));
+          }
+          const float value = x[static_cast<size_t>(i)];
+          const float step =
+              dtype == DType::kI8 ? max / 127 : std::max(std::fabs(value) / 8, max / 448 / 512);
+          // Where the scale was rounded down the largest number is cut off by as much.
+          const float cut = dtype == DType::kI8 ? 0 : std::fabs(value) / 256;
+          EXPECT_LE(std::fabs(LoadKv(kept.data(), dtype, dim, i) - value), step / 2 * 1.005f + cut)
+              << Name(dtype) << " " << dim << " " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(KvVectorTest, IsAFunctionOfEachPieceAlone) {
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    std::vector<float> x = RandomFloats(96, 43), other = x;
+    for (int i = 32; i < 64; ++i) other[static_cast<size_t>(i)] *= 1000;
+    std::vector<std::byte> a(102), b(102);
+    StoreKv(x.data(), 96, dtype, a.data());
+    StoreKv(other.data(), 96, dtype, b.data());
+    for (int64_t i = 0; i < 96; ++i) {
+      const bool same = LoadKv(a.data(), dtype, 96, i) == LoadKv(b.data(), dtype, 96, i);
+      EXPECT_EQ(same, i / 32 != 1) << i;
+    }
+  }
+}
+
+TEST(KvVectorTest, ZerosStayAndWhatIsNotFiniteMakesItsPieceNan) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    for (const float bad : {inf, -inf, std::nanf("")}) {
+      std::vector<float> x(64, 1e-38f);
+      x[40] = bad;
+      std::vector<std::byte> kept(68, std::byte{0xff});
+      StoreKv(x.data(), 64, dtype, kept.data());
+      for (int64_t i = 0; i < 64; ++i) {
+        const float y = LoadKv(kept.data(), dtype, 64, i);
+        EXPECT_TRUE(i < 32 ? y == 0 : std::isnan(y)) << i;
+      }
+    }
+  }
+}
+
+TEST(KvVectorTest, EveryFp8SurvivesARoundTrip) {
+  for (int bits = 0; bits < 256; ++bits) {
+    const float value = ToFloat(f8e4m3{static_cast<uint8_t>(bits)});
+    if ((bits & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(value));
+    } else {
+      EXPECT_EQ(ToF8E4M3(value).bits, bits);
+    }
+  }
+  EXPECT_EQ(ToFloat(ToF8E4M3(1e9f)), 448);
+  EXPECT_EQ(ToFloat(ToF8E4M3(17)), 16) << "ties to even";
+  EXPECT_EQ(ToFloat(ToF8E4M3(19)), 20) << "ties to even";
+  EXPECT_EQ(ToFloat(ToF8E4M3(-0x1p-10f)), 0);
+  EXPECT_EQ(ToFloat(ToF8E4M3(0x1.8p-9f)), 0x1p-8f);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, testing::ValuesIn(SupportedIsas()),

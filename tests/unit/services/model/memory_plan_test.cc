@@ -142,6 +142,33 @@ TEST(WeightBytes, OfBlocksAreThoseOfWholeBlocks) {
   EXPECT_EQ(all(DType::kQ4_0), all(DType::kBF16) / 64 * 18);
 }
 
+ModelSpec AttentionOf(AttentionKind kind, int kv_heads, int head_dim) {
+  ModelSpec spec;
+  spec.attention.kind = kind;
+  spec.attention.kv_heads = kv_heads;
+  spec.attention.head_dim = head_dim;
+  spec.attention.kv_lora_rank = 512;
+  spec.attention.qk_rope_head_dim = 64;
+  spec.layers.resize(4);
+  return spec;
+}
+
+TEST(KvBytesPerToken, BytesTakeAtLeastFortyPercentLessThanBFloat16) {
+  const ModelSpec specs[] = {AttentionOf(AttentionKind::kMla, 1, 0),
+                             AttentionOf(AttentionKind::kGqa, 8, 128),
+                             AttentionOf(AttentionKind::kGqa, 8, 64),
+                             Golden("deepseek-v3-tiny"),
+                             Golden("mixtral-tiny"),
+                             Golden("gpt-oss-tiny")};
+  for (const ModelSpec& spec : specs) {
+    for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+      EXPECT_LE(KvBytesPerToken(spec, dtype), 0.6 * KvBytesPerToken(spec, DType::kBF16));
+    }
+  }
+  // The scales are beside the bytes.
+  EXPECT_EQ(KvBytesPerToken(specs[0], DType::kI8), 4u * (576 + 2 * 18));
+}
+
 TEST(KvBytesPerToken, MlaKeepsTheLatentAndGqaKeysAndValues) {
   EXPECT_EQ(KvBytesPerToken(Golden("deepseek-v3-tiny"), DType::kBF16), 3u * (32 + 8) * 2);
   EXPECT_EQ(KvBytesPerToken(Golden("mixtral-tiny"), DType::kF32), 3u * 2 * 2 * 16 * 4);
