@@ -85,7 +85,7 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);
   if (!scored.ok()) return Fail(s, scored.status());
   s.computed += known_rows;
-  PublishBlocks(s);
+  SettleBlocks(s);
   if (s.computed < s.known()) {
     TokenEvent event = SendComputed(s);
     const bool empty = event.routed_experts.empty() && event.prompt_logprobs.empty();
@@ -110,7 +110,7 @@ void StepLoop::AcceptDrafts(const Slice& slice, const StepResult& result, const 
     if (s.state == Sequence::State::kEnded || s.tokens.back() != s.drafts[accepted]) break;
     if (IsLost(result, first_row + accepted)) break;
     ++s.computed;
-    PublishBlocks(s);
+    SettleBlocks(s);
     SampleNext(s, {logits, vocab}, now);
   }
   observer_.OnDrafts(slice.drafts, accepted);

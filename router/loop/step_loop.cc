@@ -32,7 +32,8 @@ StepLoop::StepLoop(const EngineOptions& options, ModelRunner& runner, EngineObse
       observer_(observer),
       outbox_(outbox),
       pool_(options.kv_blocks),
-      sampler_(runner.spec().vocab) {}
+      sampler_(runner.spec().vocab),
+      window_(runner.spec().attention_window()) {}
 
 void StepLoop::Add(EngineRequest spec, absl::Time now) {
   auto owned = std::make_unique<Request>();
@@ -174,7 +175,7 @@ SequenceView StepLoop::ViewOfWaiting(Sequence& s) {
           .arrival = s.arrival,
           .known = s.known(),
           .computed = found.blocks * kBlockTokens,
-          .blocks = found.used,
+          .blocks = found.skipped + found.used,
           .last_step = s.last_step,
           .all_logits = s.scores_prompt()};
 }
@@ -205,7 +206,7 @@ void StepLoop::Activate(Sequence& s) {
   s.tokens.reserve(s.request.max_len);
   s.tokens = spec.prompt;
   s.history.emplace(spec.sampling, spec.prompt);
-  s.table.emplace(pool_, s.request.max_len - 1);
+  s.table.emplace(pool_, s.request.max_len - 1, window_);
   if (options_.max_drafts > 0) s.drafter = options_.make_drafter();
   s.draft_most = options_.max_drafts;
 }

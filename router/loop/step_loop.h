@@ -80,13 +80,15 @@ class StepLoop {
   void GuessNext(Sequence& s);
   // What sequences share (step_prefix.cc).
   struct Prefix {
-    int64_t blocks = 0;  // of the sequence's tokens, that the pool holds
-    int64_t used = 0;    // of these, by others
+    int64_t blocks = 0;   // of the sequence's tokens, that need not be computed
+    int64_t skipped = 0;  // of these, the first ones, that no token behind them sees
+    int64_t used = 0;     // of the others, by other sequences
   };
   void ExtendDigests(Sequence& s, int64_t blocks);
   Prefix FindPrefix(Sequence& s);
   void SharePrefix(Sequence& s);
-  void PublishBlocks(Sequence& s);
+  // Full blocks can be found by others, and those behind the window are given back.
+  void SettleBlocks(Sequence& s);
   // The other choices of a request whose prompt was computed: each draws its first token from the
   // same logits, or waits where there is no place for it.
   void Fork(const Sequence& leader, std::span<const float> logits, absl::Time now);
@@ -124,6 +126,7 @@ class StepLoop {
   Outbox& outbox_;
   BlockPool pool_;
   Sampler sampler_;
+  const int64_t window_;  // of tokens that one sees in any layer; 0: all
 
   absl::flat_hash_map<RequestKey, std::unique_ptr<Request>> requests_;
   WaitingQueue waiting_;

@@ -1,4 +1,6 @@
 // What sequences share: blocks of a common prefix, and the prompt of a request's choices.
+#include <algorithm>
+
 #include "router/loop/step_loop.h"
 #include "services/base/check.h"
 
@@ -17,18 +19,24 @@ void StepLoop::ExtendDigests(Sequence& s, int64_t blocks) {
 StepLoop::Prefix StepLoop::FindPrefix(Sequence& s) {
   Prefix prefix;
   const int64_t most = options_.prefix_cache ? s.skippable() / kBlockTokens : 0;
-  for (; prefix.blocks < most; ++prefix.blocks) {
-    ExtendDigests(s, prefix.blocks + 1);
-    const int32_t block = pool_.Find(s.digests[static_cast<size_t>(prefix.blocks)]);
-    if (block < 0) break;
-    prefix.used += pool_.references(block) > 0;
+  int64_t missing = -1;  // the last block that is not there
+  for (int64_t i = 0; i < most && (missing < 0 || window_ > 0); ++i) {
+    ExtendDigests(s, i + 1);
+    if (pool_.Find(s.digests[static_cast<size_t>(i)]) < 0) missing = i;
+    // The token behind block i sees none that is missing.
+    const int64_t first = FirstBlockSeen((i + 1) * kBlockTokens, window_);
+    if (missing < first) prefix = {.blocks = i + 1, .skipped = first};
+  }
+  for (int64_t i = prefix.skipped; i < prefix.blocks; ++i) {
+    prefix.used += pool_.references(pool_.Find(s.digests[static_cast<size_t>(i)])) > 0;
   }
   return prefix;
 }
 
 void StepLoop::SharePrefix(Sequence& s) {
   const Prefix prefix = FindPrefix(s);
-  for (int64_t i = 0; i < prefix.blocks; ++i) {
+  s.table->Skip(prefix.skipped);
+  for (int64_t i = prefix.skipped; i < prefix.blocks; ++i) {
     s.table->Share(pool_.Find(s.digests[static_cast<size_t>(i)]));
   }
   s.published = prefix.blocks;
@@ -36,13 +44,15 @@ void StepLoop::SharePrefix(Sequence& s) {
   if (options_.prefix_cache) observer_.OnPrefixLookup(s.known(), s.computed);
 }
 
-void StepLoop::PublishBlocks(Sequence& s) {
-  if (!options_.prefix_cache) return;
-  const int64_t full = s.computed / kBlockTokens;
-  ExtendDigests(s, full);
-  for (; s.published < full; ++s.published) {
-    s.table->Publish(s.published, s.digests[static_cast<size_t>(s.published)]);
+void StepLoop::SettleBlocks(Sequence& s) {
+  if (options_.prefix_cache) {
+    const int64_t full = s.computed / kBlockTokens;
+    ExtendDigests(s, full);
+    for (; s.published < full; ++s.published) {
+      s.table->Publish(s.published, s.digests[static_cast<size_t>(s.published)]);
+    }
   }
+  s.table->DropBehind(s.computed);
 }
 
 void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl::Time now) {
@@ -59,7 +69,9 @@ void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl:
     Sequence& s = *sibling;
     if (!HasPlaceFor(s, BlocksFor(length) - full)) return;
     Activate(s);
-    for (int64_t i = 0; i < full; ++i) s.table->Share(leader.table->data()[i]);
+    const int64_t first = std::min(leader.table->first(), full);
+    s.table->Skip(first);
+    for (int64_t i = first; i < full; ++i) s.table->Share(leader.table->data()[i]);
     s.table->Grow(length);
     if (length % kBlockTokens != 0) {
       runner_.CopyBlock(leader.table->data()[full], s.table->data()[full]);

@@ -5,6 +5,7 @@
 #include <map>
 #include <utility>
 
+#include "router/kv/block_table.h"
 #include "services/base/check.h"
 
 namespace switchyard::router {
@@ -30,12 +31,13 @@ FakeRunner::FakeRunner(FakeRunnerOptions options) : options_(std::move(options))
   spec_.vocab = options_.vocab;
   spec_.eos_ids = options_.eos_ids;
   spec_.gate.top_k = options_.top_k;
-  spec_.layers.assign(options_.moe_layers, LayerSpec{.moe = true});
+  spec_.layers.assign(options_.moe_layers, LayerSpec{.moe = true, .window = options_.window});
   slots_.resize(options_.kv_blocks * kBlockTokens);
 }
 
-std::vector<float> FakeRunner::Logits(const std::vector<int32_t>& tokens, int vocab) {
-  const uint64_t h = HashOf(tokens);
+std::vector<float> FakeRunner::Logits(const std::vector<int32_t>& tokens, int vocab, int window) {
+  const bool cut = window > 0 && static_cast<int>(tokens.size()) > window;
+  const uint64_t h = cut ? HashOf({tokens.end() - window, tokens.end()}) : HashOf(tokens);
   std::vector<float> logits(vocab);
   for (int v = 0; v < vocab; ++v) logits[v] = UnitFloat(Mix(h + 7919 * (v + 1))) * 10 - 5;
   return logits;
@@ -88,7 +90,8 @@ void FakeRunner::CheckRows(const StepBatch& batch) {
       Error("the rows of a sequence are not consecutive");
     }
     if (batch.tokens[r] < 0 || batch.tokens[r] >= options_.vocab) Error("token out of range");
-    for (int32_t b = 0; b <= position / kBlockTokens; ++b) {
+    const auto first = static_cast<int32_t>(FirstBlockSeen(position, options_.window));
+    for (int32_t b = first; b <= position / kBlockTokens; ++b) {
       if (table[b] < 0 || table[b] >= options_.kv_blocks) return Error("block out of range");
       const auto at = writer_of_block.find(table[b]);
       if (at != writer_of_block.end() && at->second != table) {
@@ -170,7 +173,8 @@ void FakeRunner::Compute(const StepBatch& batch) {
 
 std::vector<int32_t> FakeRunner::ReadBack(const int32_t* table, int32_t position) {
   std::vector<int32_t> tokens;
-  for (int32_t p = 0; p <= position; ++p) {
+  const int window = options_.window;
+  for (int32_t p = window > 0 ? std::max(0, position - window + 1) : 0; p <= position; ++p) {
     const Slot& slot = slots_[int64_t{table[p / kBlockTokens]} * kBlockTokens + p % kBlockTokens];
     if (slot.position != p) Error("a block holds another position than its table says");
     tokens.push_back(slot.token);

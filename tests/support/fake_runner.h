@@ -1,8 +1,8 @@
-// A ModelRunner without a model: the logits of a row are a hash of all tokens of its sequence, read
-// back from the blocks that its table names. A wrong table, position or rewrite shows up as a wrong
-// token, and the plain mistakes (a gap in the positions, a write to a block of two sequences, a
-// block outside of the pool) as errors(). Any batching, chunking and preemption must give the same
-// tokens as Reference.
+// A ModelRunner without a model: the logits of a row are a hash of all tokens of its sequence (of
+// those in its window), read back from the blocks that its table names. A wrong table, position or
+// rewrite shows up as a wrong token, and the plain mistakes (a gap in the positions, a write to a
+// block of two sequences, a block outside of the pool) as errors(). Any batching, chunking and
+// preemption must give the same tokens as Reference.
 //
 // Driven by one thread; Hold, Release, errors and steps may be called by any.
 #pragma once
@@ -26,7 +26,8 @@ struct FakeRunnerOptions {
   int top_k = 2;
   std::vector<int> eos_ids = {0};
   int64_t kv_blocks = 64;
-  int waits = 0;  // kWaiting answers before a step is done
+  int window = 0;  // of all layers; 0: none
+  int waits = 0;   // kWaiting answers before a step is done
   // Damage, by the sequence's tokens up to the row; unset: none.
   std::function<bool(const std::vector<int32_t>&)> lose_row;
   std::function<bool(const std::vector<int32_t>&)> nan_logits;
@@ -59,7 +60,7 @@ class FakeRunner : public ModelRunner {
   int64_t abandoned() const;  // steps
 
   // What the logits after `tokens` are.
-  static std::vector<float> Logits(const std::vector<int32_t>& tokens, int vocab);
+  static std::vector<float> Logits(const std::vector<int32_t>& tokens, int vocab, int window = 0);
   // The routing of the last of `tokens`.
   struct Routing {
     std::vector<int32_t> experts;  // [moe_layers × top_k]
@@ -75,7 +76,7 @@ class FakeRunner : public ModelRunner {
   void Error(std::string what) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CheckRows(const StepBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Compute(const StepBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The tokens of positions [0, position] as the blocks hold them.
+  // The tokens that `position` sees, as the blocks hold them.
   std::vector<int32_t> ReadBack(const int32_t* table, int32_t position)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

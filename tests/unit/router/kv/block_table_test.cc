@@ -77,6 +77,37 @@ TEST(BlockTableTest, PublishedTwiceItIsHeldOnceAndTheEndIsForgottenFirst) {
   EXPECT_GE(pool.Find(BlockDigest{0}), 0);
 }
 
+TEST(BlockTableTest, TheWindowIsSeenExactly) {
+  EXPECT_EQ(FirstBlockSeen(1000, 0), 0);
+  EXPECT_EQ(FirstBlockSeen(63, 33), 0);
+  EXPECT_EQ(FirstBlockSeen(64, 33), 1);  // sees 32 … 64
+  EXPECT_EQ(FirstBlockSeen(31, 64), 0);
+  EXPECT_EQ(FirstBlockSeen(32, 1), 1);
+}
+
+TEST(BlockTableTest, WhatIsBehindTheWindowIsGivenBack) {
+  BlockPool pool(8);
+  BlockTable a(pool, 8 * kBlockTokens, 40), b(pool, 8 * kBlockTokens, 40);
+  a.Grow(5 * kBlockTokens);
+  a.DropBehind(71);  // sees 32 … 71
+  EXPECT_EQ(a.first(), 1);
+  EXPECT_EQ(a.blocks(), 5);
+  EXPECT_EQ(a.data()[0], -1);
+  EXPECT_EQ(pool.used(), 4);
+  b.Skip(2);
+  b.Share(a.data()[2]);
+  EXPECT_EQ(b.data()[1], -1);
+  EXPECT_EQ(a.own_blocks(), 3) << "one in the middle is shared";
+  EXPECT_EQ(b.own_blocks(), 0);
+  a.DropBehind(5 * kBlockTokens);
+  EXPECT_EQ(a.first(), 3);
+  EXPECT_EQ(b.own_blocks(), 1);
+  a.Clear();
+  b.Clear();
+  EXPECT_EQ(pool.used(), 0);
+  EXPECT_EQ(a.blocks(), 0);
+}
+
 TEST(BlockTableDeathTest, GrowthBeyondItsCapacityEndsTheProcess) {
   BlockPool pool(4);
   BlockTable table(pool, kBlockTokens);

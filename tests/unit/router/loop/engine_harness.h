@@ -141,7 +141,7 @@ inline Output Expected(const EngineRequest& request, int choice, const EngineOpt
   while (expected.finishes.empty()) {
     std::vector<int32_t> banned;
     if (static_cast<int>(expected.tokens.size()) < request.min_tokens) banned = stops;
-    const std::vector<float> logits = FakeRunner::Logits(tokens, model.vocab);
+    const std::vector<float> logits = FakeRunner::Logits(tokens, model.vocab, model.window);
     const SampledToken token = *sampler.Sample({.logits = logits,
                                                 .params = request.sampling,
                                                 .history = history,

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "router/loop/step_loop.h"
 #include "tests/unit/router/loop/engine_harness.h"
@@ -13,6 +14,10 @@ namespace switchyard::router {
 
 class StepLoopTest : public testing::Test {
  protected:
+  explicit StepLoopTest(EngineOptions options = {.max_model_len = 256, .kv_blocks = 8},
+                        int window = 0)
+      : options_(std::move(options)), model_({.kv_blocks = options_.kv_blocks, .window = window}) {}
+
   EngineRequest Ask(uint64_t id, int prompt_len, int max_tokens, int priority = 0) {
     EngineRequest request;
     request.request = id;
@@ -36,8 +41,9 @@ class StepLoopTest : public testing::Test {
   }
 
   absl::Time now_ = absl::FromUnixSeconds(1000);
-  EngineOptions options_ = {.max_model_len = 256, .kv_blocks = 8};
-  FakeRunner runner_{{.kv_blocks = options_.kv_blocks}};
+  EngineOptions options_;
+  const FakeRunnerOptions model_;
+  FakeRunner runner_{model_};
   EngineObserver observer_;
   Outbox outbox_;
   StepLoop loop_{options_, runner_, observer_, outbox_};

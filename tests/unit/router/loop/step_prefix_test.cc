@@ -12,6 +12,8 @@ using testing::IsEmpty;
 
 class StepPrefixTest : public StepLoopTest {
  protected:
+  using StepLoopTest::StepLoopTest;
+
   // Tokens of `prompt_len` positions that begin alike for all of one `family`.
   EngineRequest AskLike(uint64_t id, int family, int prompt_len, int max_tokens) {
     EngineRequest request = Ask(id, prompt_len, max_tokens);
@@ -33,9 +35,9 @@ class StepPrefixTest : public StepLoopTest {
   }
   void ExpectRight(const EngineRequest& request) {
     for (int choice = 0; choice < request.n; ++choice) {
-      EXPECT_EQ(
-          Difference(sink_->Of(request.request, choice), Expected(request, choice, options_, {})),
-          "")
+      EXPECT_EQ(Difference(sink_->Of(request.request, choice),
+                           Expected(request, choice, options_, model_)),
+                "")
           << "request " << request.request << " choice " << choice;
     }
     EXPECT_THAT(runner_.errors(), IsEmpty());
@@ -131,6 +133,83 @@ TEST_F(StepPrefixTest, APreemptedSequenceFindsWhatIsLeftOfIt) {
   ExpectRight(low);
   ExpectRight(high);
   EXPECT_EQ(sink_->Of(1).cached_tokens, 0);
+}
+
+// All layers see the last 64 tokens.
+class StepWindowTest : public StepPrefixTest {
+ protected:
+  static constexpr int kWindow = 64;
+
+  StepWindowTest() : StepPrefixTest({.max_model_len = 1024, .kv_blocks = 32}, kWindow) {}
+};
+
+TEST_F(StepWindowTest, ALongGenerationHoldsTheBlocksOfItsWindow) {
+  EngineRequest request = AskLike(1, 1, 30, 4 * kWindow);
+  loop_.Add(request, now_);
+  int64_t most = 0;
+  while (Step()) most = std::max(most, loop_.pool().used());
+  EXPECT_EQ(most, BlocksFor(kWindow) + 1);  // a window begins inside a block
+  ExpectRight(request);
+}
+
+TEST_F(StepWindowTest, APromptGivesItsBlocksBackAsItIsComputed) {
+  options_.max_batch_tokens = 50;
+  EngineRequest request = AskLike(1, 1, 400, 3);
+  loop_.Add(request, now_);
+  int64_t before = BlocksFor(400);
+  ASSERT_TRUE(Step());
+  EXPECT_EQ(loop_.pool().used(), before);
+  for (int i = 0; i < 7; ++i) {
+    ASSERT_TRUE(Step());
+    EXPECT_LT(loop_.pool().used(), before);
+    before = loop_.pool().used();
+  }
+  EXPECT_EQ(before, BlocksFor(400) - FirstBlockSeen(400, kWindow));
+  Finish();
+  ExpectRight(request);
+}
+
+TEST_F(StepWindowTest, APrefixIsFoundAsFarAsItsWindowIsThere) {
+  EXPECT_EQ(Run(AskLike(1, 1, 320, 1)), 320);
+  EXPECT_EQ(Run(AskLike(2, 1, 320, 2)), 33);
+  EXPECT_EQ(sink_->Of(2).cached_tokens, 288);
+  // Others take what was freed first: the beginning of the prefix. Its end is still enough.
+  EngineRequest other = AskLike(3, 2, 32 * 24 - 1, 1);
+  EXPECT_EQ(Run(other), 32 * 24 - 1);
+  EXPECT_EQ(Run(AskLike(4, 1, 320, 1)), 32);
+  EXPECT_EQ(sink_->Of(4).cached_tokens, 288);
+  // What ends before is not there any more.
+  EXPECT_EQ(Run(AskLike(5, 1, 100, 1)), 100);
+}
+
+TEST_F(StepWindowTest, ChoicesShareWhatTheWindowLeaves) {
+  EngineRequest request = AskLike(1, 1, 200, 150);
+  request.n = 3;
+  request.sampling.temperature = 1;
+  loop_.Add(request, now_);
+  ASSERT_TRUE(Step());
+  // 137 … 199 in blocks 4 to 6, of which the last is each one's own.
+  EXPECT_EQ(loop_.pool().used(), 2 + 3);
+  Finish();
+  ExpectRight(request);
+  EXPECT_EQ(loop_.pool().used(), 0);
+}
+
+TEST_F(StepWindowTest, GuessesAndPreemptionChangeNothing) {
+  options_.max_drafts = 3;
+  options_.make_drafter = [] { return std::make_unique<FakeDrafter>(61); };
+  std::vector<EngineRequest> requests;
+  for (uint64_t id = 1; id <= 9; ++id) {
+    requests.push_back(AskLike(id, static_cast<int>(id % 3), 90 + 10 * static_cast<int>(id), 200));
+    requests.back().priority = id > 7;
+  }
+  for (size_t i = 0; i < requests.size(); ++i) {
+    loop_.Add(requests[i], now_);
+    for (int steps = 0; steps < 20; ++steps) Step();
+  }
+  Finish();
+  for (const EngineRequest& request : requests) ExpectRight(request);
+  EXPECT_EQ(loop_.pool().used(), 0);
 }
 
 class ForkTest : public StepPrefixTest {
