@@ -189,11 +189,11 @@ TEST_P(AttentionTest, ARowIsTheSameAlone) {
   }
 }
 
-// All shapes with a short history, and some with a long one.
+// All shapes with a short history, and one with a long one.
 std::vector<std::pair<size_t, int64_t>> TruthCases() {
   std::vector<std::pair<size_t, int64_t>> cases;
   for (size_t shape = 0; shape < std::size(kShapes); ++shape) cases.emplace_back(shape, 37);
-  for (const size_t shape : {0, 1, 2, 3}) cases.emplace_back(shape, 33000);
+  cases.emplace_back(1, 33000);
   return cases;
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace switchyard {
@@ -92,6 +93,75 @@ TEST(RopeTable, RowsAreCosAndSinTimesTheFactor) {
                       static_cast<float>(1.25 * std::cos(static_cast<double>(p) * f[i])));
       EXPECT_FLOAT_EQ(table.Sin(p)[i],
                       static_cast<float>(1.25 * std::sin(static_cast<double>(p) * f[i])));
+    }
+  }
+}
+
+// The definitions once more, in long double: published settings of each scaling.
+struct Far {
+  const char* name;
+  RopeSpec rope;
+};
+
+long double FrequencyOf(const RopeSpec& rope, int i) {
+  const long double pi = 3.141592653589793238462643383279502884L, dim = rope.dim;
+  const long double plain = powl(rope.theta, -2.0L * i / dim);
+  const auto turns_at = [&](long double turns) {
+    return dim * logl(rope.original_max_position / (turns * 2 * pi)) / (2 * logl(rope.theta));
+  };
+  switch (rope.scaling) {
+    case RopeScaling::kNone:
+      return plain;
+    case RopeScaling::kLinear:
+      return plain / rope.factor;
+    case RopeScaling::kYarn: {
+      const long double low = std::max(floorl(turns_at(rope.beta_fast)), 0.0L);
+      const long double high = std::min(ceill(turns_at(rope.beta_slow)), dim - 1);
+      const long double ramp = std::clamp((i - low) / (high - low), 0.0L, 1.0L);
+      return plain / rope.factor * ramp + plain * (1 - ramp);
+    }
+    case RopeScaling::kLlama3: {
+      const long double wavelengths = rope.original_max_position * plain / (2 * pi);
+      const long double smooth = std::clamp(
+          (wavelengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor),
+          0.0L, 1.0L);
+      return plain / rope.factor * (1 - smooth) + plain * smooth;
+    }
+  }
+  return 0;
+}
+
+TEST(RopeTable, FarPositionsAreRightToTheLastBits) {
+  const Far kFar[] = {
+      {"plain", {.theta = 1e6, .dim = 128}},
+      {"linear", {.theta = 1e4, .dim = 128, .scaling = RopeScaling::kLinear, .factor = 8}},
+      {"yarn",
+       {.theta = 1e4,
+        .dim = 64,
+        .scaling = RopeScaling::kYarn,
+        .factor = 40,
+        .original_max_position = 4096}},
+      {"llama3",
+       {.theta = 5e5,
+        .dim = 128,
+        .scaling = RopeScaling::kLlama3,
+        .factor = 8,
+        .original_max_position = 8192,
+        .low_freq_factor = 1,
+        .high_freq_factor = 4}}};
+  constexpr int64_t kLength = 163840;
+  for (const Far& far : kFar) {
+    RopeTable table(far.rope, kLength);
+    table.Reserve(kLength);
+    for (const int64_t p : {4095, 4096, 8191, 8192, 32767, 32768, 65537, 131071, 163839}) {
+      for (int i = 0; i < far.rope.dim / 2; ++i) {
+        const long double angle = static_cast<long double>(p) * FrequencyOf(far.rope, i);
+        // A float of at most 1 and what a double loses of an angle of up to 2^18.
+        EXPECT_NEAR(table.Cos(p)[i], static_cast<double>(cosl(angle)), 0x1p-24)
+            << far.name << " " << p << " " << i;
+        EXPECT_NEAR(table.Sin(p)[i], static_cast<double>(sinl(angle)), 0x1p-24)
+            << far.name << " " << p << " " << i;
+      }
     }
   }
 }
