@@ -1,16 +1,24 @@
 #include "services/checkpoint/weight_check.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <optional>
+#include <thread>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "services/base/cores.h"
 #include "services/base/status.h"
 
 namespace switchyard::checkpoint {
 namespace {
 
-constexpr size_t kChunkBytes = 16 << 20;  // between two calls of the progress callback
+constexpr size_t kChunkBytes = 4 << 20;  // of a piece
+constexpr int kMostThreads = 8;          // memory is not faster for more
 
 // The exponent bits of each element of a 64-bit word, and its lowest exponent bit: adding the
 // latter to the masked former carries into the (masked out) sign bit iff all exponent bits are set,
@@ -178,43 +186,114 @@ absl::Status CheckChunk(const TensorSource& source, const TensorRange& range,
   return Describe(source, range, tensor.data + at, before + at / size, chunk / size, tensor.dtype);
 }
 
+// What one thread looks through at a time.
+struct Piece {
+  size_t tensor = 0;
+  uint64_t at = 0;
+  size_t bytes = 0;
+  bool last = false;  // of its tensor: its scales as well
+};
+
+// Threads take pieces in order. The error is that of the first piece which has one: all before it
+// were taken earlier and are looked through to their end.
+class Pieces {
+ public:
+  using Check = std::function<absl::Status(const Piece&)>;
+
+  Pieces(std::vector<Piece> pieces, Check check)
+      : pieces_(std::move(pieces)), check_(std::move(check)) {}
+
+  // Until there is nothing more to take; `progress` may be null.
+  void Work(const std::function<void(uint64_t)>& progress) {
+    for (size_t i = next_++; i < pieces_.size(); i = next_++) {
+      if (i > first_bad_) return;
+      absl::Status status = check_(pieces_[i]);
+      if (!status.ok()) Keep(i, std::move(status));
+      const uint64_t done = done_ += pieces_[i].bytes;
+      if (progress) progress(done);
+    }
+  }
+  absl::Status status() {
+    absl::MutexLock lock(&mutex_);
+    return status_;
+  }
+
+ private:
+  void Keep(size_t piece, absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    if (piece >= first_bad_) return;
+    first_bad_ = piece;
+    status_ = std::move(status);
+  }
+
+  const std::vector<Piece> pieces_;
+  const Check check_;
+  std::atomic<size_t> next_ = 0;
+  std::atomic<uint64_t> done_ = 0;
+  std::atomic<size_t> first_bad_ = SIZE_MAX;
+  absl::Mutex mutex_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+uint64_t BytesOf(const MappedTensor& tensor) {
+  int64_t elements = 1;
+  for (int64_t size : tensor.shape) elements *= size;
+  return static_cast<uint64_t>(switchyard::BytesOf(tensor.dtype, elements));
+}
+
+absl::Status CheckDType(const MappedTensor& tensor, const std::string& name) {
+  if (IsBlocked(tensor.dtype) || tensor.scales || LanesOf(tensor.dtype).has_value()) {
+    return absl::OkStatus();
+  }
+  return Unimplemented(
+      "tensor \"{}\": dtype {} is not supported; supported: float32, bfloat16, float16 and "
+      "GGUF's blocks",
+      name, Name(tensor.dtype));
+}
+
+void Cut(size_t index, const MappedTensor& tensor, std::vector<Piece>* out) {
+  const uint64_t bytes = BytesOf(tensor);
+  const uint64_t unit = static_cast<uint64_t>(BlockOf(tensor.dtype).bytes);
+  const uint64_t step = kChunkBytes / unit * unit;
+  for (uint64_t at = 0; at < bytes; at += step) {
+    const size_t chunk = std::min<uint64_t>(step, bytes - at);
+    out->push_back({index, at, chunk, at + chunk == bytes});
+  }
+}
+
 }  // namespace
 
 absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRange>& ranges,
                           const ProgressFn& progress) {
   std::vector<MappedTensor> tensors;
+  std::vector<Piece> pieces;
   uint64_t total = 0;
-  const auto bytes_of = [](const MappedTensor& tensor) {
-    int64_t elements = 1;
-    for (int64_t size : tensor.shape) elements *= size;
-    return static_cast<uint64_t>(BytesOf(tensor.dtype, elements));
-  };
   for (const TensorRange& range : ranges) {
     SY_ASSIGN_OR_RETURN(MappedTensor tensor, source.Get(range));
-    total += bytes_of(tensor);
+    SY_RETURN_IF_ERROR(CheckDType(tensor, range.name));
+    total += BytesOf(tensor);
+    Cut(tensors.size(), tensor, &pieces);
     tensors.push_back(std::move(tensor));
   }
-  uint64_t done = 0;
-  for (size_t t = 0; t < tensors.size(); ++t) {
-    const MappedTensor& tensor = tensors[t];
-    if (!IsBlocked(tensor.dtype) && !tensor.scales && !LanesOf(tensor.dtype).has_value()) {
-      return Unimplemented(
-          "tensor \"{}\": dtype {} is not supported; supported: float32, bfloat16, float16 and "
-          "GGUF's blocks",
-          ranges[t].name, Name(tensor.dtype));
-    }
-    const uint64_t bytes = bytes_of(tensor), before = ElementsBefore(ranges[t], tensor, bytes);
-    const uint64_t unit = static_cast<uint64_t>(BlockOf(tensor.dtype).bytes);
-    const uint64_t step = kChunkBytes / unit * unit;
-    for (uint64_t at = 0; at < bytes; at += step) {
-      const size_t chunk = std::min<uint64_t>(step, bytes - at);
-      SY_RETURN_IF_ERROR(CheckChunk(source, ranges[t], tensor, before, at, chunk));
-      done += chunk;
-      if (progress) progress(done, total);
-    }
-    if (tensor.scales) SY_RETURN_IF_ERROR(CheckScales(source, ranges[t], tensor));
-  }
-  if (progress && total == 0) progress(0, 0);
+  const size_t threads = std::min<size_t>(
+      {static_cast<size_t>(UsableCores()), static_cast<size_t>(kMostThreads), pieces.size()});
+  Pieces work(std::move(pieces), [&](const Piece& piece) {
+    const MappedTensor& tensor = tensors[piece.tensor];
+    const TensorRange& range = ranges[piece.tensor];
+    const uint64_t before = ElementsBefore(range, tensor, BytesOf(tensor));
+    SY_RETURN_IF_ERROR(CheckChunk(source, range, tensor, before, piece.at, piece.bytes));
+    return piece.last && tensor.scales ? CheckScales(source, range, tensor) : absl::OkStatus();
+  });
+  std::vector<std::thread> others;
+  for (size_t t = 1; t < threads; ++t) others.emplace_back([&work] { work.Work(nullptr); });
+  uint64_t told = 0;
+  work.Work([&](uint64_t done) {
+    told = done;
+    if (progress) progress(done, total);
+  });
+  for (std::thread& other : others) other.join();
+  SY_RETURN_IF_ERROR(work.status());
+  if (progress && (told < total || total == 0)) progress(total, total);
   return absl::OkStatus();
 }
 
