@@ -47,6 +47,10 @@ size_t SizeOf(DType dtype) {
 
 std::string_view Name(DType dtype) { return kRows[static_cast<size_t>(dtype)].name; }
 
+std::string_view SafetensorsName(DType dtype) {
+  return kRows[static_cast<size_t>(dtype)].safetensors;
+}
+
 absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name) {
   for (const Row& row : kRows) {
     if (!name.empty() && row.safetensors == name) return row.dtype;

@@ -57,6 +57,7 @@ size_t SizeOf(DType dtype);
 std::string_view Name(DType dtype);
 // safetensors' names ("BF16", "F32", …). INVALID_ARGUMENT names what is supported.
 absl::StatusOr<DType> DTypeFromSafetensors(std::string_view name);
+std::string_view SafetensorsName(DType dtype);  // empty: it has none
 
 // A bfloat16 is the upper half of a float32. Conversion from float rounds to nearest even and keeps
 // NaN a (quiet) NaN.

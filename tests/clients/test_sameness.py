@@ -74,7 +74,7 @@ def test_with_a_kv_cache_of_bytes():
         assert beside_others(url) == alone
         answer = requests.post(url + "/v1/completions", json={"prompt": [5], "max_tokens": 1}, timeout=60).json()
         assert answer["system_fingerprint"].endswith("+kv-int8")
-    with processes.serve("--kv-dtype", "int8", "--kv-memory", "600KiB", "--max-model-len", 1024, "--max-batch-tokens", 17) as server:
+    with processes.serve("--kv-dtype", "int8", "--kv-memory", "480KiB", "--max-model-len", 1024) as server:
         url = server.fact("http")
         processes.wait_ready(url)
         assert beside_others(url) == alone

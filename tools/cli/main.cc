@@ -1,7 +1,8 @@
-// The `switchyard` command: serve, chat, bench, inspect, version.
+// The `switchyard` command: serve, chat, bench, inspect, quantize, version.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
+#include <utility>
 
 #include "services/base/status.h"
 #include "services/config/knobs.h"
@@ -9,6 +10,7 @@
 #include "tools/cli/bench.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/inspect.h"
+#include "tools/cli/quantize.h"
 #include "tools/cli/serve.h"
 #include "tools/cli/version.h"
 
@@ -68,6 +70,33 @@ void AddBench(CLI::App& app, BenchOptions& options) {
       "  switchyard bench --rate 20 --concurrency 256 --requests 500 --json report.json");
 }
 
+void AddQuantize(CLI::App& app, QuantizeCommand& command) {
+  quantize::QuantizeOptions& options = command.options;
+  app.add_option("in", options.in, "Directory of the model, in bf16, f16 or f32")->required();
+  app.add_option("out", options.out, "Directory to write; must be new or empty")->required();
+  app.add_option("--scheme", command.scheme, "How weights are kept")
+      ->required()
+      ->check(CLI::IsMember({"int8", "int4", "int4-awq", "fp8"}));
+  app.add_option("--text", options.text,
+                 "File of text like what the model is for: perplexity before and after, and what "
+                 "int4-awq goes by")
+      ->check(CLI::ExistingFile);
+  app.add_option("--text-tokens", options.text_tokens, "Most tokens of it that are read")
+      ->check(CLI::Range(2, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--group-size", options.group_size,
+                 "Of int4: numbers that share a scale; 0: the largest of 128, 64 and 32 that fits")
+      ->check(CLI::IsMember({0, 32, 64, 128}))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "0: one a core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--json", command.json_file, "Write the report as JSON; - is standard output");
+  app.footer(
+      "Examples:\n  switchyard quantize models/tiny-r1 /tmp/tiny-r1-int8 --scheme int8\n"
+      "  switchyard quantize MODEL OUT --scheme int4-awq --text sample.txt");
+}
+
 int Report(const absl::Status& status) {
   return status.ok() ? 0 : config::ReportError("switchyard", status, config::kExitFailure);
 }
@@ -118,6 +147,10 @@ int Main(int argc, char** argv) {
   inspect_app->add_option("model", directory, "Directory or .gguf file of the model")->required();
   inspect_app->add_flag("--json", json, "As JSON");
   inspect_app->footer("Example:\n  switchyard inspect models/tiny-r1");
+  QuantizeCommand quantize;
+  CLI::App* quantize_app =
+      app.add_subcommand("quantize", "Rewrite a checkpoint with smaller weights");
+  AddQuantize(*quantize_app, quantize);
   CLI::App* version_app = app.add_subcommand("version", "Print version, compiler and CPU");
   app.set_version_flag("--version", VersionText());
   try {
@@ -129,6 +162,7 @@ int Main(int argc, char** argv) {
   if (*chat_app) return Report(RunChat(chat));
   if (*bench_app) return Report(RunBench(bench));
   if (*inspect_app) return RunInspect(directory, json);
+  if (*quantize_app) return Report(RunQuantize(std::move(quantize)));
   if (*version_app) {
     std::cout << VersionText();
     return 0;
