@@ -13,6 +13,7 @@
 #include "expert-worker/store/expert_store.h"
 #include "services/base/check.h"
 #include "services/base/status.h"
+#include "services/expertwire/arithmetic.h"
 #include "services/expertwire/grpc_server.h"
 
 namespace switchyard::worker {
@@ -94,6 +95,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
   SY_ASSIGN_OR_RETURN(
       const std::vector<bool> held,
       ParseExpertSet(options.experts, spec.experts.count, spec.experts_per_group()));
+  std::string arithmetic = expertwire::ExpertArithmetic(spec, *source, options.dtype, isa);
   SY_ASSIGN_OR_RETURN(ExpertStore store, ExpertStore::Open(spec, held, std::move(source)));
   std::unique_ptr<kernels::ThreadPool> own;
   if (pool == nullptr) {
@@ -101,8 +103,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
     pool = own.get();
   }
   auto parts = std::make_unique<Parts>(spec, options, std::move(store), isa, std::move(own), *pool);
-  parts->numerics = {fingerprint, options.dtype,
-                     std::string(kernels::ArithmeticClass(options.dtype, isa))};
+  parts->numerics = {fingerprint, options.dtype, std::move(arithmetic)};
   parts->hello = expertwire::MakeHello(options.worker_id, parts->numerics, options.grant,
                                        options.allow_mixed_numerics);
   worker::Describe(spec, held, &parts->hello);

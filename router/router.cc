@@ -21,6 +21,7 @@
 #include "services/checkpoint/progress.h"
 #include "services/checkpoint/weight_check.h"
 #include "services/config/units.h"
+#include "services/expertwire/arithmetic.h"
 #include "services/expertwire/link_set.h"
 #include "services/model/fingerprint.h"
 #include "services/model/memory_plan.h"
@@ -152,8 +153,8 @@ class Router::Impl {
  private:
   void Watch();
   void Look();
-  // What tokens depend on: the id that workers share and, where it is not the activations', the
-  // dtype of the KV cache, which is this router's alone.
+  // What tokens depend on: the id that workers share, with the class of this router's own products,
+  // and, where it is not the activations', the dtype of the KV cache, which is this router's alone.
   std::string NumericsName() const;
   // Whether a worker of another arithmetic class serves this router.
   bool Mixed() const;
@@ -216,9 +217,10 @@ absl::Status Router::Impl::Load() {
   SY_ASSIGN_OR_RETURN(KvStorage kv,
                       KvStorage::Create(model_.spec, KvDType(options_), plan_.blocks));
   kv_ = std::make_unique<KvStorage>(std::move(kv));
-  numerics_ = {.model_fingerprint = model_.fingerprint,
-               .activations = options_.dtype,
-               .arithmetic = std::string(kernels::ArithmeticClass(options_.dtype, isa))};
+  numerics_ = {
+      .model_fingerprint = model_.fingerprint,
+      .activations = options_.dtype,
+      .arithmetic = expertwire::ExpertArithmetic(model_.spec, *model_.source, options_.dtype, isa)};
   return absl::OkStatus();
 }
 
@@ -252,7 +254,9 @@ absl::Status Router::Impl::Connect() {
 
 std::string Router::Impl::NumericsName() const {
   const DType kv_dtype = KvDType(options_);
-  std::string name = expertwire::NumericsId(numerics_);
+  expertwire::NumericsClass own = numerics_;
+  own.arithmetic = std::string(kernels::ArithmeticClass(options_.dtype, compute_->isa()));
+  std::string name = expertwire::NumericsId(own);
   if (kv_dtype != options_.dtype) name += fmt::format("+kv-{}", Name(kv_dtype));
   return name;
 }

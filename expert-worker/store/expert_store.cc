@@ -69,8 +69,11 @@ absl::Status ExpertStore::Bind(const ModelSpec& spec, int layer, int expert) {
   const ExpertTensors tensors = ExpertTensorsOf(spec, layer, expert);
   ExpertWeights w;
   if (tensors.gate_up) {
-    SY_ASSIGN_OR_RETURN(w.gate_up, Matrix(*source_, tensors.gate_up, WeightLayout::kInOut));
-    SY_ASSIGN_OR_RETURN(w.down, Matrix(*source_, tensors.down_in_out, WeightLayout::kInOut));
+    const bool out_in = spec.experts.stacked_out_in;
+    const WeightLayout layout = out_in ? WeightLayout::kOutIn : WeightLayout::kInOut;
+    const TensorSlice& down = out_in ? tensors.down : tensors.down_in_out;
+    SY_ASSIGN_OR_RETURN(w.gate_up, Matrix(*source_, tensors.gate_up, layout));
+    SY_ASSIGN_OR_RETURN(w.down, Matrix(*source_, down, layout));
   } else {
     SY_ASSIGN_OR_RETURN(w.gate, Matrix(*source_, tensors.gate, WeightLayout::kOutIn));
     SY_ASSIGN_OR_RETURN(w.up, Matrix(*source_, tensors.up, WeightLayout::kOutIn));

@@ -77,12 +77,12 @@ void MlaAttention::WriteCache(int layer, const MlaWeights& weights, const RowSpa
   });
 }
 
-// What the matrices of heads, all like `w`, are multiplied with: float32, but where they lie in
-// blocks along their input, which meet integers of activations.
+// What the matrices of heads, all like `w`, are multiplied with: float32, but where they meet
+// integers of activations.
 kernels::Rows MlaAttention::HeadInput(const WeightView& w, const float* x, int64_t rows,
                                       int64_t width) {
-  const bool blocks = IsBlocked(w.dtype) && w.layout == WeightLayout::kOutIn;
-  return blocks ? head_in_.From(context_, x, rows, width) : kernels::Rows{x, DType::kF32, width};
+  return kernels::MeetsIntegers(w.dtype, w.layout) ? head_in_.From(context_, x, rows, width)
+                                                   : kernels::Rows{x, DType::kF32, width};
 }
 
 void MlaAttention::Absorb(const MlaWeights& weights, const RowSpan& rows) {

@@ -20,6 +20,7 @@ struct Matrix {
   TensorInfo info;       // as a whole
   std::string elements;  // names
   std::string scale, zero;
+  std::string order;  // of columns: their groups, which must ascend
   Packing packing = Packing::kRows;
   int64_t stride = 0;
   WeightScales scales;  // without pointers
@@ -56,6 +57,55 @@ class Resolver {
     return Finish(zero_points ? " zeros" : "");
   }
 
+  Matrix F8(const QuantizationConfig& config) {
+    const std::string_view suffix = config.inverse_name ? ".weight_scale_inv" : ".weight_scale";
+    if (Rank2() && config.block_rows > 0) {
+      ReadBlockScales(suffix, config.block_rows, config.block_columns);
+    } else if (out_.problem.ok()) {
+      ReadScales(suffix, 128);
+    }
+    return Finish("");
+  }
+
+  Matrix Mxfp4() {
+    std::vector<int64_t>& shape = out_.info.shape;
+    if (shape.size() != 4 || shape[3] != 16 || shape[0] * shape[1] * shape[2] == 0) {
+      Refuse(
+          InvalidArgument("{}: tensor \"{}\" has the shape [{}], expected [experts, out, in / 32, "
+                          "16]",
+                          File(), out_.elements, fmt::join(shape, ", ")));
+    } else {
+      const std::vector<int64_t> blocks(shape.begin(), shape.end() - 1);
+      shape.pop_back();
+      shape.back() *= 32;
+      Rename(module_, DType::kE2M1);
+      if (const TensorInfo* part = Part("_scales", {DType::kU8}); part == nullptr) {
+      } else if (part->shape != blocks) {
+        WrongShape(*part, fmt::format("[{}]", fmt::join(blocks, ", ")));
+      } else {
+        SetScales(*part, 1, 32, blocks[2], 1);
+      }
+    }
+    return Finish("");
+  }
+
+  // Words of the transposed matrix.
+  Matrix Transposed(const QuantizationConfig& config) {
+    const bool gptq = config.method == Quantization::kGptq;
+    if (Rank2()) {
+      std::vector<int64_t>& shape = out_.info.shape;
+      out_.packing = gptq ? Packing::kGptq : Packing::kAwq;
+      out_.stride = shape[1];
+      shape = gptq ? std::vector<int64_t>{shape[1], shape[0] * 8}
+                   : std::vector<int64_t>{shape[1] * 8, shape[0]};
+      Rename(module_ + ".weight", DType::kI4);
+      ReadColumnScales();
+      out_.scales.zero_offset = config.zero_offset;
+      if (gptq && source_.Find(module_ + ".g_idx") != nullptr) ReadOrder();
+    }
+    return Finish(gptq ? fmt::format(" gptq {}", config.zero_offset) : " awq");
+  }
+
  private:
   std::string File() const { return source_.files()[static_cast<size_t>(out_.info.file)]; }
   int64_t rows() const { return out_.info.shape[out_.info.shape.size() - 2]; }
@@ -76,9 +126,13 @@ class Resolver {
 
   // Words of eight elements along rows.
   void Unpack(DType dtype) {
-    out_.info.name = module_ + ".weight";
-    out_.info.dtype = dtype;
     out_.info.shape.back() *= 8;
+    Rename(module_ + ".weight", dtype);
+  }
+
+  void Rename(std::string name, DType dtype) {
+    out_.info.name = std::move(name);
+    out_.info.dtype = dtype;
     if (source_.Find(out_.info.name) != nullptr) {
       Refuse(InvalidArgument("{}: both \"{}\" and \"{}\" are there", File(), out_.elements,
                              out_.info.name));
@@ -117,22 +171,69 @@ class Resolver {
     if (part == nullptr) return;
     std::vector<int64_t> shape = part->shape;
     while (shape.size() < 2) shape.push_back(1);
-    WeightScales& s = out_.scales;
     const int64_t groups = shape[1];
     if (shape.size() == 2 && shape[0] == 1 && groups == 1) {
-      s.group_rows = rows();
-      s.group_columns = columns();
-    } else if (shape.size() == 2 && shape[0] == rows() && groups > 0 && columns() % groups == 0 &&
-               (groups == 1 || columns() / groups % unit == 0)) {
-      s.group_columns = columns() / groups;
-      s.row_stride = groups;
-      s.column_stride = 1;
+      SetScales(*part, rows(), columns(), 0, 0);
+    } else if (shape.size() == 2 && shape[0] == rows() && AreGroups(groups, unit)) {
+      SetScales(*part, 1, columns() / groups, groups, 1);
     } else {
       return WrongShape(*part,
                         fmt::format("a scale for each row or for groups of {}·n columns", unit));
     }
-    Add(*part, &out_.scale);
-    s.dtype = part->dtype;
+  }
+
+  bool AreGroups(int64_t groups, int64_t unit) const {
+    return groups > 0 && columns() % groups == 0 && (groups == 1 || columns() / groups % unit == 0);
+  }
+
+  void SetScales(const TensorInfo& part, int64_t group_rows, int64_t group_columns,
+                 int64_t row_stride, int64_t column_stride) {
+    Add(part, &out_.scale);
+    WeightScales& s = out_.scales;
+    s.dtype = part.dtype;
+    s.group_rows = group_rows;
+    s.group_columns = group_columns;
+    s.row_stride = row_stride;
+    s.column_stride = column_stride;
+  }
+
+  void ReadBlockScales(std::string_view suffix, int64_t block_rows, int64_t block_columns) {
+    const TensorInfo* part = Part(suffix, {DType::kF32, DType::kBF16});
+    if (part == nullptr) return;
+    const int64_t down = CeilDiv(rows(), block_rows), across = CeilDiv(columns(), block_columns);
+    if (part->shape != std::vector<int64_t>{down, across}) {
+      return WrongShape(*part, fmt::format("[{}, {}]", down, across));
+    }
+    SetScales(*part, block_rows, block_columns, across, 1);
+  }
+
+  // [groups, rows], and [groups, rows / 8] words of zero points.
+  void ReadColumnScales() {
+    const TensorInfo* part = Part(".scales", {DType::kF16, DType::kBF16, DType::kF32});
+    if (part == nullptr) return;
+    const int64_t groups = part->shape.empty() ? 0 : part->shape[0];
+    if (part->shape != std::vector<int64_t>{groups, rows()} || !AreGroups(groups, 32) ||
+        rows() % 8 != 0) {
+      return WrongShape(*part, "a row of scales for each group of 32·n columns");
+    }
+    SetScales(*part, 1, columns() / groups, 1, rows());
+    const TensorInfo* zeros = Part(".qzeros", {DType::kI32});
+    if (zeros == nullptr) return;
+    if (zeros->shape != std::vector<int64_t>{groups, rows() / 8}) {
+      return WrongShape(*zeros, fmt::format("[{}, {}]", groups, rows() / 8));
+    }
+    Add(*zeros, &out_.zero);
+    out_.scales.zero_row_stride = 1;
+    out_.scales.zero_column_stride = rows() / 8;
+  }
+
+  void ReadOrder() {
+    const TensorInfo* part = Part(".g_idx", {DType::kI32});
+    if (part == nullptr) return;
+    if (part->shape != std::vector<int64_t>{columns()}) {
+      return WrongShape(*part, fmt::format("[{}]", columns()));
+    }
+    out_.order = part->name;
   }
 
   void ReadZeros() {
@@ -188,6 +289,25 @@ std::optional<Matrix> MatrixFrom(const QuantizationConfig& config, const TensorS
         return Resolver(source, tensor, *module).Int4(config.zero_points);
       }
       break;
+    case Quantization::kFp8:
+      if (const auto module = Without(".weight", tensor.name);
+          module && tensor.dtype == DType::kF8E4M3) {
+        return Resolver(source, tensor, *module).F8(config);
+      }
+      break;
+    case Quantization::kMxfp4:
+      if (const auto module = Without("_blocks", tensor.name);
+          module && tensor.dtype == DType::kU8) {
+        return Resolver(source, tensor, *module).Mxfp4();
+      }
+      break;
+    case Quantization::kGptq:
+    case Quantization::kAwq:
+      if (const auto module = Without(".qweight", tensor.name);
+          module && tensor.dtype == DType::kI32) {
+        return Resolver(source, tensor, *module).Transposed(config);
+      }
+      break;
   }
   return std::nullopt;
 }
@@ -221,6 +341,7 @@ class QuantisedSource : public TensorSource {
         continue;
       }
       SY_RETURN_IF_ERROR(Check(*matrix, range));
+      if (!matrix->order.empty()) SY_RETURN_IF_ERROR(CheckOrder(*matrix));
       for (const std::string* name : {&matrix->elements, &matrix->scale, &matrix->zero}) {
         if (!name->empty()) parts.push_back(PartOf(*matrix, range, *name));
       }
@@ -266,6 +387,21 @@ class QuantisedSource : public TensorSource {
     if (whole || IsStacked(matrix)) return absl::OkStatus();
     return InvalidArgument("tensor \"{}\": rows of a quantised matrix cannot be had by themselves",
                            range.name);
+  }
+
+  // Columns that were reordered by their importance are not supported.
+  absl::Status CheckOrder(const Matrix& matrix) const {
+    const TensorInfo& order = *source_->Find(matrix.order);
+    std::vector<int32_t> groups(order.bytes / sizeof(int32_t));
+    SY_RETURN_IF_ERROR(source_->Read(order.file, order.offset, groups.data(), order.bytes));
+    for (size_t k = 0; k < groups.size(); ++k) {
+      if (groups[k] == static_cast<int64_t>(k) / matrix.scales.group_columns) continue;
+      return Unimplemented(
+          "{}: tensor \"{}\": column {} is of group {}; supported: groups of columns beside each "
+          "other (desc_act false)",
+          files()[static_cast<size_t>(order.file)], order.name, k, groups[k]);
+    }
+    return absl::OkStatus();
   }
 
   static TensorRange PartOf(const Matrix& matrix, const TensorRange& range,

@@ -84,8 +84,8 @@ absl::StatusOr<std::unique_ptr<TensorSource>> OpenSafetensors(const std::string&
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenGguf(const std::string& path);
 
 // The same tensors with quantised matrices under the names and shapes that they would have without
-// ("X.weight", [out, in]), and elements of kI8 or kI4; X is quantised where it has such tensors.
-// What is wrong with a matrix is told by Map and Get of it, by tensor and file.
+// ("X.weight", [out, in]), and elements of kI8, kI4, kE2M1 or kF8E4M3; X is quantised where it has
+// such tensors. What is wrong with a matrix is told by Map and Get of it, by tensor and file.
 std::unique_ptr<TensorSource> WithQuantisedMatrices(const QuantizationConfig& config,
                                                     std::unique_ptr<TensorSource> source);
 

@@ -35,6 +35,8 @@ std::optional<Lanes> LanesOf(DType dtype) {
       return Lanes{0x7f8000007f800000, 0x0080000000800000, 0x8000000080000000};
     case DType::kBF16:
       return Lanes{0x7f807f807f807f80, 0x0080008000800080, 0x8000800080008000};
+    case DType::kF8E4M3:  // all bits but the sign's: it has NaNs, but no infinities
+      return Lanes{0x7f7f7f7f7f7f7f7f, 0x0101010101010101, 0x8080808080808080};
     case DType::kF16:
       return Lanes{0x7c007c007c007c00, 0x0400040004000400, 0x8000800080008000};
     default:
@@ -106,6 +108,7 @@ float Element(const std::byte* data, size_t index, DType dtype) {
     std::memcpy(&value, data + index * 4, 4);
     return value;
   }
+  if (dtype == DType::kF8E4M3) return ToFloat(reinterpret_cast<const f8e4m3*>(data)[index]);
   // An exponent.
   if (dtype == DType::kU8) return data[index] == std::byte{255} ? std::nanf("") : 1.0f;
   uint16_t bits;
@@ -177,7 +180,7 @@ absl::Status CheckChunk(const TensorSource& source, const TensorRange& range,
         source.files()[static_cast<size_t>(info->file)], range.name,
         before + static_cast<uint64_t>(bad * BlockOf(tensor.dtype).elements));
   }
-  if (tensor.scales) {
+  if (tensor.scales && tensor.dtype != DType::kF8E4M3) {
     Touch(tensor.data + at, chunk);
     return absl::OkStatus();
   }

@@ -11,7 +11,7 @@ namespace switchyard::expertwire {
 struct NumericsClass {
   std::string model_fingerprint;     // services/model/fingerprint.h
   DType activations = DType::kBF16;  // of GEMM inputs and wire rows
-  std::string arithmetic;            // kernels::ArithmeticClass
+  std::string arithmetic;            // ExpertArithmetic (arithmetic.h)
 };
 
 // 16 hex digits over the class and the version of the reduction tree.

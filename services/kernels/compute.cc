@@ -28,6 +28,7 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 double MatMulNs(const MatMulTask& task, const Ops& ops) {
   const double macs = static_cast<double>(task.rows * task.w.out * task.w.in);
   const double speed = IsBF16Dot(task)   ? ops.bf16_macs_per_ns
+                       : IsF8Dot(task)   ? ops.bf16_macs_per_ns / 2
                        : IsInt8Dot(task) ? ops.int8_macs_per_ns
                                          : ops.macs_per_ns;
   return std::max(macs / speed, static_cast<double>(task.w.bytes()) / kWeightBytesPerNs);
@@ -69,6 +70,10 @@ void RunTile(const Ops& ops, const MatMulTask& task, const QuantizedRows* x, con
   float* scratch = Scratch(MatMulScratchFloats(task));
   if (x != nullptr) {
     ops.mat_mul_int8(task, *x, t.m0, t.m1, t.n0, t.n1, scratch);
+  } else if (IsF8Dot(task) && ops.mat_mul_f8 != nullptr) {
+    ops.mat_mul_f8(task, t.m0, t.m1, t.n0, t.n1);
+  } else if (IsF8Dot(task)) {
+    MatMulF8(ops, task, t.m0, t.m1, t.n0, t.n1, scratch);
   } else if (task.w.quantised()) {
     MatMulUpcast(ops, task, t.m0, t.m1, t.n0, t.n1, scratch);
   } else {

@@ -144,6 +144,15 @@ std::string_view ArithmeticClass(DType activations, Isa isa) {
   }
 }
 
+bool MeetsIntegers(DType weights, WeightLayout layout) {
+  return layout == WeightLayout::kOutIn && (IsBlocked(weights) || weights == DType::kI8 ||
+                                            weights == DType::kI4 || weights == DType::kE2M1);
+}
+
+bool ClassMatters(DType weights, WeightLayout layout) {
+  return layout == WeightLayout::kOutIn && (weights == DType::kBF16 || weights == DType::kF8E4M3);
+}
+
 const Ops& OpsFor(Isa isa) {
 #if defined(__x86_64__)
   static const Ops avx512_ops = Avx512(), bf16_ops = With(MatMulAvx512Bf16, 30), amx_ops = Amx();

@@ -33,6 +33,11 @@
 //   halves of a piece and zero points are part of c, which of e2m1 is doubled. The bias is added
 //   last.
 //
+// Weights may be kF8E4M3 with scales beside them, whose groups of columns are multiples of 128 or
+// whole rows. For a bf16 row each 128 values of k, and the last that there are, give the product p
+// of the class as if the weights were bf16 (which they are, exactly); y is one fused chain over
+// them, y = fma(p, scale, y). (0x7f and 0xff may count as ±480: they are no numbers.)
+//
 // With float32 rows, and as kInOut, quantised weights are upcast (rounded once where they need more
 // than 24 bits) and multiplied as the fma class does.
 // exp and what is built on it (softmax, SiLU, sigmoid) are our own polynomials, the same on every
@@ -66,6 +71,10 @@ std::vector<Isa> SupportedIsas();  // of this CPU, ascending; always holds kPort
 // "f32" for float32 activations on any ISA; "bf16-fma", "bf16-avx512bf16" or "bf16-amx" otherwise.
 // Part of the numerics id: replicas of one class are bit-equal.
 std::string_view ArithmeticClass(DType activations, Isa isa);
+// Whether bf16 rows meet such weights in integers (the arithmetic int8 above).
+bool MeetsIntegers(DType weights, WeightLayout layout);
+// Whether products of bf16 rows with such weights differ between the classes of bf16.
+bool ClassMatters(DType weights, WeightLayout layout);
 
 // Activations in memory: float32 or bf16 rows.
 struct Rows {

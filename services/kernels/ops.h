@@ -27,6 +27,8 @@ struct Ops {
   // rows from any of them on can be read.
   void (*mat_mul_int8)(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
                        int64_t n0, int64_t n1, float* scratch);
+  // The same of a task that IsF8Dot, where the table has a way of its own; null: MatMulF8.
+  void (*mat_mul_f8)(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
   // scratch: AttentionScratchFloats(task, queries of the part), 64-byte aligned.
   void (*attention)(const AttentionTask& task, const AttentionPart& part, float* scratch);
   void (*rms_norm)(const float* x, int64_t dim, VectorView weight, float eps, void* out, DType to);
@@ -35,11 +37,14 @@ struct Ops {
   void (*sigmoid)(float* x, int64_t n);
   void (*rope)(float* x, int dim, bool interleaved, const float* cos, const float* sin);
   void (*add_scaled)(float* acc, const float* x, float w, int64_t n);
+  // acc[i] = fma(a[i], b[i], acc[i])
+  void (*add_products)(float* acc, const float* a, const float* b, int64_t n);
   void (*add)(float* acc, const float* x, int64_t n);
   void (*convert)(const float* x, int64_t n, DType to, void* out);
+  void (*f8_to_bf16)(const f8e4m3* x, int64_t n, bf16* out);  // exact
   void (*convert_to_float)(const void* x, DType from, int64_t n, float* out);
   // Columns [first, first + n) of a stored row of quantised weights, rounded once where a value
-  // needs more than 24 bits; first and n are whole sub-blocks, of K blocks whole blocks.
+  // needs more than 24 bits; first and n are whole sub-blocks (K blocks: blocks; kF8E4M3: any).
   void (*weights_to_float)(const WeightView& w, int64_t row, int64_t first, int64_t n, float* out);
   // Rough speeds, by which Compute decides how finely to cut: multiply-adds a nanosecond, in
   // general, of bf16 rows with bf16 kOutIn weights and with integers.
@@ -62,10 +67,16 @@ inline bool IsBF16Dot(const MatMulTask& task) {
 // The products with quantised weights that are computed in integers; in all others rows of such
 // weights are upcast, and the fma class computes.
 inline bool IsInt8Dot(const MatMulTask& task) {
-  const DType w = task.w.dtype;
-  return task.x.dtype == DType::kBF16 && task.w.layout == WeightLayout::kOutIn &&
-         (IsBlocked(w) || w == DType::kI8 || w == DType::kI4 || w == DType::kE2M1);
+  return task.x.dtype == DType::kBF16 && MeetsIntegers(task.w.dtype, task.w.layout);
 }
+
+// The products with FP8 weights that are a chain over products of bf16, kF8Columns values of k
+// each.
+inline bool IsF8Dot(const MatMulTask& task) {
+  return task.x.dtype == DType::kBF16 && task.w.dtype == DType::kF8E4M3 &&
+         task.w.layout == WeightLayout::kOutIn;
+}
+inline constexpr int64_t kF8Columns = 128;
 
 // Where row m lies in x.
 inline int64_t RowIndex(const MatMulTask& task, int64_t m) {
@@ -81,11 +92,15 @@ void QuantizeReference(const bf16* x, int64_t in, const QuantizedRow& out);
 void MatMulInt8Reference(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
                          int64_t n0, int64_t n1, float* scratch);
 
-// Rows [m0, m1) × outputs [n0, n1) of a task with quantised weights that is no IsInt8Dot: rows of
-// weights become float32 in scratch and ops.mat_mul computes with them. n0 and n1 are multiples of
-// OutputGranule(task.w) or the end.
+// Rows [m0, m1) × outputs [n0, n1) of a task with quantised weights that is neither IsInt8Dot nor
+// IsF8Dot: rows of weights become float32 in scratch and ops.mat_mul computes with them. n0 and n1
+// are multiples of OutputGranule(task.w) or the end.
 void MatMulUpcast(const Ops& ops, const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0,
                   int64_t n1, float* scratch);
+
+// Rows [m0, m1) × outputs [n0, n1) of a task that IsF8Dot, by ops.mat_mul; n0 as above.
+void MatMulF8(const Ops& ops, const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0,
+              int64_t n1, float* scratch);
 
 inline float LoadOne(VectorView v, int64_t i) {
   switch (v.dtype) {
@@ -100,6 +115,9 @@ inline float LoadOne(VectorView v, int64_t i) {
 
 inline int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 
+// Outputs of a tile of FP8 weights, and rows that pass over it at a time.
+inline constexpr int64_t kF8Outputs = 64, kF8Rows = 128;
+
 // Outputs that are upcast at a time: of kInOut whole blocks of each row.
 inline int64_t UpcastOutputs(const WeightView& w) {
   return w.layout == WeightLayout::kInOut ? kSuperBlock : 16;
@@ -108,6 +126,7 @@ inline int64_t UpcastOutputs(const WeightView& w) {
 // Outputs of which tiles are multiples. A cache line of kAwq has 128.
 inline int64_t OutputGranule(const WeightView& w) {
   if (w.packing == Packing::kAwq) return 128;
+  if (w.dtype == DType::kF8E4M3 && w.layout == WeightLayout::kOutIn) return kF8Outputs;
   return w.quantised() ? UpcastOutputs(w) : 16;
 }
 
@@ -140,10 +159,19 @@ inline int64_t UpcastFloats(const WeightView& w) { return RoundUp16(w.in) * Upca
 // multiple of those of a tile.
 inline constexpr int64_t kInt8PanelRows = 256;
 
+// A tile as bf16, its products, and what their computation takes.
+inline int64_t F8ScratchFloats(const MatMulTask& task) {
+  const MatMulTask tile = {.x = task.x,
+                           .rows = task.rows < kF8Rows ? task.rows : kF8Rows,
+                           .w = {.dtype = DType::kBF16, .in = kF8Columns}};
+  return kF8Outputs * kF8Columns / 2 + kF8Rows * kF8Outputs + PlainScratchFloats(tile);
+}
+
 inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   if (!task.w.quantised()) return PlainScratchFloats(task);
   if (IsInt8Dot(task))
     return 16 * (task.rows < kInt8PanelRows ? RoundUp16(task.rows) : kInt8PanelRows);
+  if (IsF8Dot(task)) return F8ScratchFloats(task);
   return UpcastFloats(task.w) + PlainScratchFloats(task);
 }
 

@@ -160,6 +160,39 @@ void MatMul(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t 
   }
 }
 
+// FP8 weights with scales beside them: a chain over products of bf16.
+template <BF16Dot kBF16Dot>
+float ProductF8(const MatMulTask& task, const bf16* x, int64_t n) {
+  const auto* w = reinterpret_cast<const f8e4m3*>(task.w.data) + n * task.w.stride;
+  float y = 0;
+  for (int64_t k0 = 0; k0 < task.w.in; k0 += kF8Columns) {
+    const int64_t columns = std::min(task.w.in - k0, kF8Columns);
+    bf16 exact[kF8Columns];
+    for (int64_t k = 0; k < columns; ++k) exact[k] = ToBF16(ToFloat(w[k0 + k]));
+    float sum;
+    if constexpr (kBF16Dot != nullptr) {
+      sum = kBF16Dot(columns, x + k0, exact);
+    } else {
+      sum = Dot(
+          columns, [&](int64_t k) { return ToFloat(x[k0 + k]); },
+          [&](int64_t k) { return ToFloat(exact[k]); });
+    }
+    y = std::fma(sum, ScaleAt(task.w, n, k0 / task.w.scales.group_columns), y);
+  }
+  return y;
+}
+
+template <BF16Dot kBF16Dot>
+void MatMulF8Reference(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+  for (int64_t m = m0; m < m1; ++m) {
+    const bf16* x = reinterpret_cast<const bf16*>(RowAt(task, m));
+    for (int64_t n = n0; n < n1; ++n) {
+      const float y = ProductF8<kBF16Dot>(task, x, n);
+      task.y[m * task.y_stride + n] = task.bias ? y + LoadOne(task.bias, n) : y;
+    }
+  }
+}
+
 // The running state of one (row, head): softmax is made anew with the largest score so far.
 struct Online {
   float max = -std::numeric_limits<float>::infinity();
@@ -330,6 +363,13 @@ void ConvertToFloat(const void* x, DType from, int64_t n, float* out) {
 }
 
 void WeightsToFloat(const WeightView& w, int64_t row, int64_t first, int64_t n, float* out) {
+  if (w.dtype == DType::kF8E4M3) {
+    const auto* x = reinterpret_cast<const f8e4m3*>(w.data) + row * w.stride;
+    for (int64_t k = first; k < first + n; ++k) {
+      out[k - first] = ToFloat(x[k]) * ScaleAt(w, row, k / w.scales.group_columns);
+    }
+    return;
+  }
   for (int64_t b = 0; b < n / kSubBlock; ++b) {
     SubBlock block;
     ReadSubBlock(w, row, first / kSubBlock + b, &block);
@@ -337,11 +377,20 @@ void WeightsToFloat(const WeightView& w, int64_t row, int64_t first, int64_t n, 
   }
 }
 
+void AddProducts(float* acc, const float* a, const float* b, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) acc[i] = std::fma(a[i], b[i], acc[i]);
+}
+
+void F8ToBF16(const f8e4m3* x, int64_t n, bf16* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = ToBF16(ToFloat(x[i]));
+}
+
 template <BF16Dot kBF16Dot>
 constexpr Ops MakeOps() {
   return {.mat_mul = MatMul<kBF16Dot>,
           .quantize = QuantizeReference,
           .mat_mul_int8 = MatMulInt8Reference,
+          .mat_mul_f8 = MatMulF8Reference<kBF16Dot>,
           .attention = Attention,
           .rms_norm = RmsNorm,
           .activate = Activate,
@@ -349,8 +398,10 @@ constexpr Ops MakeOps() {
           .sigmoid = Sigmoid,
           .rope = Rope,
           .add_scaled = AddScaled,
+          .add_products = AddProducts,
           .add = Add,
           .convert = Convert,
+          .f8_to_bf16 = F8ToBF16,
           .convert_to_float = ConvertToFloat,
           .weights_to_float = WeightsToFloat,
           .macs_per_ns = 0.3,

@@ -53,6 +53,7 @@ void AddExperts(const GateSpec& g, const ExpertSpec& e, Text& text) {
   text.AddEnum("experts.activation", e.activation).Add("experts.swiglu_limit", e.swiglu_limit);
   text.Add("experts.swiglu_alpha", e.swiglu_alpha).Add("experts.bias", e.bias);
   text.Add("experts.stacked", e.stacked);
+  if (e.stacked_out_in) text.Add("experts.stacked_out_in", true);
 }
 
 }  // namespace

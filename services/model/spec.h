@@ -87,7 +87,8 @@ struct ExpertSpec {
   float swiglu_limit = 0;  // gpt-oss
   float swiglu_alpha = 1.702f;
   bool bias = false;
-  bool stacked = false;  // one tensor for all experts, [E, in, out], gate and up interleaved
+  bool stacked = false;         // one tensor for all experts, [E, in, out], gate and up interleaved
+  bool stacked_out_in = false;  // the same, but [E, out, in] (MXFP4)
 };
 
 struct LayerSpec {

@@ -103,7 +103,7 @@ absl::Status ReadTokenIds(const ConfigReader& config, ModelSpec& spec) {
 absl::StatusOr<ModelSpec> SpecFromConfig(const ModelConfig& model) {
   const ConfigReader config(model.config, "config.json");
   SY_ASSIGN_OR_RETURN(const FamilyEntry family, FindFamily(config));
-  SY_RETURN_IF_ERROR(ReadQuantization(model.config).status());
+  SY_ASSIGN_OR_RETURN(const QuantizationConfig quantization, ReadQuantization(model.config));
   ModelSpec spec;
   spec.family = family.family;
   spec.architecture = family.architecture;
@@ -120,6 +120,7 @@ absl::StatusOr<ModelSpec> SpecFromConfig(const ModelConfig& model) {
   }
   if (model.form.interleaved_rope) spec.attention.rope.layout = RopeLayout::kInterleaved;
   if (model.form.apart_experts) spec.experts.stacked = false;
+  spec.experts.stacked_out_in = spec.experts.stacked && quantization.method == Quantization::kMxfp4;
   spec.attention.split_kv_b = model.form.split_kv_b;
   return spec;
 }

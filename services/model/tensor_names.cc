@@ -150,8 +150,13 @@ ExpertTensors ExpertTensorsOf(const ModelSpec& spec, int layer, int expert) {
   const std::string p = fmt::format("{}{}.experts.", LayerPrefix(layer), MoeBlock(spec));
   ExpertTensors t;
   if (spec.experts.stacked) {
-    t.gate_up = {{p + "gate_up_proj", {n, h, 2 * w}}, expert, 1};
-    t.down_in_out = {{p + "down_proj", {n, w, h}}, expert, 1};
+    if (spec.experts.stacked_out_in) {
+      t.gate_up = {{p + "gate_up_proj", {n, 2 * w, h}}, expert, 1};
+      t.down = {{p + "down_proj", {n, h, w}}, expert, 1};
+    } else {
+      t.gate_up = {{p + "gate_up_proj", {n, h, 2 * w}}, expert, 1};
+      t.down_in_out = {{p + "down_proj", {n, w, h}}, expert, 1};
+    }
     if (spec.experts.bias) {
       t.gate_up_bias = {{p + "gate_up_proj_bias", {n, 2 * w}}, expert, 1};
       t.down_bias = {{p + "down_proj_bias", {n, h}}, expert, 1};
@@ -199,7 +204,7 @@ absl::Status CheckTensor(const TensorRef& expected, DType dtype, const std::vect
                            ShapeText(shape), ShapeText(expected.shape));
   }
   constexpr int64_t kPiece = 32;  // of a row of activations that meets integers
-  const int64_t block = scales ? kPiece : BlockOf(dtype).elements;
+  const int64_t block = scales && dtype != DType::kF8E4M3 ? kPiece : BlockOf(dtype).elements;
   if (!shape.empty() && shape.back() % block != 0) {
     return InvalidArgument("tensor {}: rows of {} values are not whole blocks of {} ({})",
                            expected.name, shape.back(), block, Name(dtype));

@@ -80,7 +80,8 @@ struct TensorSlice {
 // One routed expert. Either gate, up and down (separate, Linear layout, the slice is the whole
 // tensor) with their biases where spec.experts.bias or, where spec.experts.stacked, gate_up [E,
 // hidden, 2*intermediate] (columns: gate 0, up 0, gate 1, …), gate_up_bias [E, 2*intermediate],
-// down_in_out [E, intermediate, hidden] and down_bias, of which the slice is row `expert`.
+// down_in_out [E, intermediate, hidden] and down_bias, of which the slice is row `expert`; where it
+// is stacked_out_in gate_up is [E, 2*intermediate, hidden] and down [E, hidden, intermediate].
 struct ExpertTensors {
   TensorSlice gate, up, down;
   TensorSlice gate_bias, up_bias;  // [intermediate]

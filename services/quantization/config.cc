@@ -39,8 +39,39 @@ bool IsTrue(const json& value, bool fallback) {
   return value.is_boolean() ? value.get<bool>() : fallback;
 }
 
+// [rows, columns] that share a scale.
+absl::Status ReadBlocks(const json& config, const char* field, const std::string& path,
+                        QuantizationConfig& out) {
+  const json& blocks = At(config, field);
+  const auto size = [&](size_t i) -> int64_t {
+    constexpr int64_t kMost = 1 << 20;
+    if (!blocks.is_array() || blocks.size() != 2 || !blocks[i].is_number_integer()) return 0;
+    const int64_t value = blocks[i].get<int64_t>();
+    return value > 0 && value <= kMost ? value : 0;
+  };
+  if (size(0) == 0 || size(1) == 0 || size(1) % 128 != 0) {
+    return Unsupported(path, blocks, "[rows, a multiple of 128]");
+  }
+  out.block_rows = size(0);
+  out.block_columns = size(1);
+  return absl::OkStatus();
+}
+
+// The weights of one of compressed-tensors' config_groups, in float8.
+absl::Status ReadFloatGroup(const json& weights, const std::string& path, QuantizationConfig& out) {
+  if (!Is(At(weights, "num_bits"), 8)) {
+    return Unsupported(path + ".num_bits", At(weights, "num_bits"), "8");
+  }
+  if (!Is(At(weights, "type"), "float")) {
+    return Unsupported(path + ".type", At(weights, "type"), "\"float\"");
+  }
+  if (!Is(At(weights, "strategy"), "block")) return absl::OkStatus();
+  return ReadBlocks(weights, "block_structure", path + ".block_structure", out);
+}
+
 // The weights of one of compressed-tensors' config_groups.
 absl::Status ReadGroup(const json& weights, const std::string& path, QuantizationConfig& out) {
+  if (out.method == Quantization::kFp8) return ReadFloatGroup(weights, path, out);
   const int bits = out.method == Quantization::kInt8 ? 8 : 4;
   if (!Is(At(weights, "num_bits"), bits)) {
     return Unsupported(path + ".num_bits", At(weights, "num_bits"), std::to_string(bits));
@@ -67,8 +98,11 @@ absl::StatusOr<QuantizationConfig> ReadCompressedTensors(const json& config) {
     out.method = Quantization::kInt8;
   } else if (Is(format, "pack-quantized")) {
     out.method = Quantization::kInt4;
+  } else if (Is(format, "float-quantized")) {
+    out.method = Quantization::kFp8;
   } else {
-    return Unsupported("format", format, "\"int-quantized\", \"pack-quantized\"");
+    return Unsupported("format", format,
+                       "\"int-quantized\", \"pack-quantized\", \"float-quantized\"");
   }
   const json& sparsity = At(At(config, "sparsity_config"), "format");
   if (!sparsity.is_null() && !Is(sparsity, "dense")) {
@@ -81,6 +115,9 @@ absl::StatusOr<QuantizationConfig> ReadCompressedTensors(const json& config) {
   const json& groups = At(config, "config_groups");
   if (!groups.is_object() || groups.empty()) {
     return Unsupported("config_groups", groups, "an object of groups");
+  }
+  if (out.method == Quantization::kFp8 && groups.size() > 1) {
+    return Unsupported("config_groups", groups, "one group (of float-quantized)");
   }
   int with_zeros = 0;
   for (const auto& [name, group] : groups.items()) {
@@ -96,6 +133,46 @@ absl::StatusOr<QuantizationConfig> ReadCompressedTensors(const json& config) {
   return out;
 }
 
+// DeepSeek's.
+absl::StatusOr<QuantizationConfig> ReadFp8(const json& config) {
+  QuantizationConfig out = {.method = Quantization::kFp8, .inverse_name = true};
+  const json& format = At(config, "fmt");
+  if (!format.is_null() && !Is(format, "e4m3")) return Unsupported("fmt", format, "\"e4m3\"");
+  SY_RETURN_IF_ERROR(ReadBlocks(config, "weight_block_size", "weight_block_size", out));
+  return out;
+}
+
+absl::StatusOr<QuantizationConfig> ReadGptq(const json& config) {
+  QuantizationConfig out = {.method = Quantization::kGptq};
+  if (!Is(At(config, "bits"), 4)) return Unsupported("bits", At(config, "bits"), "4");
+  if (IsTrue(At(config, "desc_act"), false)) {
+    return Unsupported("desc_act", At(config, "desc_act"), "false");
+  }
+  if (const json& dynamic = At(config, "dynamic"); dynamic.is_object() && !dynamic.empty()) {
+    return Unsupported("dynamic", dynamic, "none");
+  }
+  const json& format = At(config, "checkpoint_format");
+  // The first version stores zero points less one.
+  if (format.is_null() || Is(format, "gptq")) {
+    out.zero_offset = 1;
+  } else if (!Is(format, "gptq_v2")) {
+    return Unsupported("checkpoint_format", format, "\"gptq\", \"gptq_v2\"");
+  }
+  return out;
+}
+
+absl::StatusOr<QuantizationConfig> ReadAwq(const json& config) {
+  if (!Is(At(config, "bits"), 4)) return Unsupported("bits", At(config, "bits"), "4");
+  const json& version = At(config, "version");
+  if (!version.is_null() && !Is(version, "gemm") && !Is(version, "GEMM")) {
+    return Unsupported("version", version, "\"gemm\"");
+  }
+  if (!IsTrue(At(config, "zero_point"), true)) {
+    return Unsupported("zero_point", At(config, "zero_point"), "true");
+  }
+  return QuantizationConfig{.method = Quantization::kAwq};
+}
+
 }  // namespace
 
 absl::StatusOr<QuantizationConfig> ReadQuantization(const json& config) {
@@ -106,7 +183,12 @@ absl::StatusOr<QuantizationConfig> ReadQuantization(const json& config) {
   }
   const json& method = At(quantization, "quant_method");
   if (Is(method, "compressed-tensors")) return ReadCompressedTensors(quantization);
-  return Unsupported("quant_method", method, "\"compressed-tensors\"");
+  if (Is(method, "fp8")) return ReadFp8(quantization);
+  if (Is(method, "mxfp4")) return QuantizationConfig{.method = Quantization::kMxfp4};
+  if (Is(method, "gptq")) return ReadGptq(quantization);
+  if (Is(method, "awq")) return ReadAwq(quantization);
+  return Unsupported("quant_method", method,
+                     "\"compressed-tensors\", \"fp8\", \"mxfp4\", \"gptq\", \"awq\"");
 }
 
 }  // namespace switchyard

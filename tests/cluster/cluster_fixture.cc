@@ -40,7 +40,10 @@ std::string ServableModel(const std::string& name) {
   const auto link = [&out](const fs::path& file) {
     if (!fs::exists(out / file.filename())) fs::create_symlink(file, out / file.filename());
   };
-  for (const auto& entry : fs::directory_iterator(SourcePath("tests/golden/models/" + name))) {
+  const bool quantised = name.find('.') != std::string::npos;
+  const std::string weights = quantised ? std::string(SY_QUANTISED_MODELS) + "/" + name
+                                        : SourcePath("tests/golden/models/" + name);
+  for (const auto& entry : fs::directory_iterator(weights)) {
     link(fs::absolute(entry.path()));
   }
   for (const char* file : {"tokenizer.json", "tokenizer_config.json"}) {

@@ -28,8 +28,9 @@ struct Answer {
   bool operator==(const Answer&) const = default;
 };
 
-// A model directory with weights of tests/golden/models/NAME (or models/NAME) and the tokenizer of
-// tiny-r1, which the random checkpoints share.
+// A model directory with weights of tests/golden/models/NAME (or models/NAME), or of NAME.SCHEME
+// (tests/support/make_quantised.py), and the tokenizer of tiny-r1, which the random checkpoints
+// share.
 std::string ServableModel(const std::string& name);
 
 // parts empty: embedded, else one worker a part, over sockets. Dies if it does not get ready.

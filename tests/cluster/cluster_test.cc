@@ -58,6 +58,28 @@ TEST_P(EveryModel, TheSameBitsInBFloat16OverThreeWorkers) {
   EXPECT_EQ(GenerateAll(*many, asks), expected);
 }
 
+class EveryQuantisation : public testing::TestWithParam<std::string> {};
+
+TEST_P(EveryQuantisation, TheSameBitsInBFloat16OverThreeWorkers) {
+  const std::vector<Ask> asks = AsksOf(LoadGolden(GetParam().substr(0, GetParam().find('.'))));
+  const auto one = StartCluster(GetParam(), DType::kBF16, {});
+  const std::vector<Answer> expected = GenerateAll(*one, asks);
+  for (const Answer& answer : expected) EXPECT_TRUE(answer.status.ok()) << answer.status;
+  const auto many = StartCluster(GetParam(), DType::kBF16, UnevenParts(GetParam()));
+  EXPECT_EQ(GenerateAll(*many, asks), expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Quantised, EveryQuantisation,
+                         testing::Values("olmoe-tiny.int8-32", "qwen3-moe-tiny.int4-row",
+                                         "deepseek-v3-tiny.fp8", "gpt-oss-tiny.mxfp4",
+                                         "deepseek-v3-tiny.gptq", "mixtral-tiny.awq"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           std::replace(name.begin(), name.end(), '.', '_');
+                           return name;
+                         });
+
 INSTANTIATE_TEST_SUITE_P(Goldens, EveryModel, testing::ValuesIn(GoldenModelNames()),
                          [](const auto& info) {
                            std::string name = info.param;

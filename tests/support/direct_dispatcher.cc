@@ -35,7 +35,9 @@ absl::StatusOr<DirectExperts::Expert> Bind(const TensorSource& source, const Exp
   DirectExperts::Expert expert;
   SY_ASSIGN_OR_RETURN(expert.gate, Matrix(source, t.gate, WeightLayout::kOutIn));
   SY_ASSIGN_OR_RETURN(expert.up, Matrix(source, t.up, WeightLayout::kOutIn));
-  SY_ASSIGN_OR_RETURN(expert.gate_up, Matrix(source, t.gate_up, WeightLayout::kInOut));
+  SY_ASSIGN_OR_RETURN(
+      expert.gate_up,
+      Matrix(source, t.gate_up, t.down_in_out ? WeightLayout::kInOut : WeightLayout::kOutIn));
   SY_ASSIGN_OR_RETURN(expert.down, t.down ? Matrix(source, t.down, WeightLayout::kOutIn)
                                           : Matrix(source, t.down_in_out, WeightLayout::kInOut));
   SY_ASSIGN_OR_RETURN(expert.gate_bias, Vector(source, t.gate_bias));

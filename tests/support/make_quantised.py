@@ -17,6 +17,14 @@ MODELS = {
     "qwen3-moe-tiny.int4-row": ["int4", "--scales", "F16"],
     "deepseek-v3-tiny.int4-zeros": ["int4-zeros", "--group", "32"],
     "mixtral-swa-tiny.int4-zeros": ["int4-zeros", "--group", "64", "--scales", "F16"],
+    "deepseek-v3-tiny.fp8": ["fp8"],
+    "deepseek-v2-tiny.fp8-48": ["fp8", "--block-rows", "48"],  # blocks end inside of heads
+    "gpt-oss-tiny.mxfp4": ["mxfp4"],
+    "deepseek-v3-tiny.gptq": ["gptq", "--group", "32", "--scales", "F16"],
+    "qwen3-moe-tiny.gptq-sym": ["gptq-sym", "--scales", "F16"],
+    "olmoe-tiny.gptq_v2": ["gptq_v2", "--group", "32", "--scales", "F16"],
+    "deepseek-v2-tiny.awq": ["awq", "--group", "32", "--scales", "F16"],
+    "mixtral-tiny.awq": ["awq", "--group", "64", "--scales", "F16"],
 }
 
 

@@ -78,6 +78,59 @@ void MatMul(benchmark::State& state, Isa isa, int threads, const MatMulShape& s)
       2 * calls * elements * static_cast<double>(s.rows) / 1e9, benchmark::Counter::kIsRate);
 }
 
+// Weights with scales beside them.
+struct ScaledForm {
+  const char* name;
+  DType dtype, scale_dtype;
+  int64_t group;  // columns
+  Packing packing = Packing::kRows;
+};
+
+AlignedBuffer Same(int64_t bytes) {
+  AlignedBuffer buffer(static_cast<size_t>(bytes));
+  std::memset(buffer.data(), 0x2c, static_cast<size_t>(bytes));
+  return buffer;
+}
+
+void ScaledMatMul(benchmark::State& state, Isa isa, int threads, const ScaledForm& form,
+                  int64_t rows, int64_t width) {
+  ThreadPool pool(threads);
+  const Compute compute(isa, pool);
+  const int64_t groups = width / form.group;
+  const bool zeros = form.packing != Packing::kRows, f8 = form.dtype == DType::kF8E4M3;
+  const AlignedBuffer x = Filled(rows * width, DType::kBF16);
+  const AlignedBuffer w = Same(BytesOf(form.dtype, width * width));
+  const AlignedBuffer scales = Same(BytesOf(form.scale_dtype, width * groups));
+  const AlignedBuffer zero = Same(width * groups / 2);
+  AlignedBuffer y = Filled(rows * width, DType::kF32);
+  MatMulTask task = {.x = {x.data(), DType::kBF16, width},
+                     .rows = rows,
+                     .w = {w.data(), form.dtype, WeightLayout::kOutIn, width, width, width},
+                     .y = y.as<float>(),
+                     .y_stride = width};
+  task.w.packing = form.packing;
+  if (form.packing == Packing::kAwq) task.w.stride = width / 8;
+  task.w.scales = {.data = scales.data(),
+                   .dtype = form.scale_dtype,
+                   .group_rows = f8 ? 128 : 1,
+                   .group_columns = form.group,
+                   .row_stride = zeros ? 1 : groups,
+                   .column_stride = zeros ? width : 1,
+                   .zeros = zeros ? zero.data() : nullptr,
+                   .zero_row_stride = 1,
+                   .zero_column_stride = width / 8};
+  for (auto _ : state) {
+    compute.MatMul(task);
+    benchmark::ClobberMemory();
+  }
+  const double calls = static_cast<double>(state.iterations());
+  const double elements = static_cast<double>(width * width);
+  state.counters["GB/s"] = benchmark::Counter(calls * static_cast<double>(task.w.bytes()) / 1e9,
+                                              benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] = benchmark::Counter(
+      2 * calls * elements * static_cast<double>(rows) / 1e9, benchmark::Counter::kIsRate);
+}
+
 struct AttentionShape {
   int64_t rows, history;
   int heads, kv_heads, key_dim, value_dim;
@@ -190,6 +243,14 @@ constexpr MatMulShape kMatMuls[] = {
 constexpr DType kBlocked[] = {DType::kQ8_0, DType::kQ4_0, DType::kMXFP4,
                               DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
 constexpr int64_t kBlockedRows[] = {1, 4, 8, 32, 512};
+constexpr ScaledForm kScaled[] = {
+    {"int8", DType::kI8, DType::kBF16, 2048},
+    {"int4", DType::kI4, DType::kBF16, 128},
+    {"mxfp4", DType::kE2M1, DType::kU8, 32},
+    {"gptq", DType::kI4, DType::kF16, 128, Packing::kGptq},
+    {"awq", DType::kI4, DType::kF16, 128, Packing::kAwq},
+    {"fp8", DType::kF8E4M3, DType::kF32, 128},
+};
 struct NamedAttention {
   const char* name;
   AttentionShape shape;
@@ -227,6 +288,18 @@ void RegisterAll() {
           benchmark::RegisterBenchmark(
               ("MatMul/" + name + "/" + NameOf(s) + suffix).c_str(),
               [=](benchmark::State& state) { MatMul(state, isa, threads, s); })
+              ->UseRealTime();
+        }
+      }
+      for (const ScaledForm& form : kScaled) {
+        for (int64_t rows : kBlockedRows) {
+          const int64_t width = rows <= 4 ? 8192 : 2048;
+          const std::string shape = std::to_string(rows) + "x" + std::to_string(width);
+          benchmark::RegisterBenchmark(
+              ("ScaledMatMul/" + name + "/" + form.name + "/" + shape + suffix).c_str(),
+              [=](benchmark::State& state) {
+                ScaledMatMul(state, isa, threads, form, rows, width);
+              })
               ->UseRealTime();
         }
       }

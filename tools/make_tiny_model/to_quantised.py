@@ -10,7 +10,9 @@ float32 weights that the quantised ones stand for. Needs nothing but Python, and
 """
 import argparse
 import array
+import bisect
 import json
+import math
 import mmap
 import pathlib
 import struct
@@ -87,8 +89,16 @@ def words(nibbles):
     return out.tobytes()
 
 
-def column(matrix, rows, columns, k):
-    return [matrix[r * columns + k] for r in range(rows)]
+def transposed(matrix, rows, columns):
+    return [x for k in range(columns) for x in matrix[k:rows * columns:columns]]
+
+
+def nearest(values, x):
+    """Index of the nearest of ascending values."""
+    at = bisect.bisect_left(values, x)
+    if at == 0 or at < len(values) and values[at] - x < x - values[at - 1]:
+        return at
+    return at - 1
 
 
 class Integers:
@@ -147,19 +157,129 @@ class Integers:
         return out, values
 
 
+class Packed(Integers):
+    """GPTQ and AWQ: int4 in words of the transposed matrix, always with zero points."""
+
+    def __init__(self, method, group, zeros, scale_dtype):
+        super().__init__(4, group, zeros, scale_dtype)
+        self.method = method
+
+    def config(self):
+        if self.method == "awq":
+            return {"quant_method": "awq", "bits": 4, "group_size": self.group or -1, "zero_point": True, "version": "gemm", "modules_to_not_convert": None}
+        return {"quant_method": "gptq", "bits": 4, "group_size": self.group or -1, "desc_act": False, "sym": not self.zeros, "static_groups": False,
+                "checkpoint_format": "gptq" if self.method == "gptq" else "gptq_v2"}
+
+    def tensors(self, module, w, shape):
+        rows, columns = shape
+        assert rows % 8 == 0
+        elements, scales, zeros, values = self.quantise(w, rows, columns)
+        groups = len(scales) // rows
+        elements = [c + 8 for c in elements]
+        zeros = transposed([z + 8 - (self.method == "gptq") for z in zeros], rows, groups)
+        by_column = transposed(elements, rows, columns)
+        out = {}
+        if self.method == "awq":
+            order = (0, 2, 4, 6, 1, 3, 5, 7)
+            shuffled = lambda x: [x[at + o] for at in range(0, len(x), 8) for o in order]
+            out[module + ".qweight"] = "I32", [columns, rows // 8], words(shuffled(by_column))
+            out[module + ".qzeros"] = "I32", [groups, rows // 8], words(shuffled(zeros))
+        else:
+            eights = [by_column[(k + j) * rows + r] for k in range(0, columns, 8) for r in range(rows) for j in range(8)]
+            out[module + ".qweight"] = "I32", [columns // 8, rows], words(eights)
+            out[module + ".qzeros"] = "I32", [groups, rows // 8], words(zeros)
+            size = self.group or columns
+            out[module + ".g_idx"] = "I32", [columns], struct.pack(f"<{columns}i", *(k // size for k in range(columns)))
+        out[module + ".scales"] = self.scale_dtype, [groups, rows], stored(transposed(scales, rows, groups), self.scale_dtype)
+        return out, values
+
+
+class Fp8:
+    """DeepSeek's FP8: E4M3 with a float32 scale for each block of rows and columns."""
+
+    POSITIVE = [(m if e == 0 else 8 + m) * 2.0 ** (max(e, 1) - 10) for e in range(16) for m in range(8)][:127]
+
+    def __init__(self, block_rows):
+        self.block_rows = block_rows
+
+    def config(self):
+        return {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [self.block_rows, 128]}
+
+    def tensors(self, module, w, shape):
+        rows, columns = shape
+        block_columns = -(-columns // 128)
+        scales = [[0.0] * block_columns for _ in range(-(-rows // self.block_rows))]
+        for r in range(rows):
+            for b in range(block_columns):
+                largest = max(map(abs, w[r * columns + b * 128:min((r + 1) * columns, r * columns + (b + 1) * 128)]))
+                scales[r // self.block_rows][b] = max(scales[r // self.block_rows][b], largest)
+        scales = [[rounded(max(x / 448, 1e-12), "F32") for x in row] for row in scales]
+        codes, values = bytearray(), array.array("f")
+        for i, x in enumerate(w):
+            scale = scales[i // columns // self.block_rows][i % columns // 128]
+            code = nearest(self.POSITIVE, abs(x) / scale)
+            codes.append(code | (0x80 if x < 0 else 0))
+            values.append(math.copysign(self.POSITIVE[code] * scale, x))
+        return {module + ".weight": ("F8_E4M3", shape, bytes(codes)),
+                module + ".weight_scale_inv": ("F32", [len(scales), block_columns], stored(sum(scales, []), "F32"))}, values
+
+
+class Mxfp4:
+    """gpt-oss: stacked experts, transposed, in blocks of 32 E2M1 with a power of two."""
+
+    POSITIVE = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+    def config(self):
+        return {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]}
+
+    def tensors(self, module, w, shape):
+        experts, inputs, outputs = shape
+        nibbles, exponents, values = [], bytearray(), array.array("f")
+        for e in range(experts):
+            one = transposed(w[e * inputs * outputs:(e + 1) * inputs * outputs], inputs, outputs)
+            widened = []
+            for at in range(0, len(one), 32):
+                piece = one[at:at + 32]
+                exponent = math.frexp(max(max(map(abs, piece)), 1e-30))[1] - 3
+                exponents.append(exponent + 127)
+                for x in piece:
+                    code = nearest(self.POSITIVE, abs(x) * 2.0 ** -exponent)
+                    nibbles.append(code | (8 if x < 0 else 0))
+                    widened.append(math.copysign(self.POSITIVE[code], x) * 2.0 ** exponent)
+            values.extend(transposed(widened, outputs, inputs))
+        return {module + "_blocks": ("U8", [experts, outputs, inputs // 32, 16], words(nibbles)),
+                module + "_scales": ("U8", [experts, outputs, inputs // 32], bytes(exponents))}, values
+
+
 def scheme_of(args):
+    if args.scheme == "fp8":
+        return Fp8(args.block_rows)
+    if args.scheme == "mxfp4":
+        return Mxfp4()
     if args.scheme == "int8":
         return Integers(8, args.group, False, args.scales)
-    return Integers(4, args.group, args.scheme == "int4-zeros", args.scales)
+    if args.scheme.startswith("int4"):
+        return Integers(4, args.group, args.scheme == "int4-zeros", args.scales)
+    return Packed(args.scheme.removesuffix("-sym"), args.group, not args.scheme.endswith("-sym"), args.scales)
 
 
 LINEAR = ("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 
 
+def quantises(args, name, shape):
+    """Gates are left as they are, and rows that are no whole groups."""
+    if args.scheme == "mxfp4":
+        return name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+    if not name.endswith(LINEAR):
+        return False
+    return args.scheme == "fp8" or shape[1] % (args.group or 32) == 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scheme", choices=["int8", "int4", "int4-zeros"], required=True)
+    parser.add_argument("--scheme", choices=["int8", "int4", "int4-zeros", "gptq", "gptq-sym", "gptq_v2", "awq", "fp8", "mxfp4"], required=True)
     parser.add_argument("--group", type=int, default=0, help="columns that share a scale; 0: a whole row")
+    parser.add_argument("--block-rows", type=int, default=128, help="of fp8")
     parser.add_argument("--scales", choices=list(BITS), default="BF16")
     parser.add_argument("--float", type=pathlib.Path, help="where the same weights go in float32")
     parser.add_argument("model", type=pathlib.Path)
@@ -168,7 +288,7 @@ def main():
     scheme = scheme_of(args)
     quantised, plain = {}, {}
     for name, (dtype, shape, data) in read(args.model).items():
-        if not name.endswith(LINEAR) or shape[1] % (args.group or 32) != 0:  # gates are left as they are
+        if not quantises(args, name, shape):
             quantised[name] = plain[name] = dtype, shape, data
             continue
         tensors, values = scheme.tensors(name.removesuffix(".weight"), floats(dtype, data), shape)

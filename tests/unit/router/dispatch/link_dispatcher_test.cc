@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "expert-worker/worker.h"
+#include "services/expertwire/arithmetic.h"
 #include "tests/support/moe_fixture.h"
 
 namespace switchyard::router {
@@ -74,8 +75,8 @@ class Router {
          expertwire::CreditGrant grant = {}, std::vector<Worker*> local = {})
       : spec_(spec), dtype_(dtype), pool_(2) {
     const auto isa = *kernels::ChooseIsa("auto");
-    expertwire::NumericsClass numerics{kFingerprint, dtype,
-                                       std::string(kernels::ArithmeticClass(dtype, isa))};
+    expertwire::NumericsClass numerics{
+        kFingerprint, dtype, expertwire::ExpertArithmetic(spec, MemorySource(spec, 1), dtype, isa)};
     links_ = std::make_unique<LinkSet>(expertwire::LinkSetOptions{
         .hello = expertwire::MakeHello("test-router", numerics, grant, false)});
     for (Worker* worker : local) links_->AddLocal("local", *worker);

@@ -23,7 +23,9 @@ constexpr int64_t kBlocks = 64;
 const char* const kModels[] = {"tiny-r1", "deepseek-v2-tiny", "qwen3-moe-tiny", "olmoe-tiny",
                                "mixtral-swa-tiny", "gpt-oss-tiny",
                                // and of weights
-                               "deepseek-v3-tiny.int8", "deepseek-v3-tiny.int4-zeros"};
+                               "deepseek-v3-tiny.int8", "deepseek-v3-tiny.int4-zeros",
+                               "deepseek-v3-tiny.fp8", "gpt-oss-tiny.mxfp4",
+                               "deepseek-v3-tiny.gptq", "deepseek-v2-tiny.awq"};
 
 bool IsQuantised(const std::string& name) { return name.find('.') != std::string::npos; }
 

@@ -23,6 +23,11 @@ constexpr char kInt4Zeros[] =
     R"({"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{"a":
        {"weights":{"num_bits":4,"type":"int","symmetric":false}}}})";
 
+constexpr char kFp8[] = R"({"quant_method":"fp8","weight_block_size":[128,128]})";
+constexpr char kMxfp4[] = R"({"quant_method":"mxfp4"})";
+constexpr char kGptq[] = R"({"quant_method":"gptq","bits":4})";
+constexpr char kAwq[] = R"({"quant_method":"awq","bits":4})";
+
 // A checkpoint in the making.
 class Checkpoint {
  public:
@@ -120,6 +125,120 @@ TEST(QuantisedSource, Int4IsNamedAsTheMatrixThatItIs) {
   EXPECT_EQ(w.bytes(), 9u * 32 + 36 + 16);
   // Listed once, under the name that it is asked for by.
   for (const TensorInfo& t : source->tensors()) EXPECT_NE(t.name, "a.weight_packed");
+}
+
+TEST(QuantisedSource, Fp8HasScalesOfBlocks) {
+  Checkpoint checkpoint(kFp8);
+  checkpoint.Add("a.weight", "F8_E4M3", "[200,300]", Bytes(60000))
+      .Add("a.weight_scale_inv", "F32", "[2,3]", std::vector<float>(6, 1));
+  const auto source = checkpoint.Open();
+  ASSERT_TRUE(source->Map({{"a.weight"}}).ok());
+  const WeightView w = MatrixOf(*source->Get({"a.weight"}));
+  EXPECT_EQ(w.scales.group_rows, 128);
+  EXPECT_EQ(w.scales.row_stride, 3);
+  EXPECT_EQ(w.bytes(), 60000u + 24);
+  EXPECT_TRUE(CheckWeights(*source, {{"a.weight"}}, nullptr).ok());
+
+  Checkpoint misshapen(kFp8);
+  misshapen.Add("a.weight", "F8_E4M3", "[200,300]", Bytes(60000))
+      .Add("a.weight_scale_inv", "F32", "[3,2]", std::vector<float>(6, 1));
+  EXPECT_THAT(MapError(misshapen),
+              HasSubstr("\"a.weight_scale_inv\" has the shape [3, 2], expected [2, 3]"));
+  for (int8_t nan : {0x7f, -1}) {
+    std::vector<int8_t> codes = Bytes(256);
+    codes[77] = nan;
+    Checkpoint damaged(kFp8);
+    damaged.Add("a.weight", "F8_E4M3", "[2,128]", codes)
+        .Add("a.weight_scale_inv", "F32", "[1,1]", std::vector<float>(1, 1));
+    const auto opened = damaged.Open();
+    ASSERT_TRUE(opened->Map({{"a.weight"}}).ok());
+    EXPECT_THAT(std::string(ToStd(CheckWeights(*opened, {{"a.weight"}}, nullptr).message())),
+                HasSubstr("tensor \"a.weight\": element 77 is NaN"));
+  }
+}
+
+TEST(QuantisedSource, Mxfp4IsHadExpertByExpert) {
+  Checkpoint checkpoint(kMxfp4);
+  std::vector<int8_t> exponents(3 * 4 * 2, 127);
+  exponents[2 * 8 + 3] = 120;
+  checkpoint.Add("x.gate_up_proj_blocks", "U8", "[3,4,2,16]", Bytes(3 * 4 * 2 * 16))
+      .Add("x.gate_up_proj_scales", "U8", "[3,4,2]", exponents);
+  const auto source = checkpoint.Open();
+  EXPECT_EQ(source->Find("x.gate_up_proj")->shape, (std::vector<int64_t>{3, 4, 64}));
+  ASSERT_TRUE(source->Map({{"x.gate_up_proj", 2, 1}}).ok());
+  const MappedTensor expert = *source->Get({"x.gate_up_proj", 2, 1});
+  EXPECT_EQ(expert.shape, (std::vector<int64_t>{1, 4, 64}));
+  const WeightView w = MatrixOf(expert);
+  EXPECT_EQ(w.out, 4);
+  EXPECT_EQ(w.in, 64);
+  EXPECT_EQ(w.scales.data[3], std::byte{120});
+  EXPECT_TRUE(CheckWeights(*source, {{"x.gate_up_proj", 2, 1}}, nullptr).ok());
+
+  exponents[2 * 8 + 3] = -1;  // 255: no number
+  Checkpoint damaged(kMxfp4);
+  damaged.Add("x.gate_up_proj_blocks", "U8", "[3,4,2,16]", Bytes(3 * 4 * 2 * 16))
+      .Add("x.gate_up_proj_scales", "U8", "[3,4,2]", exponents);
+  const auto opened = damaged.Open();
+  ASSERT_TRUE(opened->Map({{"x.gate_up_proj", 2, 1}}).ok());
+  EXPECT_THAT(
+      std::string(ToStd(CheckWeights(*opened, {{"x.gate_up_proj", 2, 1}}, nullptr).message())),
+      HasSubstr("the scale of row 1, column 32 is NaN"));
+
+  for (const auto& [blocks, scales, n] : {std::tuple{"[3,4,2,16]", "[3,4,1]", 384},
+                                          {"[3,4,32]", "[3,4,2]", 384},
+                                          {"[3,4,4,8]", "[3,4,4]", 384}}) {
+    Checkpoint wrong(kMxfp4);
+    wrong.Add("x.gate_up_proj_blocks", "U8", blocks, Bytes(static_cast<size_t>(n)))
+        .Add("x.gate_up_proj_scales", "U8", scales,
+             Bytes(std::string(scales) == "[3,4,1]"   ? 12
+                   : std::string(scales) == "[3,4,2]" ? 24
+                                                      : 48));
+    const auto wrong_source = wrong.Open();
+    const TensorInfo* info = nullptr;
+    for (const TensorInfo& t : wrong_source->tensors()) {
+      if (t.name.starts_with("x.gate_up_proj") && !t.name.ends_with("_scales")) info = &t;
+    }
+    ASSERT_NE(info, nullptr);
+    EXPECT_FALSE(wrong_source->Map({{info->name}}).ok()) << blocks;
+  }
+}
+
+TEST(QuantisedSource, GptqAndAwqAreTransposed) {
+  for (const char* config : {kGptq, kAwq}) {
+    const bool gptq = config == kGptq;
+    const auto made = [&](const char* zeros, std::vector<int32_t> order) {
+      auto c = std::make_unique<Checkpoint>(config);
+      c->Add("a.qweight", "I32", gptq ? "[8,16]" : "[64,2]", Words(128))
+          .Add("a.scales", "F16", "[2,16]", std::vector<uint16_t>(32, 0x3c00))
+          .Add("a.qzeros", "I32", zeros, Words(4));
+      if (!order.empty()) c->Add("a.g_idx", "I32", "[64]", order);
+      return c;
+    };
+    std::vector<int32_t> order(64);
+    for (size_t k = 0; k < 64; ++k) order[k] = static_cast<int32_t>(k / 32);
+    const auto checkpoint = made("[2,2]", order);
+    const auto source = checkpoint->Open();
+    EXPECT_EQ(source->Find("a.weight")->shape, (std::vector<int64_t>{16, 64}));
+    ASSERT_TRUE(source->Map({{"a.weight"}}).ok());
+    const WeightView w = MatrixOf(*source->Get({"a.weight"}));
+    EXPECT_EQ(w.packing, gptq ? Packing::kGptq : Packing::kAwq);
+    EXPECT_EQ(w.out, 16);
+    EXPECT_EQ(w.in, 64);
+    EXPECT_EQ(w.stride, gptq ? 16 : 2);
+    EXPECT_EQ(w.scales.group_columns, 32);
+    EXPECT_EQ(w.scales.column_stride, 16);
+    EXPECT_EQ(w.scales.zero_column_stride, 2);
+    EXPECT_EQ(w.scales.zero_offset, gptq ? 1 : 0);
+    EXPECT_EQ(w.bytes(), 512u + 64 + 16);
+
+    EXPECT_THAT(MapError(*made("[1,4]", {})),
+                HasSubstr("\"a.qzeros\" has the shape [1, 4], expected [2, 2]"));
+    std::swap(order[3], order[40]);
+    if (gptq) {
+      EXPECT_THAT(MapError(*made("[2,2]", order)),
+                  HasSubstr("\"a.g_idx\": column 3 is of group 1"));
+    }
+  }
 }
 
 TEST(QuantisedSource, WhatIsWrongIsNamed) {

@@ -183,6 +183,58 @@ TEST(Scales, SayWhatTheirLayoutSays) {
   EXPECT_EQ(read(w, 1)[62], 8 * 0.5f);
 }
 
+// By hand: column k of row r is (k + 5r) % 16.
+TEST(Scales, SayWhatPackedWordsSay) {
+  constexpr int64_t kRows = 16, kColumns = 32;
+  const auto code = [](int64_t r, int64_t k) { return static_cast<uint32_t>((k + 5 * r) % 16); };
+  std::vector<uint32_t> gptq(kColumns / 8 * kRows), awq(kColumns * kRows / 8);
+  constexpr int kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+  for (int64_t k = 0; k < kColumns; ++k) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      gptq[static_cast<size_t>(k / 8 * kRows + r)] |= code(r, k) << 4 * (k % 8);
+    }
+    for (int64_t word = 0; word < kRows / 8; ++word) {
+      for (int i = 0; i < 8; ++i) {
+        awq[static_cast<size_t>(k * kRows / 8 + word)] |= code(8 * word + kOrder[i], k) << 4 * i;
+      }
+    }
+  }
+  std::vector<float> scales(kRows);
+  for (int64_t r = 0; r < kRows; ++r) scales[static_cast<size_t>(r)] = static_cast<float>(1 + r);
+  const uint32_t gptq_zeros[] = {0x76543210, 0xfedcba98};  // row r has r
+  const uint32_t awq_zeros[] = {0x75316420, 0xfdb9eca8};
+  for (const Packing packing : {Packing::kGptq, Packing::kAwq}) {
+    const bool is_gptq = packing == Packing::kGptq;
+    WeightView w = {.data = reinterpret_cast<const std::byte*>(is_gptq ? gptq.data() : awq.data()),
+                    .dtype = DType::kI4,
+                    .out = kRows,
+                    .in = kColumns,
+                    .stride = is_gptq ? kRows : kRows / 8,
+                    .packing = packing};
+    w.scales = {.data = reinterpret_cast<const std::byte*>(scales.data()),
+                .group_columns = kColumns,
+                .row_stride = 1,
+                .column_stride = kRows,
+                .zeros = reinterpret_cast<const std::byte*>(is_gptq ? gptq_zeros : awq_zeros),
+                .zero_row_stride = 1,
+                .zero_column_stride = kRows / 8,
+                .zero_offset = is_gptq ? 1 : 0};
+    for (int64_t r = 0; r < kRows; ++r) {
+      std::vector<float> whole(kColumns), part(kColumns);
+      const Ops& ops = ReferenceFor(Isa::kPortable);
+      ops.weights_to_float(w, r, 0, kColumns, whole.data());
+      ops.weights_to_float(RowsOf(w, r, 1), 0, 0, kColumns, part.data());
+      EXPECT_EQ(whole, part);
+      for (int64_t k = 0; k < kColumns; ++k) {
+        const int64_t zero = r + (is_gptq ? 1 : 0);
+        ASSERT_EQ(whole[static_cast<size_t>(k)],
+                  static_cast<float>((1 + r) * (static_cast<int64_t>(code(r, k)) - zero)))
+            << r << " " << k;
+      }
+    }
+  }
+}
+
 class Int8Test : public testing::TestWithParam<Isa> {};
 
 TEST_P(Int8Test, EqualsTheReferenceBitForBit) {

@@ -45,6 +45,12 @@ inline constexpr Form kForms[] = {
     {"int4 of 64 with zeros", DType::kI4, DType::kBF16, 64, true},
     {"int4 a row with zeros", DType::kI4, DType::kF16, 0, true},
     {"e2m1", DType::kE2M1, DType::kU8, 32},
+    {"GPTQ of 32", DType::kI4, DType::kF16, 32, true, Packing::kGptq, 1},
+    {"GPTQ of 128", DType::kI4, DType::kF16, 128, true, Packing::kGptq},
+    {"GPTQ a row", DType::kI4, DType::kBF16, 0, true, Packing::kGptq, 1},
+    {"AWQ of 32", DType::kI4, DType::kF16, 32, true, Packing::kAwq},
+    {"AWQ of 128", DType::kI4, DType::kBF16, 128, true, Packing::kAwq},
+    {"AWQ a row", DType::kI4, DType::kF32, 0, true, Packing::kAwq},
 };
 
 class QuantisedMatrix {

@@ -50,6 +50,55 @@ TEST(ReadQuantization, CompressedTensors) {
   EXPECT_TRUE(ReadQuantization(int4)->zero_points);
 }
 
+json Of(json quantization) { return {{"quantization_config", std::move(quantization)}}; }
+
+TEST(ReadQuantization, Fp8) {
+  const auto config = *ReadQuantization(
+      Of({{"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {128, 128}}}));
+  EXPECT_EQ(config.method, Quantization::kFp8);
+  EXPECT_TRUE(config.inverse_name);
+  EXPECT_EQ(config.block_rows, 128);
+  EXPECT_EQ(config.block_columns, 128);
+  for (const json& blocks : {json(nullptr), json(128), json({128}), json({0, 128}), json({128, 64}),
+                             json({-1, 128}), json({128, "128"}), json({128, 1ull << 40})}) {
+    EXPECT_THAT(Error(Of({{"quant_method", "fp8"}, {"weight_block_size", blocks}})),
+                HasSubstr("weight_block_size is "));
+  }
+  EXPECT_THAT(Error(Of({{"quant_method", "fp8"}, {"fmt", "e5m2"}})), HasSubstr("fmt is \"e5m2\""));
+
+  json compressed = CompressedTensors("float-quantized", 8);
+  Weights(compressed) = {{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}};
+  EXPECT_EQ(ReadQuantization(compressed)->method, Quantization::kFp8);
+  EXPECT_EQ(ReadQuantization(compressed)->block_rows, 0);
+  EXPECT_FALSE(ReadQuantization(compressed)->inverse_name);
+  Weights(compressed)["strategy"] = "block";
+  EXPECT_THAT(Error(compressed), HasSubstr("block_structure is null"));
+  Weights(compressed)["block_structure"] = {128, 128};
+  EXPECT_EQ(ReadQuantization(compressed)->block_columns, 128);
+}
+
+TEST(ReadQuantization, Mxfp4GptqAndAwq) {
+  EXPECT_EQ(ReadQuantization(Of({{"quant_method", "mxfp4"}}))->method, Quantization::kMxfp4);
+  const json gptq = {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}};
+  EXPECT_EQ(ReadQuantization(Of(gptq))->method, Quantization::kGptq);
+  EXPECT_EQ(ReadQuantization(Of(gptq))->zero_offset, 1);
+  const auto with = [](json config, const char* field, json value) {
+    config[field] = std::move(value);
+    return Of(config);
+  };
+  EXPECT_EQ(ReadQuantization(with(gptq, "checkpoint_format", "gptq_v2"))->zero_offset, 0);
+  EXPECT_THAT(Error(with(gptq, "checkpoint_format", "marlin")),
+              HasSubstr("checkpoint_format is \"marlin\""));
+  EXPECT_THAT(Error(with(gptq, "desc_act", true)), HasSubstr("desc_act is true; supported: false"));
+  EXPECT_THAT(Error(with(gptq, "bits", 8)), HasSubstr("bits is 8; supported: 4"));
+  EXPECT_THAT(Error(with(gptq, "dynamic", {{"x", 1}})), HasSubstr("dynamic is "));
+  const json awq = {{"quant_method", "awq"}, {"bits", 4}, {"version", "gemm"}};
+  EXPECT_EQ(ReadQuantization(Of(awq))->method, Quantization::kAwq);
+  EXPECT_THAT(Error(with(awq, "version", "gemv")), HasSubstr("version is \"gemv\""));
+  EXPECT_THAT(Error(with(awq, "bits", 3)), HasSubstr("bits is 3; supported: 4"));
+  EXPECT_THAT(Error(with(awq, "zero_point", false)), HasSubstr("zero_point is false"));
+}
+
 TEST(ReadQuantization, NamesTheFieldAndWhatIsSupported) {
   EXPECT_THAT(Error({{"quantization_config", 3}}), HasSubstr("quantization_config is no object"));
   EXPECT_THAT(Error({{"quantization_config", {{"quant_method", "bitsandbytes"}}}}),
