@@ -16,11 +16,11 @@ void PrefetchColumns(const std::byte* row) {
   }
 }
 
-struct Tile {
+struct F8Tile {
   int64_t n, outputs, k, columns;
 };
 
-void Widen(const Ops& ops, const WeightView& w, const Tile& t, bf16* to) {
+void Widen(const Ops& ops, const WeightView& w, const F8Tile& t, bf16* to) {
   // The next columns of these rows, behind the last ones those of the next tile's.
   const bool last = t.k + t.columns >= w.in;
   const int64_t ahead = last ? kF8Outputs * w.stride - t.k : kF8Columns;
@@ -43,7 +43,7 @@ void LoadScales(const WeightView& w, int64_t n, int64_t outputs, int64_t g, floa
 }
 
 // y[m, n..] = fma(product of the tile, scale, y) for rows [m0, m0 + rows), at most kF8Rows.
-void AddTile(const Ops& ops, const MatMulTask& task, const Tile& t, int64_t m0, int64_t rows,
+void AddTile(const Ops& ops, const MatMulTask& task, const F8Tile& t, int64_t m0, int64_t rows,
              const bf16* weights, const float* scales, float* scratch) {
   MatMulTask part = {.x = task.x, .rows = rows, .y = scratch, .y_stride = kF8Outputs};
   part.x.data = static_cast<const bf16*>(task.x.data) + t.k;
@@ -73,7 +73,7 @@ void MatMulF8(const Ops& ops, const MatMulTask& task, int64_t m0, int64_t m1, in
   bf16* weights = reinterpret_cast<bf16*>(scratch);
   float* rest = scratch + kF8Outputs * kF8Columns / 2;
   for (int64_t n = n0; n < n1; n += kF8Outputs) {
-    Tile t = {.n = n, .outputs = std::min(n1 - n, kF8Outputs)};
+    F8Tile t = {.n = n, .outputs = std::min(n1 - n, kF8Outputs)};
     alignas(64) float scales[kF8Outputs];
     int64_t group = -1;  // whose scales they are
     for (t.k = 0; t.k < w.in; t.k += kF8Columns) {
