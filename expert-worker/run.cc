@@ -100,17 +100,17 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
                                     "expert-worker"));
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
+  const security::TlsFiles tls = {
+      .cert = config.tls().tls_cert(), .key = config.tls().tls_key(), .ca = config.tls().tls_ca()};
+  SY_RETURN_IF_ERROR(rpc::CheckListen(config.listen(), tls));
   SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config));
   auto metrics = std::make_shared<telemetry::Metrics>();
   metrics->AddProcess("expert-worker", config::Version());
   const auto registration = Watch(*metrics, *worker);
-  const auto& tls = config.tls();
-  SY_ASSIGN_OR_RETURN(
-      const auto server,
-      rpc::Server::Start(
-          {.listen = config.listen(),
-           .tls = {.cert = tls.tls_cert(), .key = tls.tls_key(), .ca = tls.tls_ca()}},
-          [&](grpc::ServerBuilder& builder) { worker->Register(builder); }));
+  SY_ASSIGN_OR_RETURN(const auto server, rpc::Server::Start({.listen = config.listen(), .tls = tls},
+                                                            [&](grpc::ServerBuilder& builder) {
+                                                              worker->Register(builder);
+                                                            }));
   worker->Start();
   std::unique_ptr<telemetry::Exposer> exposer;
   if (config.has_metrics()) {

@@ -63,10 +63,12 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
       log::Configure(config.log().log_level(), config.log().log_format() == "json", "router"));
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
+  const RouterOptions options = OptionsFrom(config);
+  SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls));
   auto metrics = std::make_shared<telemetry::Metrics>();
   metrics->AddProcess("router", config::Version());
   SY_ASSIGN_OR_RETURN(const auto router,
-                      Router::Create(OptionsFrom(config), {.metrics = metrics.get()},
+                      Router::Create(options, {.metrics = metrics.get()},
                                      [first = true](bool ready, const std::string&) mutable {
                                        if (ready && std::exchange(first, false)) {
                                          std::cout << "ready" << std::endl;

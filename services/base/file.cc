@@ -28,6 +28,14 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes
   return out;
 }
 
+absl::Status WriteFile(const std::string& path, std::string_view text) {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out << text;
+  out.close();
+  if (out) return absl::OkStatus();
+  return Unavailable("{}: cannot be written: {}", path, std::strerror(errno));
+}
+
 bool FileExists(const std::string& path) {
   std::error_code error;
   return std::filesystem::exists(path, error);

@@ -2,6 +2,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "services/base/ceil_div.h"
 #include "services/base/check.h"
 #include "services/base/file.h"
 #include "services/base/status.h"
@@ -12,8 +13,6 @@ namespace switchyard::checkpoint {
 namespace {
 
 constexpr uint64_t kMaxConfigBytes = 64 << 20;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A matrix and the tensors that it consists of.
 struct Matrix {

@@ -11,6 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "services/base/ceil_div.h"
 #include "services/base/cores.h"
 #include "services/base/status.h"
 
@@ -139,11 +140,10 @@ absl::Status CheckScales(const TensorSource& source, const TensorRange& range,
                          const MappedTensor& tensor) {
   const WeightView w = MatrixOf(tensor);
   const WeightScales& s = w.scales;
-  const auto groups = [](int64_t n, int64_t group) { return (n + group - 1) / group; };
   int64_t stacked = 1;
   for (size_t i = 0; i + 2 < tensor.shape.size(); ++i) stacked *= tensor.shape[i];
-  for (int64_t r = 0; r < stacked * groups(w.out, s.group_rows); ++r) {
-    for (int64_t g = 0; g < groups(w.in, s.group_columns); ++g) {
+  for (int64_t r = 0; r < stacked * CeilDiv(w.out, s.group_rows); ++r) {
+    for (int64_t g = 0; g < CeilDiv(w.in, s.group_columns); ++g) {
       const size_t at = static_cast<size_t>(r * s.row_stride + g * s.column_stride);
       const float scale = Element(s.data, at, s.dtype);
       if (std::isfinite(scale) && scale != 0) continue;

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "absl/container/inlined_vector.h"
+#include "services/base/ceil_div.h"
 #include "services/base/check.h"
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
@@ -22,8 +23,6 @@ struct Cut {
   int64_t tile_n = 0, tile_m = 0, tiles_n = 0;
   int64_t first_item = 0;
 };
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double MatMulNs(const MatMulTask& task, const Ops& ops) {
   const double macs = static_cast<double>(task.rows * task.w.out * task.w.in);

@@ -23,7 +23,8 @@
 namespace switchyard::rpc {
 namespace {
 
-// gRPC says only that it failed; binding once more ourselves gives the reason.
+// Binds and lets go; the reason if that cannot be done, empty if it can. gRPC says only that it
+// failed.
 std::string WhyNotBound(const std::string& address) {
   const size_t colon = address.rfind(':');
   std::string host = address.substr(0, colon);
@@ -34,7 +35,7 @@ std::string WhyNotBound(const std::string& address) {
   addrinfo* found = nullptr;
   const int code = ::getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found);
   if (code != 0) return ::gai_strerror(code);
-  std::string reason = "the address cannot be bound";
+  std::string reason;
   const int fd = ::socket(found->ai_family, SOCK_STREAM, 0);
   if (fd >= 0) {
     const int on = 1;
@@ -43,9 +44,16 @@ std::string WhyNotBound(const std::string& address) {
       reason = ::strerror(errno);
     }
     ::close(fd);
+  } else {
+    reason = ::strerror(errno);
   }
   ::freeaddrinfo(found);
   return reason;
+}
+
+absl::Status CannotListen(const std::string& address, const std::string& reason) {
+  return Unavailable("cannot listen on {}: {}", address,
+                     reason.empty() ? "the address cannot be bound" : reason);
 }
 
 // Counts the calls that end with an error.
@@ -140,14 +148,21 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Add(const ServerOptions& opt
 absl::StatusOr<std::string> Listener::Bound(grpc::Server* server) const {
   const std::string& listen = options_.listen;
   if (server == nullptr || (!listen.empty() && port_ <= 0)) {
-    return Unavailable("cannot listen on {}: {}", listen,
-                       local_socket() ? "the socket cannot be bound" : WhyNotBound(listen));
+    return CannotListen(listen,
+                        local_socket() ? "the socket cannot be bound" : WhyNotBound(listen));
   }
   SetHealth(*server, false);
   if (listen.empty() || local_socket()) return listen;
   const std::string address = fmt::format("{}:{}", listen.substr(0, listen.rfind(':')), port_);
   security::WarnIfExposed(address, options_.tls);
   return address;
+}
+
+absl::Status CheckListen(const std::string& listen, const security::TlsFiles& tls) {
+  if (listen.empty() || listen.rfind("unix:", 0) == 0) return absl::OkStatus();
+  if (!tls.empty()) SY_RETURN_IF_ERROR(security::CheckTlsFiles(tls));
+  const std::string reason = WhyNotBound(listen);
+  return reason.empty() ? absl::OkStatus() : CannotListen(listen, reason);
 }
 
 void SetHealth(grpc::Server& server, bool ready) {

@@ -47,6 +47,11 @@ class Listener {
   int port_ = -1;
 };
 
+// Whether a server could listen at HOST:PORT with these files now, so that a wrong flag is told
+// before a model is loaded. Sockets of unix:PATH are not tried. UNAVAILABLE as from
+// Listener::Bound, or what security::CheckTlsFiles says.
+absl::Status CheckListen(const std::string& listen, const security::TlsFiles& tls);
+
 // What the standard health service answers, for the server ("") and all its services. A server that
 // Listener::Bound has not seen says SERVING.
 void SetHealth(grpc::Server& server, bool ready);

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "services/base/ceil_div.h"
 #include "services/base/check.h"
 #include "services/tensor/dtype.h"
 
@@ -27,7 +28,7 @@ inline int64_t KvVectorBytes(DType dtype, int64_t dim) {
   if (dtype == DType::kF32) return 4 * dim;
   if (dtype == DType::kBF16) return 2 * dim;
   SY_CHECK(IsKvQuantised(dtype));
-  return dim + 2 * ((dim + kKvPiece - 1) / kKvPiece);
+  return dim + 2 * CeilDiv(dim, kKvPiece);
 }
 
 }  // namespace switchyard

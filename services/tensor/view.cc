@@ -1,13 +1,10 @@
 #include "services/tensor/view.h"
 
+#include "services/base/ceil_div.h"
 #include "services/base/check.h"
 
 namespace switchyard {
-namespace {
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
+namespace {}  // namespace
 
 size_t WeightView::bytes() const {
   int64_t total = BytesOf(dtype, out * in);

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 
 #include "services/base/file.h"
@@ -115,11 +114,7 @@ absl::Status WriteJson(const BenchOptions& options, const BenchReport& report,
     std::cout << json.dump(2) << "\n";
     return absl::OkStatus();
   }
-  std::ofstream out(options.json_file);
-  out << json.dump(2) << "\n";
-  out.close();
-  if (!out) return InvalidArgument("--json {}: cannot be written", options.json_file);
-  return absl::OkStatus();
+  return WriteFile(options.json_file, json.dump(2) + "\n");
 }
 
 }  // namespace

@@ -8,10 +8,10 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "services/base/file.h"
 #include "services/base/status.h"
 #include "tools/cli/sse_parser.h"
 
@@ -140,10 +140,9 @@ class Chat {
       options_.show_reasoning = !options_.show_reasoning;
       std::cout << (options_.show_reasoning ? "reasoning is shown\n" : "reasoning is hidden\n");
     } else if (name == "/save") {
-      std::ofstream out(rest);
-      out << messages_.dump(2) << "\n";
-      out.close();
-      std::cout << (out ? "saved\n" : "cannot write \"" + rest + "\"\n");
+      const absl::Status saved = WriteFile(rest, messages_.dump(2) + "\n");
+      if (saved.ok()) std::cout << "saved\n";
+      Report(saved);
     } else {
       std::cout << "unknown command " << name << "; /help lists them\n";
     }

@@ -2,10 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "services/base/file.h"
 #include "services/base/status.h"
 #include "services/config/units.h"
 
@@ -81,10 +81,7 @@ absl::Status RunQuantize(QuantizeCommand command) {
   }
   std::cout << Text(report);
   if (command.json_file.empty()) return absl::OkStatus();
-  std::ofstream out(command.json_file, std::ios::trunc);
-  out << json;
-  out.close();
-  return out ? absl::OkStatus() : Unavailable("{}: cannot be written", command.json_file);
+  return WriteFile(command.json_file, json);
 }
 
 }  // namespace switchyard::cli

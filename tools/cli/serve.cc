@@ -43,7 +43,10 @@ absl::Status Serve(const config::v1::ServeConfig& config) {
   rpc::RouteGrpcLogs();
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));
-  SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(OptionsFrom(config)));
+  const embedded::LocalClusterOptions options = OptionsFrom(config);
+  SY_RETURN_IF_ERROR(rpc::CheckListen(options.gateway.grpc_address, options.gateway.tls));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(options.gateway.http.address, options.gateway.tls));
+  SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(options));
   gateway::AnnounceAndWait(cluster->gateway(), signal);
   cluster->Drain(timeout);
   return absl::OkStatus();

@@ -13,12 +13,13 @@ packages numpy and gguf; K-quants are made of the file by llama.cpp's llama-quan
 import argparse
 import array
 import json
-import mmap
 import pathlib
 import re
 import struct
 import sys
 import time
+
+import safetensors_dir
 
 ALIGN = 32
 U32, FLOAT, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5
@@ -30,24 +31,6 @@ TYPES = {"f32": (0, 1, 4, 0), "f16": (1, 1, 2, 1), "bf16": (30, 1, 2, 32), "q4_0
 
 def refuse(what):
     raise SystemExit(f"to_gguf: {what}")
-
-
-class Checkpoint:
-    """Tensors of a directory of safetensors: shape, dtype and the mapped bytes by name."""
-
-    def __init__(self, directory):
-        self.tensors = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            with open(path, "rb") as f:
-                data = memoryview(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ))
-            size = struct.unpack("<Q", data[:8])[0]
-            for name, t in json.loads(bytes(data[8:8 + size])).items():
-                if name != "__metadata__":
-                    begin, end = t["data_offsets"]
-                    self.tensors[name] = t["shape"], t["dtype"].lower(), data[8 + size + begin:8 + size + end]
-
-    def __contains__(self, name):
-        return name in self.tensors
 
 
 class Tensor:
@@ -103,19 +86,18 @@ class Converter:
     """The tensors of a model; `c` is its config.json."""
 
     def __init__(self, directory, c, whole_kv_b):
-        self.checkpoint, self.c, self.whole_kv_b = Checkpoint(directory), c, whole_kv_b
+        self.tensors, self.c, self.whole_kv_b = safetensors_dir.read(directory), c, whole_kv_b
 
     def of(self, out, *names):
         """One tensor, or several stacked."""
-        tensors = self.checkpoint.tensors
-        missing = [n for n in names if n not in tensors]
+        missing = [n for n in names if n not in self.tensors]
         if missing:
             refuse(f"the checkpoint has no tensor {missing[0]}")
-        shape, dtype, _ = tensors[names[0]]
-        yield Tensor(out, shape if len(names) == 1 else [len(names), *shape], dtype, lambda: (tensors[n][2] for n in names))
+        shape, dtype, _ = self.tensors[names[0]]
+        yield Tensor(out, shape if len(names) == 1 else [len(names), *shape], dtype, lambda: (self.tensors[n][2] for n in names))
 
     def if_there(self, out, name):
-        if name in self.checkpoint:
+        if name in self.tensors:
             yield from self.of(out, name)
 
     def linear(self, out, name):
@@ -153,7 +135,7 @@ class Converter:
 
     def permuted(self, out, name, part):
         """Rows of a head: first half and second half interleaved."""
-        shape, dtype, data = self.checkpoint.tensors[name]
+        shape, dtype, data = self.tensors[name]
         heads = self.c["num_attention_heads" if part == "q" else "num_key_value_heads"]
         dim, row = shape[0] // heads, len(data) // shape[0]
 
@@ -181,7 +163,7 @@ class Converter:
 
     def split_kv_b(self, b, name):
         """Of kv_b_proj [heads * (nope + v), kv_lora]: k_b [heads, kv_lora, nope] and v_b [heads, v, kv_lora]."""
-        _, dtype, data = self.checkpoint.tensors[name]
+        _, dtype, data = self.tensors[name]
         nope, v, rank, heads = (self.c[k] for k in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank", "num_attention_heads"))
         row = len(data) // (heads * (nope + v))
 
@@ -201,7 +183,7 @@ class Converter:
         kind = self.c["model_type"]
         block = p + ("block_sparse_moe." if kind == "mixtral" else "mlp.")
         gate = block + ("router" if kind == "gpt_oss" else "gate")
-        if gate + ".weight" not in self.checkpoint:
+        if gate + ".weight" not in self.tensors:
             for part in ("gate", "up", "down"):
                 yield from self.linear(f"{b}ffn_{part}", f"{block}{part}_proj")
             return
@@ -219,7 +201,7 @@ class Converter:
     def stacked_experts(self, b, p):
         """gpt-oss: [experts, in, out] with gate and up in turn along out."""
         for part, name, first, step in (("gate", "gate_up_proj", 0, 2), ("up", "gate_up_proj", 1, 2), ("down", "down_proj", 0, 1)):
-            (n, rows, columns), dtype, data = self.checkpoint.tensors[p + name]
+            (n, rows, columns), dtype, data = self.tensors[p + name]
             width = len(data) // (n * rows * columns)
 
             def pieces(n=n, rows=rows, columns=columns, data=data, width=width, first=first, step=step):
@@ -228,7 +210,7 @@ class Converter:
                     lines = list(transposed(data[e * size:(e + 1) * size], rows, columns, width))
                     yield from lines[first::step]
             yield Tensor(f"{b}ffn_{part}_exps.weight", [n, columns // step, rows], dtype, pieces)
-            shape, dtype, bias = self.checkpoint.tensors[p + name + "_bias"]
+            shape, dtype, bias = self.tensors[p + name + "_bias"]
 
             def every(bias=bias, width=len(bias) // (shape[0] * shape[1]), first=first, step=step):
                 yield array.array({2: "H", 4: "I"}[width], bytes(bias))[first::step].tobytes()
@@ -462,7 +444,7 @@ def write(a):
         f.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries) + b"".join(infos))
         f.write(bytes(-f.tell() % ALIGN))
         for t, kind in tensors:
-            encode = encoder(t.dtype, kind, t.shape[-1])
+            encode = encoder(t.dtype.lower(), kind, t.shape[-1])
             written = sum(f.write(encode(piece)) for piece in t.pieces())
             if written != t.size(kind):
                 refuse(f"{t.name}: {written} bytes, not {t.size(kind)}")

@@ -13,25 +13,12 @@ import array
 import bisect
 import json
 import math
-import mmap
 import pathlib
 import struct
 
+import safetensors_dir
+
 BITS = {"BF16": ("H", 2), "F16": ("e", 2), "F32": ("f", 4)}
-
-
-def read(directory):
-    """Name → (dtype, shape, bytes)."""
-    tensors = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with open(path, "rb") as f:
-            data = memoryview(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ))
-        size = struct.unpack("<Q", data[:8])[0]
-        for name, t in json.loads(bytes(data[8:8 + size])).items():
-            if name != "__metadata__":
-                begin, end = t["data_offsets"]
-                tensors[name] = t["dtype"], t["shape"], bytes(data[8 + size + begin:8 + size + end])
-    return tensors
 
 
 def write(directory, source, tensors, quantization):
@@ -287,7 +274,8 @@ def main():
     args = parser.parse_args()
     scheme = scheme_of(args)
     quantised, plain = {}, {}
-    for name, (dtype, shape, data) in read(args.model).items():
+    for name, (shape, dtype, mapped) in safetensors_dir.read(args.model).items():
+        data = bytes(mapped)
         if not quantises(args, name, shape):
             quantised[name] = plain[name] = dtype, shape, data
             continue

@@ -2,27 +2,12 @@
 
 #include <cmath>
 
+#include "router/graph/context.h"
 #include "services/base/status.h"
 
 namespace switchyard::quantize {
-namespace {
 
-float* Floats(AlignedBuffer& buffer, int64_t n) {
-  buffer.Reserve(static_cast<size_t>(n) * sizeof(float));
-  return buffer.as<float>();
-}
-
-absl::StatusOr<WeightView> MatrixOf(const checkpoint::TensorSource& source,
-                                    const std::string& name) {
-  SY_ASSIGN_OR_RETURN(const checkpoint::MappedTensor tensor, source.Get({.name = name}));
-  return WeightView{.data = tensor.data,
-                    .dtype = tensor.dtype,
-                    .out = tensor.shape[0],
-                    .in = tensor.shape[1],
-                    .stride = tensor.shape[1]};
-}
-
-}  // namespace
+using router::Floats;
 
 void ChannelStats::Add(const float* x, int64_t count, int64_t channels) {
   magnitude.resize(static_cast<size_t>(channels));
@@ -78,8 +63,9 @@ void ActivationStats::Observe(const router::MoeJob& job) {
 absl::Status ActivationStats::ObserveMlp(const router::MoeJob& job, const std::string& gate_name,
                                          const std::string& up_name,
                                          const std::vector<int32_t>& rows, ChannelStats* out) {
-  SY_ASSIGN_OR_RETURN(const WeightView gate, MatrixOf(probe_.source(), gate_name));
-  SY_ASSIGN_OR_RETURN(const WeightView up, MatrixOf(probe_.source(), up_name));
+  SY_ASSIGN_OR_RETURN(const auto gate_tensor, probe_.source().Get({.name = gate_name}));
+  SY_ASSIGN_OR_RETURN(const auto up_tensor, probe_.source().Get({.name = up_name}));
+  const WeightView gate = checkpoint::MatrixOf(gate_tensor), up = checkpoint::MatrixOf(up_tensor);
   const int64_t width = gate.out, count = static_cast<int64_t>(rows.size());
   float* gate_up = Floats(gate_up_, count * 2 * width);
   float* activated = Floats(activated_, count * width);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "services/base/ceil_div.h"
 #include "services/base/check.h"
 
 namespace switchyard::quantize {
@@ -15,8 +16,6 @@ constexpr float kInt4Range = 7.5f;
 // Of the scale that holds the largest number.
 constexpr float kClips[] = {1.0f,   0.975f, 0.95f,  0.925f, 0.9f,   0.875f, 0.85f,
                             0.825f, 0.8f,   0.775f, 0.75f,  0.725f, 0.7f};
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 float MaxMagnitude(const float* w, int64_t n) {
   float max = 0;

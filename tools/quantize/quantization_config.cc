@@ -1,6 +1,5 @@
 #include "tools/quantize/quantization_config.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "services/base/file.h"
@@ -71,11 +70,7 @@ absl::Status WriteConfig(const std::string& from, const std::string& to, const F
   SY_ASSIGN_OR_RETURN(Json config, ReadConfig(from));
   config["quantization_config"] =
       format.scheme == Scheme::kFp8 ? DeepSeekFp8() : CompressedTensors(format);
-  const std::string path = to + "/config.json";
-  std::ofstream out(path, std::ios::trunc);
-  out << config.dump(2) << "\n";
-  out.close();
-  return out ? absl::OkStatus() : Unavailable("{}: cannot be written", path);
+  return WriteFile(to + "/config.json", config.dump(2) + "\n");
 }
 
 }  // namespace switchyard::quantize

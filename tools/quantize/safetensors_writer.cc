@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "services/base/check.h"
+#include "services/base/file.h"
 #include "services/base/status.h"
 
 namespace switchyard::quantize {
@@ -98,12 +99,8 @@ absl::Status SafetensorsWriter::WriteIndex() const {
     map[tensors_[i].name] = NameOf(file);
     bytes += tensors_[i].bytes();
   }
-  const std::string path = directory_ + "/model.safetensors.index.json";
-  std::ofstream out(path, std::ios::trunc);
-  out << nlohmann::ordered_json{{"metadata", {{"total_size", bytes}}}, {"weight_map", map}}.dump(2)
-      << "\n";
-  out.close();
-  return out ? absl::OkStatus() : Unavailable("{}: cannot be written", path);
+  const nlohmann::ordered_json index = {{"metadata", {{"total_size", bytes}}}, {"weight_map", map}};
+  return WriteFile(directory_ + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
 }  // namespace switchyard::quantize

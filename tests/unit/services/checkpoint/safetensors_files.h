@@ -3,11 +3,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "services/base/check.h"
+#include "services/base/file.h"
 
 namespace switchyard::checkpoint {
 
@@ -31,7 +31,7 @@ class TempDirectory {
 };
 
 inline void WriteFile(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
+  SY_CHECK(switchyard::WriteFile(path, bytes).ok());
 }
 
 // A file of the header as given and `data` as its data section; the header is padded to 8 bytes as

@@ -122,13 +122,8 @@ TEST_P(F8Test, ARowIsTheSameInAnyCompany) {
   const Compute compute(GetParam(), pool);
   F8Problem p(140, 70, 300, false, 5);
   const std::vector<float> together = p.Run(compute);
-  for (int32_t m = 0; m < 140; ++m) {
-    MatMulTask one = p.task;
-    one.rows = 1;
-    one.gather = &m;
-    std::vector<float> alone(70);
-    one.y = alone.data();
-    compute.MatMul(one);
+  for (int64_t m = 0; m < 140; ++m) {
+    const std::vector<float> alone = RowAlone(compute, p.task, m);
     ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + m * 70, SameBits)) << m;
   }
 }

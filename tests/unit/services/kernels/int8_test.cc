@@ -304,13 +304,7 @@ TEST_P(Int8Test, ARowIsTheSameInAnyCompany) {
       Int8Problem all(form, rows, 35, k, false, 5);
       const std::vector<float> together = all.Run(compute);
       for (int64_t m = 0; m < rows; ++m) {
-        const int32_t row = static_cast<int32_t>(m);
-        MatMulTask one = all.task;
-        one.rows = 1;
-        one.gather = &row;
-        std::vector<float> alone(35);
-        one.y = alone.data();
-        compute.MatMul(one);
+        const std::vector<float> alone = RowAlone(compute, all.task, m);
         ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + m * 35, SameBits))
             << Shape(form, rows, 35, k) << " row " << m;
       }

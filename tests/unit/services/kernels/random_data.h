@@ -68,4 +68,14 @@ std::vector<float> ResultOf(const MatMulTask& task, size_t size, RunTask run) {
   return result;
 }
 
+// Row m of the task computed with no other beside it.
+inline std::vector<float> RowAlone(const Compute& compute, const MatMulTask& task, int64_t m) {
+  const int32_t row = static_cast<int32_t>(m);
+  MatMulTask one = task;
+  one.rows = 1;
+  one.gather = &row;
+  return ResultOf(one, static_cast<size_t>(task.w.out),
+                  [&](const MatMulTask& copy) { compute.MatMul(copy); });
+}
+
 }  // namespace switchyard::kernels

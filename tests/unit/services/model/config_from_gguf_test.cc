@@ -20,7 +20,7 @@ namespace {
 using test::GgufWriter;
 using ::testing::HasSubstr;
 
-// Every file that tests/support/make_ggufs.py wrote.
+// Every file that tests/support/make_gguf.py wrote.
 std::vector<std::string> Files() {
   std::vector<std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(SY_GGUF_MODELS)) {

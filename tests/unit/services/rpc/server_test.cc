@@ -98,6 +98,19 @@ TEST(Server, TakenPortIsAnErrorThatNamesIt) {
   EXPECT_THAT(std::string(nowhere.status().message()), HasSubstr("no.such.host.invalid:1"));
 }
 
+TEST(Server, WhatCannotBeListenedOnIsKnownBefore) {
+  auto first = MustStart({.listen = "127.0.0.1:0"});
+  EXPECT_THAT(std::string(CheckListen(first->address(), {}).message()),
+              AllOf(HasSubstr(first->address()), HasSubstr("in use")));
+  EXPECT_FALSE(CheckListen("no-such-host.invalid:1", {}).ok());
+  EXPECT_THAT(std::string(CheckListen("127.0.0.1:0", {.cert = "/none.pem", .key = "/k"}).message()),
+              HasSubstr("/none.pem"));
+  EXPECT_TRUE(CheckListen("127.0.0.1:0", {}).ok());
+  const std::string address = first->address();
+  first.reset();
+  EXPECT_TRUE(CheckListen(address, {}).ok());
+}
+
 TEST(Server, ASocketIsTakenFromTheDeadAlone) {
   const std::string file = ::testing::TempDir() + "t" + std::to_string(::getpid());
   auto first = MustStart({.listen = "unix:" + file});

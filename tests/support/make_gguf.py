@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the golden models that GGUF can hold as GGUF files: make_ggufs.py OUT_DIRECTORY
+"""Writes the golden models that GGUF can hold as GGUF files: make_gguf.py OUT_DIRECTORY
 
 NAME.gguf has the weights of tests/golden/models/NAME (or models/tiny-r1) in their own dtype; NAME.whole.gguf has DeepSeek's
 kv_b_proj in one piece, as older files have it. Of gpt-oss the limit of the activation is left out, which GGUF has no key for.
