@@ -6,26 +6,25 @@ namespace switchyard::expertwire {
 namespace {
 
 // Numbers the distinct rows of one group's sums, ascending, from `first`; returns how many there
-// are.
+// are. place: [the largest row + 1] of zeros, and again so afterwards.
 uint32_t NumberGroup(std::span<const Segment> segments, std::span<const uint32_t> row_index,
-                     uint32_t first, std::vector<uint32_t>* distinct, uint32_t* slot) {
-  distinct->clear();
-  for (const Segment& s : segments) {
-    if (s.result != pb::GROUP_SUMS) continue;
-    const auto rows = row_index.subspan(s.begin, s.count);
-    distinct->insert(distinct->end(), rows.begin(), rows.end());
-  }
-  std::sort(distinct->begin(), distinct->end());
-  distinct->erase(std::unique(distinct->begin(), distinct->end()), distinct->end());
-  for (const Segment& s : segments) {
-    if (s.result != pb::GROUP_SUMS) continue;
-    auto at = distinct->begin();  // a segment's rows ascend: one walk
-    for (uint32_t i = s.begin; i < s.begin + s.count; ++i) {
-      at = std::lower_bound(at, distinct->end(), row_index[i]);
-      slot[i] = first + static_cast<uint32_t>(at - distinct->begin());
+                     uint32_t first, std::span<uint32_t> place, uint32_t* slot) {
+  const auto each = [&](auto visit) {
+    for (const Segment& s : segments) {
+      if (s.result != pb::GROUP_SUMS) continue;
+      for (uint32_t i = s.begin; i < s.begin + s.count; ++i) visit(i);
     }
+  };
+  each([&](uint32_t i) { place[row_index[i]] = 1; });
+  uint32_t count = 0;
+  for (uint32_t& p : place) {
+    const uint32_t here = p;
+    p = count;
+    count += here;
   }
-  return static_cast<uint32_t>(distinct->size());
+  each([&](uint32_t i) { slot[i] = first + place[row_index[i]]; });
+  std::fill(place.begin(), place.end(), 0);
+  return count;
 }
 
 }  // namespace
@@ -35,7 +34,8 @@ void LayOutAnswer(std::span<const Segment> segments, std::span<const uint32_t> r
   layout->sums = layout->rows = 0;
   layout->slot.resize(row_index.size());
   uint32_t* slot = layout->slot.data();
-  std::vector<uint32_t> distinct;
+  const auto last_row = std::max_element(row_index.begin(), row_index.end());
+  std::vector<uint32_t> place(last_row == row_index.end() ? 0 : size_t{*last_row} + 1);
   for (size_t i = 0; i < segments.size();) {
     const uint32_t group = segments[i].expert / experts_per_group;
     size_t end = i + 1, sum_segments = segments[i].result == pb::GROUP_SUMS;
@@ -52,7 +52,7 @@ void LayOutAnswer(std::span<const Segment> segments, std::span<const uint32_t> r
     }
     if (sum_segments > 1) {
       layout->sums +=
-          NumberGroup(segments.subspan(i, end - i), row_index, layout->sums, &distinct, slot);
+          NumberGroup(segments.subspan(i, end - i), row_index, layout->sums, place, slot);
     }
     i = end;
   }

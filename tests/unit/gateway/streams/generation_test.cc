@@ -411,6 +411,7 @@ TEST_F(GenerationTest, ASinkThatTakesNoMoreCancels) {
   sink->refuse_at = 2;
   ASSERT_TRUE(generator_.Start(Request(R"(prompt: "x")"), {}, sink).ok());
   EXPECT_TRUE(router_.WaitForCancels(1));
+  EXPECT_TRUE(sink->WaitForChunks(2));
   EXPECT_EQ(sink->chunks.size(), 2u);
 }
 
