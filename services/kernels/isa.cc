@@ -89,6 +89,7 @@ Ops With(decltype(Ops::mat_mul) mat_mul, double bf16_macs_per_ns) {
 
 Ops Amx() {
   Ops ops = With(MatMulAmx, 150);
+  ops.attention = AttentionAmx;
   if (HasAmxInt8() && __builtin_cpu_supports("avx512vnni")) {
     ops.mat_mul_int8 = MatMulInt8Amx;
     ops.int8_macs_per_ns = 250;

@@ -78,6 +78,9 @@ inline bool IsF8Dot(const MatMulTask& task) {
 }
 inline constexpr int64_t kF8Columns = 128;
 
+// The attention that a class may compute in products of bf16; all other is the fma class's.
+inline bool IsBF16Attention(const AttentionTask& task) { return task.cache_dtype == DType::kBF16; }
+
 // Where row m lies in x.
 inline int64_t RowIndex(const MatMulTask& task, int64_t m) {
   return task.gather != nullptr ? task.gather[m] : m;
@@ -176,11 +179,13 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
 }
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and
-// the queries themselves as padded float32.
+// the queries themselves as padded float32. The AMX target takes queries by sixteens, slots and keys
+// by 32.
 inline int64_t AttentionScratchFloats(const AttentionTask& task, int64_t queries) {
-  const int64_t keys = RoundUp16(task.block_tokens), key = RoundUp16(task.key_dim),
+  const auto round32 = [](int64_t n) { return (n + 31) / 32 * 32; };
+  const int64_t keys = round32(task.block_tokens), key = round32(task.key_dim),
                 value = RoundUp16(task.value_dim);
-  return queries * (keys + key + value + 32) + keys * (key + value);
+  return RoundUp16(queries) * (2 * keys + key + value + 32) + keys * (key + value);
 }
 
 }  // namespace switchyard::kernels

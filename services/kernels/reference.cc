@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "services/kernels/kv_vector.h"
 #include "services/kernels/ops.h"
@@ -88,19 +89,20 @@ float DotBF16(int64_t n, const bf16* a, const bf16* b) {
 }
 
 // As tdpbf16ps adds: 32 values of k in two chains, then their sum to the output.
-float DotAmx(int64_t n, const bf16* a, const bf16* b) {
+float DotAmx(int64_t n, const bf16* a, const bf16* b, float sum) {
   auto at = [n](const bf16* x, int64_t k) { return k < n ? ToFloat(x[k]) : 0.0f; };
-  float sum = 0;
   for (int64_t k0 = 0; k0 < n; k0 += 2 * kLanes) {
     float even = 0, odd = 0;
     for (int64_t k = k0; k < k0 + 2 * kLanes; k += 2) {
       even = BF16Fma(at(a, k), at(b, k), even);
       odd = BF16Fma(at(a, k + 1), at(b, k + 1), odd);
     }
-    sum = FlushSubnormal(sum + FlushSubnormal(even + odd));
+    sum = FlushSubnormal(FlushSubnormal(sum) + FlushSubnormal(even + odd));
   }
   return sum;
 }
+
+float DotAmx(int64_t n, const bf16* a, const bf16* b) { return DotAmx(n, a, b, 0); }
 
 template <typename X, typename W>
 float Product(const MatMulTask& task, const X* x, int64_t n) {
@@ -254,7 +256,55 @@ void AttendBlock(const AttentionTask& task, const float* q, const std::byte* blo
   state.sum += Fold(sums);
 }
 
+
+// Where a record's values of the KV head begin in a block of bf16, and what it has.
+struct BF16Block {
+  const bf16* key;
+  const bf16* value;
+  int64_t record;
+};
+BF16Block BF16BlockOf(const AttentionTask& task, const std::byte* block, int kv_head) {
+  const bf16* data = reinterpret_cast<const bf16*>(block);
+  const int64_t keys = int64_t{task.kv_heads} * task.key_dim;
+  const bf16* key = data + int64_t{kv_head} * task.key_dim;
+  if (task.values_in_key) return {key, key, keys};
+  return {key, data + keys + int64_t{kv_head} * task.value_dim,
+          keys + int64_t{task.kv_heads} * task.value_dim};
+}
+
+// As AttendBlock in products of bf16 by tdpbf16ps: queries and weights are rounded to bf16 (not the
+// weights' sum), and the block's slots are the k of the values' products, with weight 0 where they
+// are not seen.
+void AttendBlockAmx(const AttentionTask& task, const float* q, const std::byte* block, int kv_head,
+                    int first, int last, float* scores, Online& state) {
+  const BF16Block at = BF16BlockOf(task, block, kv_head);
+  std::vector<bf16> query(static_cast<size_t>(task.key_dim));
+  for (int64_t k = 0; k < task.key_dim; ++k) query[static_cast<size_t>(k)] = ToBF16(q[k]);
+  float max = -std::numeric_limits<float>::infinity();
+  for (int j = first; j < last; ++j) {
+    scores[j] = task.scale * DotAmx(task.key_dim, at.key + j * at.record, query.data());
+    max = Max(scores[j], max);
+  }
+  state.RaiseMax(max);
+  Lanes sums{};
+  std::vector<bf16> weights(static_cast<size_t>(task.block_tokens)), values(weights);
+  for (int j = first; j < last; ++j) {
+    const float p = ExpScalar(scores[j] - state.Base());
+    sums[j % kLanes] += p;
+    weights[static_cast<size_t>(j)] = ToBF16(p);
+  }
+  for (int64_t d = 0; d < task.value_dim; ++d) {
+    for (int j = first; j < last; ++j) values[static_cast<size_t>(j)] = at.value[j * at.record + d];
+    state.values[d] = DotAmx(task.block_tokens, weights.data(), values.data(), state.values[d]);
+  }
+  state.sum += Fold(sums);
+}
+
+using AttendBlockFn = decltype(AttendBlock);
+
+template <AttendBlockFn* kAttendBF16>
 void AttendOne(const AttentionTask& task, int64_t row, int head, float* scores) {
+  AttendBlockFn* attend = IsBF16Attention(task) ? kAttendBF16 : AttendBlock;
   const int64_t index = row * task.heads + head;
   Online state{.values = task.out + index * task.value_dim, .dim = task.value_dim};
   std::fill_n(state.values, task.value_dim, 0.0f);
@@ -264,9 +314,9 @@ void AttendOne(const AttentionTask& task, int64_t row, int head, float* scores) 
   for (int64_t b = keys.begin / size; b * size < keys.end; ++b) {
     const int first = static_cast<int>(std::max<int64_t>(keys.begin - b * size, 0));
     const int last = static_cast<int>(std::min<int64_t>(keys.end - b * size, size));
-    AttendBlock(task, task.q + index * task.key_dim,
-                task.cache + int64_t{task.block_tables[row][b]} * task.block_stride_bytes, kv_head,
-                first, last, scores, state);
+    attend(task, task.q + index * task.key_dim,
+           task.cache + int64_t{task.block_tables[row][b]} * task.block_stride_bytes, kv_head,
+           first, last, scores, state);
   }
   if (task.sinks) {
     const float sink = Load(task.sinks.data, task.sinks.dtype, head);
@@ -276,10 +326,11 @@ void AttendOne(const AttentionTask& task, int64_t row, int head, float* scores) 
   for (int64_t d = 0; d < task.value_dim; ++d) state.values[d] /= state.sum;
 }
 
+template <AttendBlockFn* kAttendBF16>
 void Attention(const AttentionTask& task, const AttentionPart& part, float* scratch) {
   for (int64_t row = part.row_begin; row < part.row_end; ++row) {
     for (int head = part.head_begin; head < part.head_end; ++head) {
-      AttendOne(task, row, head, scratch);
+      AttendOne<kAttendBF16>(task, row, head, scratch);
     }
   }
 }
@@ -385,13 +436,13 @@ void F8ToBF16(const f8e4m3* x, int64_t n, bf16* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = ToBF16(ToFloat(x[i]));
 }
 
-template <BF16Dot kBF16Dot>
+template <BF16Dot kBF16Dot, AttendBlockFn* kAttendBF16 = AttendBlock>
 constexpr Ops MakeOps() {
   return {.mat_mul = MatMul<kBF16Dot>,
           .quantize = QuantizeReference,
           .mat_mul_int8 = MatMulInt8Reference,
           .mat_mul_f8 = MatMulF8Reference<kBF16Dot>,
-          .attention = Attention,
+          .attention = Attention<kAttendBF16>,
           .rms_norm = RmsNorm,
           .activate = Activate,
           .softmax = Softmax,
@@ -411,7 +462,7 @@ constexpr Ops MakeOps() {
 
 constexpr Ops kReference = MakeOps<nullptr>();
 constexpr Ops kReferenceBF16 = MakeOps<DotBF16>();
-constexpr Ops kReferenceAmx = MakeOps<DotAmx>();
+constexpr Ops kReferenceAmx = MakeOps<DotAmx, AttendBlockAmx>();
 
 }  // namespace
 

@@ -15,23 +15,17 @@
 #include "services/kernels/cpu/target.h"
 #include "services/kernels/cpu/tiles.h"
 
-// sums += weights · rows
-#define SY_TILE_DOT(sums, weights, rows) \
-  __asm__ volatile("tdpbf16ps %%tmm" #rows ", %%tmm" #weights ", %%tmm" #sums ::)
-
 SY_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 namespace switchyard::kernels {
 namespace {
 
-constexpr int64_t kTileOutputs = 16, kTileK = 32, kRowsWide = 16, kRowsNarrow = 4;
+#include "services/kernels/cpu/amx_tiles.inc"
+
+constexpr int64_t kTileOutputs = 16, kRowsWide = 16, kRowsNarrow = 4;
 constexpr int64_t kGroupTiles = 4;  // tiles of outputs whose sums are held at once
 // From this length of k on weights are foreseen to come from afar: they are asked for ahead, and
 // fewer rows of them are passed at once.
 constexpr int64_t kLongK = 512, kLongGroupTiles = 2;
-constexpr int64_t kTileBytes = 1024;
-
-constexpr TileConfig kTileConfig = {.row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-                                    .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // Up to sixteen rows, packed. Where they are four or fewer a tile takes the pairs behind them along
 // and what comes of those is dropped: packing is then a quarter of the work.
@@ -43,40 +37,6 @@ struct PackedRows {
   int64_t pair_bytes() const { return width() * 4; }  // one pair of k in all rows
   int64_t block_bytes() const { return kTileK / 2 * pair_bytes(); }
 };
-
-// Values k..k+31 of a row; zeros behind its end.
-inline __m512i LoadPairs(const bf16* x, int64_t left) {
-  if (left >= kTileK) return _mm512_loadu_si512(x);
-  return _mm512_maskz_loadu_epi16((1u << left) - 1u, x);
-}
-
-// Sixteen vectors of sixteen words, turned over in place.
-SY_INLINE void Transpose(__m512i* v) {
-  __m512i t[16];
-  SY_UNROLL
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i ab_low = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    const __m512i ab_high = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    const __m512i cd_low = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
-    const __m512i cd_high = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
-    t[i] = _mm512_unpacklo_epi64(ab_low, cd_low);
-    t[i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
-    t[i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
-    t[i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
-  }
-  // t[4a + b] holds, of rows 4a..4a+3, columns b, b + 4, b + 8, b + 12.
-  SY_UNROLL
-  for (int b = 0; b < 4; ++b) {
-    const __m512i even_low = _mm512_shuffle_i32x4(t[b], t[4 + b], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(t[b], t[4 + b], 0xdd);
-    const __m512i even_high = _mm512_shuffle_i32x4(t[8 + b], t[12 + b], 0x88);
-    const __m512i odd_high = _mm512_shuffle_i32x4(t[8 + b], t[12 + b], 0xdd);
-    v[b] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
-    v[b + 4] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
-    v[b + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
-    v[b + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
-  }
-}
 
 void PackWide(const bf16* const* x, int64_t count, int64_t in, std::byte* out) {
   for (int64_t k = 0; k < in; k += kTileK, out += kTileBytes) {
@@ -148,36 +108,52 @@ inline WeightTile TileAt(const WeightView& w, int64_t n, int64_t k, std::byte* c
   return {copy, 64};
 }
 
-// Sixteen rows of weights are too many streams for the hardware to foresee: a later piece of each
-// is asked for, at the end of a row of what follows kTiles further down. Asking beyond the matrix
-// does no harm.
-template <int kTiles>
-SY_INLINE void PrefetchWeights(const WeightView& w, int64_t n, int64_t k) {
-  constexpr int64_t kAhead = 8 * kTileK;
-  int64_t at = k + kAhead;
-  if (at >= w.in) {
-    at -= w.in;
-    n += kTiles * kTileOutputs;
+// Sixteen rows of weights side by side are too many streams for the hardware to foresee, and too
+// many pages of the memory to be read well: while one group of outputs is computed, the rows of the
+// next are asked for one after the other, some at each step of k. Asking beyond the matrix does no
+// harm.
+class Ahead {
+ public:
+  // The group that begins with output n; the one before it is passed `passes` times.
+  Ahead(const WeightView& w, int64_t n, int64_t passes)
+      : row_(reinterpret_cast<const char*>(w.data) + n * w.stride * 2),
+        stride_(w.stride * 2),
+        row_bytes_(w.in * 2) {
+    if (w.in < kLongK) return;
+    const int64_t steps = passes * ((w.in + kTileK - 1) / kTileK);
+    const int64_t lines = kLongGroupTiles * kTileOutputs * ((row_bytes_ + 63) / 64);
+    lines_ = (lines + steps - 1) / steps;
   }
-  const char* base = reinterpret_cast<const char*>(w.data) + (n * w.stride + at) * 2;
-  for (int64_t i = 0; i < kTiles * kTileOutputs; ++i) {
-    _mm_prefetch(base + i * w.stride * 2, _MM_HINT_T1);
+
+  SY_INLINE void Step() {
+    for (int64_t i = 0; i < lines_; ++i) {
+      _mm_prefetch(row_ + at_, _MM_HINT_T1);
+      at_ += 64;
+      if (at_ >= row_bytes_) {
+        at_ = 0;
+        row_ += stride_;
+      }
+    }
   }
-}
+
+ private:
+  const char* row_;
+  const int64_t stride_, row_bytes_;
+  int64_t lines_ = 0, at_ = 0;
+};
 
 // Sums of up to four tiles of outputs with one set of rows, into `sums`: [tile][output][row].
 template <int kTiles>
-void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte* edge,
+void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, Ahead& ahead, std::byte* edge,
               float* sums) {
   const int64_t pair_bytes = rows.pair_bytes();
   const std::byte* x = rows.data;
-  const bool prefetch = w.in >= kLongK;
   SY_TILE_ZERO(0);
   if constexpr (kTiles > 1) SY_TILE_ZERO(1);
   if constexpr (kTiles > 2) SY_TILE_ZERO(2);
   if constexpr (kTiles > 3) SY_TILE_ZERO(3);
   for (int64_t k = 0; k < w.in; k += kTileK, x += rows.block_bytes()) {
-    if (prefetch) PrefetchWeights<kTiles>(w, n, k);
+    ahead.Step();
     SY_TILE_LOAD(4, x, pair_bytes);
     WeightTile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(5, tile.data, tile.stride);
@@ -209,15 +185,15 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, std::byte*
 
 // Sums of two tiles of outputs with two sets of rows: a load for each product, where one set needs
 // half as many again. `sums`: [set][tile][output][row].
-void DotPair(const WeightView& w, int64_t n, const PackedRows* rows, std::byte* edge, float* sums) {
+void DotPair(const WeightView& w, int64_t n, const PackedRows* rows, Ahead& ahead, std::byte* edge,
+             float* sums) {
   const std::byte *x0 = rows[0].data, *x1 = rows[1].data;
-  const bool prefetch = w.in >= kLongK;
   SY_TILE_ZERO(0);
   SY_TILE_ZERO(1);
   SY_TILE_ZERO(2);
   SY_TILE_ZERO(3);
   for (int64_t k = 0; k < w.in; k += kTileK, x0 += kTileBytes, x1 += kTileBytes) {
-    if (prefetch) PrefetchWeights<2>(w, n, k);
+    ahead.Step();
     WeightTile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(6, tile.data, tile.stride);
     SY_TILE_LOAD(4, x0, int64_t{64});
@@ -281,20 +257,20 @@ inline int64_t GroupOutputs(const WeightView& w) {
 
 // Outputs [n, n1) of one set of rows, no more than a group.
 void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows& rows,
-              std::byte* edge, float* sums) {
+              Ahead& ahead, std::byte* edge, float* sums) {
   const int64_t tiles = (n1 - n + kTileOutputs - 1) / kTileOutputs;
   switch (tiles) {
     case 1:
-      DotGroup<1>(task.w, n, rows, edge, sums);
+      DotGroup<1>(task.w, n, rows, ahead, edge, sums);
       break;
     case 2:
-      DotGroup<2>(task.w, n, rows, edge, sums);
+      DotGroup<2>(task.w, n, rows, ahead, edge, sums);
       break;
     case 3:
-      DotGroup<3>(task.w, n, rows, edge, sums);
+      DotGroup<3>(task.w, n, rows, ahead, edge, sums);
       break;
     default:
-      DotGroup<kGroupTiles>(task.w, n, rows, edge, sums);
+      DotGroup<kGroupTiles>(task.w, n, rows, ahead, edge, sums);
   }
   for (int64_t t = 0; t < tiles; ++t, n += kTileOutputs) {
     StoreTile(task, m0, n, n1, rows, sums + t * kTileOutputs * rows.width());
@@ -303,8 +279,8 @@ void RunGroup(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const P
 
 // Two sets of rows that are both wide.
 void RunPair(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows* rows,
-             std::byte* edge, float* sums) {
-  DotPair(task.w, n, rows, edge, sums);
+             Ahead& ahead, std::byte* edge, float* sums) {
+  DotPair(task.w, n, rows, ahead, edge, sums);
   for (int64_t set = 0; set < 2; ++set) {
     for (int64_t t = 0; t < 2 && n + t * kTileOutputs < n1; ++t) {
       StoreTile(task, m0 + set * kRowsWide, n + t * kTileOutputs, n1, rows[set],
@@ -316,13 +292,16 @@ void RunPair(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const Pa
 // Outputs [n, n1), no more than a group, of all sets of a panel.
 void RunSets(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows* rows,
              int64_t sets, std::byte* edge, float* sums) {
-  int64_t s = 0;
+  int64_t pairs = 0;
   if (GroupOutputs(task.w) == 2 * kTileOutputs) {
-    for (; s + 1 < sets && rows[s + 1].count > kRowsNarrow; s += 2) {
-      RunPair(task, m0 + s * kRowsWide, n, n1, rows + s, edge, sums);
-    }
+    while (2 * pairs + 1 < sets && rows[2 * pairs + 1].count > kRowsNarrow) ++pairs;
   }
-  for (; s < sets; ++s) RunGroup(task, m0 + s * kRowsWide, n, n1, rows[s], edge, sums);
+  Ahead ahead(task.w, n1, sets - pairs);
+  int64_t s = 0;
+  for (; s < 2 * pairs; s += 2) {
+    RunPair(task, m0 + s * kRowsWide, n, n1, rows + s, ahead, edge, sums);
+  }
+  for (; s < sets; ++s) RunGroup(task, m0 + s * kRowsWide, n, n1, rows[s], ahead, edge, sums);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ namespace {
 // clang-format off
 #include "services/kernels/cpu/lanes_avx2.inc"
 #include "services/kernels/cpu/partial.inc"
+#include "services/kernels/cpu/exp.inc"
 #include "services/kernels/cpu/rows.inc"
 #include "services/kernels/cpu/dot.inc"
 #include "services/kernels/cpu/matmul.inc"

@@ -15,6 +15,9 @@ void MatMulAvx512Bf16(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0
 void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                float* scratch);
 
+// As Ops::attention: over a bf16 cache in its own way, the rest as kAvx512Ops.
+void AttentionAmx(const AttentionTask& task, const AttentionPart& part, float* scratch);
+
 // As Ops::quantize and Ops::mat_mul_int8.
 void QuantizeAvx2(const bf16* x, int64_t in, const QuantizedRow& out);
 void MatMulInt8Avx2(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
