@@ -14,7 +14,8 @@
 //               of 32), then folds alike.
 //   amx         the same again by tdpbf16ps: for each 32 values of k one fused chain over the even
 //               ones and one over the odd, both from zero; their sum is added to the output, blocks
-//               of k ascending; subnormals as zero, K padded to a multiple of 32.
+//               of k ascending; subnormals as zero, K padded to a multiple of 32. So is attention
+//               over a bf16 cache (AttentionTask).
 //
 // Weights and vectors may be float32, bf16 or float16; they are upcast to float32 exactly. Operands
 // are aligned to their element size and nothing beyond their last element is read.
@@ -113,6 +114,12 @@ struct MatMulTask {
 // multiplied by their scale first, in float32. Slots of masked positions
 // are never used, so they may hold anything. Consecutive rows that name the same block table are
 // computed together (it is only faster).
+//
+// The class amx over a bf16 cache: q is rounded to bf16, a score is the class's dot times scale;
+// weights are rounded to bf16 too before they meet values (not before they are summed, slot j of a
+// block in lane j % 16), and a block adds the class's dot over its slots, whose weights are 0 where
+// they are not seen. A value that is no number reaches the queries of its sequence that are in its
+// block.
 struct AttentionTask {
   const float* q = nullptr;  // [rows, heads, key_dim], scaled by softmax_scale inside
   float* out = nullptr;      // [rows, heads, value_dim]

@@ -179,8 +179,8 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
 }
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and
-// the queries themselves as padded float32. The AMX target takes queries by sixteens, slots and keys
-// by 32.
+// the queries themselves as padded float32. The AMX target takes queries by sixteens, slots and
+// keys by 32.
 inline int64_t AttentionScratchFloats(const AttentionTask& task, int64_t queries) {
   const auto round32 = [](int64_t n) { return (n + 31) / 32 * 32; };
   const int64_t keys = round32(task.block_tokens), key = round32(task.key_dim),

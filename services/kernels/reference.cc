@@ -256,7 +256,6 @@ void AttendBlock(const AttentionTask& task, const float* q, const std::byte* blo
   state.sum += Fold(sums);
 }
 
-
 // Where a record's values of the KV head begin in a block of bf16, and what it has.
 struct BF16Block {
   const bf16* key;

@@ -36,20 +36,20 @@ constexpr int64_t kTileFloats = kTileBytes / 4;  // of [16][16]
 struct Sets {
   const AttentionTask& task;
   const AttentionPart& part;
-  int heads;              // of a row
-  int64_t count;          // rows × heads
+  int heads;      // of a row
+  int64_t count;  // rows × heads
   int64_t sets;
-  int64_t key_tiles;      // of 32 values of a key
-  int64_t slot_tiles;     // of 16 slots of a block
-  int64_t slot_groups;    // of 32
-  int64_t value_tiles;    // of 16 values
-  std::byte* q;        // [sets, key_tiles] tiles of pairs × queries
-  float* values;       // [sets, value_tiles] tiles of queries × values
-  float* scores;       // [sets, slot_tiles] tiles of slots × queries
-  std::byte* weights;  // [sets, slot_groups] tiles of queries × 32 slots
-  std::byte* pairs;    // [value_tiles, slot_groups] tiles of pairs of slots × values
-  float* max;          // [sets, 16]
-  float* sum;          // [sets, 16]
+  int64_t key_tiles;    // of 32 values of a key
+  int64_t slot_tiles;   // of 16 slots of a block
+  int64_t slot_groups;  // of 32
+  int64_t value_tiles;  // of 16 values
+  std::byte* q;         // [sets, key_tiles] tiles of pairs × queries
+  float* values;        // [sets, value_tiles] tiles of queries × values
+  float* scores;        // [sets, slot_tiles] tiles of slots × queries
+  std::byte* weights;   // [sets, slot_groups] tiles of queries × 32 slots
+  std::byte* pairs;     // [value_tiles, slot_groups] tiles of pairs of slots × values
+  float* max;           // [sets, 16]
+  float* sum;           // [sets, 16]
 
   int64_t RowOf(int64_t i) const { return part.row_begin + i / heads; }
   int64_t IndexOf(int64_t i) const {  // into the task's q and out
