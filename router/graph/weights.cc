@@ -95,6 +95,34 @@ void SplitKvB(const AttentionSpec& spec, const WeightView& kv_b, MlaWeights& mla
   }
 }
 
+template <typename T>
+void TurnHead(const WeightView& w, T* out) {
+  const T* from = reinterpret_cast<const T*>(w.data);
+  for (int64_t i = 0; i < w.in; ++i) {
+    for (int64_t o = 0; o < w.out; ++o) *out++ = from[o * w.stride + i];
+  }
+}
+
+// Turns k's half of a split kv_b_proj, each head [latent, nope], back to [nope, latent].
+void TurnKeys(MlaWeights& mla) {
+  if (mla.key_up.empty() || mla.key_up.front().quantised()) return;
+  const WeightView& head = mla.key_up.front();
+  const int64_t head_bytes = BytesOf(head.dtype, head.in * head.out);
+  mla.turned_keys.Reserve(mla.key_up.size() * static_cast<size_t>(head_bytes));
+  std::byte* out = mla.turned_keys.data();
+  for (WeightView& w : mla.key_up) {
+    if (SizeOf(w.dtype) == sizeof(float)) {
+      TurnHead(w, reinterpret_cast<float*>(out));
+    } else {
+      TurnHead(w, reinterpret_cast<uint16_t*>(out));
+    }
+    w.data = out;
+    w.layout = WeightLayout::kInOut;
+    w.stride = w.out;
+    out += head_bytes;
+  }
+}
+
 MlaWeights BindMla(const AttentionSpec& spec, const AttentionTensors& names, Binder& bind) {
   MlaWeights mla{.q = bind.Matrix(names.q),
                  .q_a = bind.Matrix(names.q_a),
@@ -105,6 +133,7 @@ MlaWeights BindMla(const AttentionSpec& spec, const AttentionTensors& names, Bin
                  .o = bind.Matrix(names.o)};
   if (spec.split_kv_b) {
     mla.key_up = bind.Heads(names.k_b);
+    TurnKeys(mla);
     mla.value_up = bind.Heads(names.v_b);
   } else {
     SplitKvB(spec, bind.Matrix(names.kv_b), mla);

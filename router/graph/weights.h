@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "services/checkpoint/tensor_source.h"
 #include "services/model/spec.h"
+#include "services/tensor/buffer.h"
 #include "services/tensor/view.h"
 
 namespace switchyard::router {
@@ -26,10 +27,13 @@ struct MlaWeights {
   WeightView kv_a;  // rows: latent, then k_rope
   VectorView kv_a_norm;
   // Views into kv_b_proj, whose rows are [k_nope | v] a head: the absorbed form needs no copy.
-  // Where it is split, k's half lies transposed and key_up is kOutIn.
+  // Where it is split, k's half lies transposed: weights that meet integers are used so, as kOutIn;
+  // others are turned back into `turned_keys`, so that the order of their sums is that of the
+  // undivided kv_b_proj.
   std::vector<WeightView> key_up;    // a head: kInOut, in = nope, out = latent
   std::vector<WeightView> value_up;  // a head: kOutIn, in = latent, out = v_head_dim
   WeightView o;
+  AlignedBuffer turned_keys;  // [heads, nope, latent] or empty
 };
 
 struct GateWeights {
