@@ -138,6 +138,7 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
 }  // namespace
 
 int Run(int argc, char** argv) {
+  rpc::PollEachQueue();
   config::v1::WorkerConfig config;
   return config::RunMain(kProgram, argc, argv, &config, [&config] { return RunWorker(config); });
 }

@@ -90,6 +90,7 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
 }  // namespace
 
 int Run(int argc, char** argv) {
+  rpc::PollEachQueue();
   config::v1::RouterConfig config;
   return config::RunMain(kProgram, argc, argv, &config, [&config] { return RunRouter(config); });
 }

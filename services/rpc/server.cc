@@ -7,6 +7,7 @@
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/server_interceptor.h>
 #include <netdb.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -188,6 +189,8 @@ void Server::Shutdown(absl::Duration grace) {
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   server_->Wait();
 }
+
+void PollEachQueue() { ::setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0); }
 
 void RouteGrpcLogs() {
   gpr_set_log_function([](gpr_log_func_args* args) {

@@ -79,6 +79,12 @@ class Server {
   std::string address_;
 };
 
+// gRPC polls each queue's connections by themselves, instead of all through one thread that another
+// queue may have put to sleep: for processes of few connections whose threads poll for their own
+// answers. GRPC_POLL_STRATEGY in the environment goes before. Call first in main, before any other
+// thread.
+void PollEachQueue();
+
 // Sends gRPC's own log lines through services/base/logging.h; call once in main.
 void RouteGrpcLogs();
 

@@ -74,6 +74,7 @@ void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
 }
 
 int Main(int argc, char** argv) {
+  rpc::PollEachQueue();
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   Shape shape;
   if (argc > 1) shape.tokens = std::atoi(argv[1]);
