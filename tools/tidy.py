@@ -42,6 +42,10 @@ ARROWS = [
     ("tools/", ROOMS + PROTOS + ["sdk/embedded/", "tests/support/"]),
     ("tests/", ROOMS + PROTOS + ["sdk/embedded/", "tools/", "tests/"]),
 ]
+# What may be tracked; any input stands in the corpora of the fuzzers.
+ENDINGS = (".cc", ".h", ".inc", ".in", ".proto", ".cmake", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".jinja", ".safetensors", ".xz", ".supp")
+NAMES = ("LICENSE", "Dockerfile", ".gitignore", ".dockerignore", ".clang-format")
+PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/test", "tools/bench/side_by_side")
 FUNCTION_LINES = 70
 FILE_LINES = 800
 # Old long functions may stay as long as they do not grow: "file:function line count".
@@ -75,12 +79,17 @@ def check_arrows(path, lines):
 def check_lengths(path, lines):
     if len(lines) > FILE_LINES:
         problem(path, 0, f"{len(lines)} lines; split it (limit {FILE_LINES})")
-    start, indent = None, 0
+    start, indent, statement = None, 0, None  # statement: the line on which the one at hand begins
     for number, line in enumerate(lines, 1):
+        code = re.sub(r"//.*", "", line).rstrip()
         if start is None:
-            m = re.match(r"( {0,2})(?!namespace|class|struct|enum|union|extern|\}|public|private|switch|using)\S?.*\) ?(const|noexcept|override|mutable|->.*|ABSL_\S+| )*\{$", line)
-            if m and not re.match(r" *(if|for|while|switch|else|do)\b", line):
+            statement = statement or code
+            m = re.match(r"( {0,2})(?!namespace|class|struct|enum|union|extern|\}|public|private|switch|using)\S", statement)
+            if m and re.search(r"\) ?(const|noexcept|override|mutable|->.*|ABSL_\S+| )*\{$", code) and \
+                    not re.match(r" *(if|for|while|switch|else|do)\b", statement):
                 start, indent = number, len(m[1])
+            if re.search(r"[;{}:]$|^\s*#|^$", code):
+                statement = None
         elif re.match(" {%d}\\}" % indent, line):
             length = number - start - 1
             if length > RATCHET.get(f"{path}:{start}", FUNCTION_LINES):
@@ -96,6 +105,12 @@ def check_text(path, lines):
             problem(path, number, "a path of one machine")
     if path.endswith(".h") and "#pragma once" not in lines:
         problem(path, 0, "no #pragma once")
+
+
+def check_endings():
+    for path in tracked(""):
+        if not (path.endswith(ENDINGS) or path.rsplit("/", 1)[-1] in NAMES or path in PROGRAMS or path.startswith("tests/fuzz/corpus/")):
+            problem(path, 0, "a file of a kind that the tree does not have (tools/tidy.py: ENDINGS)")
 
 
 def check_built(sources):
@@ -168,6 +183,7 @@ def main():
     size = sum((ROOT / p).stat().st_size for p in tracked("") if not (ROOT / p).is_symlink())
     if size > 50e6:
         problem(".", 0, f"tracked files are {size / 1e6:.1f} MB (limit 50)")
+    check_endings()
     check_built(sources)
     check_metrics()
     check_knobs()

@@ -16,7 +16,8 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def cluster():
-    with processes.Cluster() as running:
+    metrics = ("--metrics", "127.0.0.1:0")
+    with processes.Cluster(router_args=metrics, worker_args=metrics) as running:
         yield running
 
 

@@ -117,7 +117,7 @@ def wait_ready(url, seconds=START_SECONDS):
 
 
 class Cluster:
-    """Workers with uneven parts, one router, one gateway: five processes over TCP."""
+    """Workers with uneven parts, one router, one gateway: five processes. Rows go through shared memory, or, with --no-shared-memory, over TCP."""
 
     def __init__(self, parts=("0-40", "41-90", "91-127"), model=MODEL, dtype="bfloat16", router_args=(), worker_args=(), gateway_args=()):
         self.processes = []

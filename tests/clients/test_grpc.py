@@ -82,6 +82,12 @@ def test_same_answer_over_grpc_and_http(embedded, stubs):
 def test_deadline_and_cancellation_travel_to_the_router(embedded, stubs):
     pb, rpc = stubs
     request = pb.GenerateRequest(prompt_ids=pb.TokenIds(ids=[5]), max_tokens=4000, sampling=pb.Sampling(temperature=0, ignore_eos=True))
+
+    def ended():
+        return [metric(embedded.url, f'switchyard_router_requests_total{{finish="{finish}"') for finish in ("cancelled", "length")]
+
+    processes.wait_for(lambda: metric(embedded.url, "switchyard_router_running_sequences") == 0)
+    cancelled, length = ended()
     with grpc.insecure_channel(embedded.fact("grpc")) as channel:
         inference = rpc.InferenceStub(channel)
         with pytest.raises(grpc.RpcError) as error:
@@ -91,11 +97,12 @@ def test_deadline_and_cancellation_travel_to_the_router(embedded, stubs):
         next(iter(call))
         call.cancel()
     processes.wait_for(lambda: metric(embedded.url, "switchyard_router_running_sequences") == 0)
+    assert ended() == [cancelled + 2, length]
 
 
 def metric(url, name):
     for line in requests.get(url + "/metrics", timeout=10).text.splitlines():
-        if line.startswith(name) and line[len(name)] in " {":
+        if line.startswith(name) and line[len(name)] in " {,":
             return float(line.rsplit(" ", 1)[1])
     raise AssertionError(f"no metric {name}")
 

@@ -60,19 +60,26 @@ def test_head_before_its_body_is_as_get(embedded):
             assert status in answer and answer.endswith(b"\r\n\r\n")
 
 
+def metric(server, name):
+    text = requests.get(server.url + "/metrics", timeout=10).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+def ended(server):
+    """How many choices have been cancelled, and how many ended at their length."""
+    return [metric(server, f'switchyard_router_requests_total{{finish="{finish}"') for finish in ("cancelled", "length")]
+
+
 def test_a_client_that_leaves_stops_its_request(embedded):
     body = json.dumps({"model": "tiny-r1", "prompt": [5], "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
+    processes.wait_for(lambda: metric(embedded, "switchyard_router_running_sequences") == 0)
+    cancelled, length = ended(embedded)
     for _ in range(8):
         with socket.create_connection(address(embedded)) as s:
             s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             s.recv(100)
-    processes.wait_for(lambda: "switchyard_router_running_sequences" in (text := requests.get(embedded.url + "/metrics", timeout=10).text) and
-                       all(line.endswith(" 0") for line in text.splitlines() if line.startswith("switchyard_router_running_sequences")))
-
-
-def metric(server, name):
-    text = requests.get(server.url + "/metrics", timeout=10).text
-    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+    processes.wait_for(lambda: metric(embedded, "switchyard_router_running_sequences") == 0)
+    assert ended(embedded) == [cancelled + 8, length]
 
 
 def test_a_choice_that_met_its_stop_string_is_computed_no_further(embedded):
@@ -84,8 +91,7 @@ def test_a_choice_that_met_its_stop_string_is_computed_no_further(embedded):
         return sorted(choices, key=lambda c: c["index"])
 
     def counts():
-        return [metric(embedded, "switchyard_router_output_tokens_total"), metric(embedded, 'switchyard_router_requests_total{finish="cancelled"'),
-                metric(embedded, 'switchyard_router_requests_total{finish="length"')]
+        return [metric(embedded, "switchyard_router_output_tokens_total"), *ended(embedded)]
 
     ends, goes_on = (c["text"] for c in ask())
     # Text of the one choice, early, that the other never says.
@@ -185,18 +191,22 @@ def test_tls(tmp_path):
 
 
 def test_metrics_pass_promtool_and_a_real_prometheus_scrapes_them(embedded, cluster, tmp_path):
-    answers(embedded)
-    text = requests.get(embedded.url + "/metrics", timeout=10).text
-    if promtool := shutil.which("promtool"):
-        check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
-        assert check.returncode == 0, check.stdout + check.stderr
-    for service in ("gateway", "router", "expert-worker"):
-        assert f'service="{service}"' in text
+    assert answers(embedded) and answers(cluster)
+    # Page by page, the services that it tells of.
+    pages = {embedded.url + "/metrics": ("gateway", "router", "expert-worker"), cluster.url + "/metrics": ("gateway",),
+             cluster.router.fact("metrics"): ("router",), **{w.fact("metrics"): ("expert-worker",) for w in cluster.workers}}
+    for url, services in pages.items():
+        text = requests.get(url, timeout=10).text
+        if promtool := shutil.which("promtool"):
+            check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+            assert check.returncode == 0, url + ": " + check.stdout + check.stderr
+        for service in ("gateway", "router", "expert-worker"):
+            assert (f'service="{service}"' in text) == (service in services), url
     prometheus = shutil.which("prometheus")
     assert prometheus, "Debian's prometheus is among the test packages"
     config = tmp_path / "prometheus.yml"
     config.write_text(json.dumps({"scrape_configs": [{"job_name": "switchyard", "scrape_interval": "1s", "scrape_timeout": "1s",
-                                                      "static_configs": [{"targets": [embedded.url.removeprefix("http://")]}]}]}))
+                                                      "static_configs": [{"targets": [url.split("/")[2] for url in pages]}]}]}))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -206,7 +216,7 @@ def test_metrics_pass_promtool_and_a_real_prometheus_scrapes_them(embedded, clus
             def scraped():
                 try:
                     found = requests.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": 'up{job="switchyard"}'}, timeout=5)
-                    return any(r["value"][1] == "1" for r in found.json()["data"]["result"])
+                    return sum(r["value"][1] == "1" for r in found.json()["data"]["result"]) == len(pages)
                 except (requests.ConnectionError, ValueError):  # not up yet, or still loading
                     return False
             processes.wait_for(scraped)
