@@ -16,6 +16,7 @@
 #include "services/checkpoint/content_digest.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
+#include "services/kernels/kernels.h"
 #include "services/model/fingerprint.h"
 #include "services/model/spec_from_hf.h"
 #include "services/rpc/server.h"
@@ -54,14 +55,15 @@ WorkerOptions OptionsFrom(const config::v1::WorkerConfig& config) {
   return options;
 }
 
-absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfig& config) {
+absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfig& config,
+                                                   const WorkerOptions& options) {
   const std::string& dir = config.model().model();
   SY_ASSIGN_OR_RETURN(const ModelSpec spec, LoadSpec(dir));
   SY_ASSIGN_OR_RETURN(std::shared_ptr<checkpoint::TensorSource> source,
                       checkpoint::OpenCheckpoint(dir));
   SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
-  SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(spec, ModelFingerprint(spec, digest), source,
-                                                  OptionsFrom(config)));
+  SY_ASSIGN_OR_RETURN(auto worker,
+                      Worker::Create(spec, ModelFingerprint(spec, digest), source, options));
   SY_RETURN_IF_ERROR(CheckMemory(worker->mapped_bytes(), AvailableMemoryBytes(), config.experts()));
   if (!config.weights().no_weight_check()) {
     checkpoint::ConsoleProgress progress("Reading the experts' weights");
@@ -103,9 +105,15 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   const security::TlsFiles tls = {
       .cert = config.tls().tls_cert(), .key = config.tls().tls_key(), .ca = config.tls().tls_ca()};
   SY_RETURN_IF_ERROR(rpc::CheckListen(config.listen(), tls));
-  SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config));
+  SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}));
+  const WorkerOptions options = OptionsFrom(config);
+  SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config, options));
   auto metrics = std::make_shared<telemetry::Metrics>();
-  metrics->AddProcess("expert-worker", config::Version());
+  SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
+  metrics->AddProcess(
+      "expert-worker", config::Version(),
+      {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(options.threads)}});
   const auto registration = Watch(*metrics, *worker);
   SY_ASSIGN_OR_RETURN(const auto server, rpc::Server::Start({.listen = config.listen(), .tls = tls},
                                                             [&](grpc::ServerBuilder& builder) {

@@ -223,8 +223,8 @@ void Worker::Forget(const AnswerSink* sink) {
   });
 }
 
-// Moves the parts of the most urgent layer into `batch`, as many as may be merged; returns the
-// pairs that stay behind.
+// Moves the most urgent part into `batch`, and of its layer as many others as may be merged;
+// returns the pairs that stay behind.
 uint64_t Worker::Parts::TakeBatch() {
   batch.clear();
   absl::MutexLock lock(&mutex);
@@ -234,10 +234,12 @@ uint64_t Worker::Parts::TakeBatch() {
       [](const Pending& a, const Pending& b) { return a.call.priority < b.call.priority; });
   const int32_t layer = first->call.layer;
   const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / batcher.bytes_a_pair());
-  size_t pairs = 0;
+  size_t pairs = first->call.row_index.size();
+  batch.push_back(std::move(*first));
+  waiting.erase(first);
   for (auto it = waiting.begin(); it != waiting.end();) {
     const size_t more = it->call.row_index.size();
-    if (it->call.layer == layer && (batch.empty() || pairs + more <= pairs_max)) {
+    if (it->call.layer == layer && pairs + more <= pairs_max) {
       pairs += more;
       batch.push_back(std::move(*it));
       it = waiting.erase(it);

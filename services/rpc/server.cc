@@ -4,6 +4,7 @@
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/server_interceptor.h>
 #include <netdb.h>
@@ -12,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <mutex>
 
 #include "grpc/health/v1/health.pb.h"
@@ -57,6 +59,16 @@ absl::Status CannotListen(const std::string& address, const std::string& reason)
                      reason.empty() ? "the address cannot be bound" : reason);
 }
 
+// The path is the client's own words: what names no method that this program has must not become a
+// series of its own.
+std::string MethodLabel(const std::string& path) {
+  std::string name = path.substr(0, 1) == "/" ? path.substr(1) : path;
+  std::replace(name.begin(), name.end(), '/', '.');
+  const auto* method = google::protobuf::DescriptorPool::generated_pool()->FindMethodByName(name);
+  if (method == nullptr) return "other";
+  return fmt::format("/{}/{}", method->service()->full_name(), method->name());
+}
+
 // Counts the calls that end with an error.
 class ErrorCounter : public grpc::experimental::Interceptor {
  public:
@@ -70,7 +82,9 @@ class ErrorCounter : public grpc::experimental::Interceptor {
       if (!status.ok()) {
         const std::string code =
             absl::StatusCodeToString(static_cast<absl::StatusCode>(status.error_code()));
-        metrics_.Counter(telemetry::kGrpcErrors, service_, {{"method", method_}, {"code", code}})
+        metrics_
+            .Counter(telemetry::kGrpcErrors, service_,
+                     {{"method", MethodLabel(method_)}, {"code", code}})
             .Increment();
       }
     }
@@ -107,8 +121,14 @@ void EnablePlugins() {
   });
 }
 
-void SetLimits(grpc::ServerBuilder& builder) {
-  builder.SetMaxReceiveMessageSize(kMessageBytesMax);
+void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(options.receive_bytes_max);
+  if (options.memory_bytes_max > 0) {
+    builder.SetResourceQuota(grpc::ResourceQuota(options.service).Resize(options.memory_bytes_max));
+  }
+  if (options.streams_max > 0) {
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_max);
+  }
   builder.SetMaxSendMessageSize(kMessageBytesMax);
   // Two servers on one port would share its connections silently.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -124,7 +144,7 @@ void SetLimits(grpc::ServerBuilder& builder) {
 absl::StatusOr<std::unique_ptr<Listener>> Listener::Add(const ServerOptions& options,
                                                         grpc::ServerBuilder& builder) {
   EnablePlugins();
-  SetLimits(builder);
+  SetLimits(options, builder);
   std::unique_ptr<Listener> listener(new Listener(options));
   if (listener->local_socket()) {
     // gRPC would take the socket away from a server that lives.

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "services/rpc/channel.h"
 #include "services/security/tls.h"
 #include "services/telemetry/metrics.h"
 
@@ -26,6 +27,10 @@ struct ServerOptions {
   // server.
   telemetry::Metrics* metrics = nullptr;
   std::string service;
+  // What clients that nobody vouches for may take; 0: no bound.
+  int receive_bytes_max = kMessageBytesMax;  // of one message
+  size_t memory_bytes_max = 0;               // of what the connections hold together
+  int streams_max = 0;                       // open calls of one connection
 };
 
 // The address of a server that someone else builds. Lives until the server was built.

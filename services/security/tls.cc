@@ -47,28 +47,28 @@ std::shared_ptr<grpc::experimental::CertificateProviderInterface> Watch(const Tl
 
 absl::Status CheckTlsFiles(const TlsFiles& files) {
   if (files.cert.empty() != files.key.empty()) {
-    return InvalidArgument("--tls-{} is given without --tls-{}; give both",
+    return InvalidArgument("{0}-{1} is given without {0}-{2}; give both", files.flags,
                            files.cert.empty() ? "key" : "cert",
                            files.cert.empty() ? "cert" : "key");
   }
   if (!files.ca.empty()) {
-    SY_ASSIGN_OR_RETURN(X509 * ca,
-                        ReadPem<X509>("--tls-ca", files.ca, "certificate", PEM_read_bio_X509));
+    SY_ASSIGN_OR_RETURN(
+        X509 * ca, ReadPem<X509>(files.flags + "-ca", files.ca, "certificate", PEM_read_bio_X509));
     X509_free(ca);
   }
   if (files.cert.empty()) return absl::OkStatus();
-  SY_ASSIGN_OR_RETURN(X509 * raw_cert,
-                      ReadPem<X509>("--tls-cert", files.cert, "certificate", PEM_read_bio_X509));
+  SY_ASSIGN_OR_RETURN(X509 * raw_cert, ReadPem<X509>(files.flags + "-cert", files.cert,
+                                                     "certificate", PEM_read_bio_X509));
   const CertificatePtr cert(raw_cert, X509_free);
   SY_ASSIGN_OR_RETURN(EVP_PKEY * raw_key,
-                      ReadPem<EVP_PKEY>("--tls-key", files.key, "private key without a password",
-                                        PEM_read_bio_PrivateKey));
+                      ReadPem<EVP_PKEY>(files.flags + "-key", files.key,
+                                        "private key without a password", PEM_read_bio_PrivateKey));
   const KeyPtr key(raw_key, EVP_PKEY_free);
   const bool match = X509_check_private_key(cert.get(), key.get()) == 1;
   ERR_clear_error();
   if (!match) {
-    return InvalidArgument("--tls-key {}: is not the private key of --tls-cert {}", files.key,
-                           files.cert);
+    return InvalidArgument("{0}-key {1}: is not the private key of {0}-cert {2}", files.flags,
+                           files.key, files.cert);
   }
   return absl::OkStatus();
 }
@@ -77,7 +77,8 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(const
   if (files.empty()) return grpc::InsecureServerCredentials();
   SY_RETURN_IF_ERROR(CheckTlsFiles(files));
   if (files.cert.empty()) {
-    return InvalidArgument("--tls-ca is given without --tls-cert; a listener needs a certificate");
+    return InvalidArgument("{0}-ca is given without {0}-cert; a listener needs a certificate",
+                           files.flags);
   }
   grpc::experimental::TlsServerCredentialsOptions options(Watch(files));
   options.watch_identity_key_cert_pairs();
@@ -92,7 +93,8 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ClientCredentials(cons
   if (files.empty()) return grpc::InsecureChannelCredentials();
   SY_RETURN_IF_ERROR(CheckTlsFiles(files));
   if (files.ca.empty()) {
-    return InvalidArgument("--tls-ca is missing: a client checks the server's certificate by it");
+    return InvalidArgument("{}-ca is missing: a client checks the server's certificate by it",
+                           files.flags);
   }
   grpc::experimental::TlsChannelCredentialsOptions options;
   options.set_certificate_provider(Watch(files));

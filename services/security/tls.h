@@ -19,6 +19,7 @@ struct TlsFiles {
   std::string cert;  // chain
   std::string key;
   std::string ca;
+  std::string flags = "--tls";  // what the flags that name them begin with, for errors
 
   bool empty() const { return cert.empty() && key.empty() && ca.empty(); }
 };

@@ -9,12 +9,15 @@
 
 namespace switchyard::telemetry {
 
+absl::Status Exposer::CheckAddress(const std::string& address) {
+  if (address.rfind("unix:", 0) != 0) return absl::OkStatus();
+  return InvalidArgument("--metrics {}: metrics are served over HTTP on HOST:PORT, not on a socket",
+                         address);
+}
+
 absl::StatusOr<std::unique_ptr<Exposer>> Exposer::Start(const std::string& address,
                                                         std::shared_ptr<Metrics> metrics) {
-  if (address.rfind("unix:", 0) == 0) {
-    return InvalidArgument(
-        "--metrics {}: metrics are served over HTTP on HOST:PORT, not on a socket", address);
-  }
+  SY_RETURN_IF_ERROR(CheckAddress(address));
   std::unique_ptr<Exposer> out(new Exposer);
   out->metrics_ = std::move(metrics);
   const std::string host = address.substr(0, address.rfind(':'));

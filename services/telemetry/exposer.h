@@ -15,6 +15,9 @@ namespace switchyard::telemetry {
 
 class Exposer {
  public:
+  // INVALID_ARGUMENT where Start can never listen: unix:PATH. So that it is told before a model is
+  // loaded.
+  static absl::Status CheckAddress(const std::string& address);
   // HOST:PORT, port 0 chooses one. UNAVAILABLE if it cannot be listened on.
   static absl::StatusOr<std::unique_ptr<Exposer>> Start(const std::string& address,
                                                         std::shared_ptr<Metrics> metrics);

@@ -77,7 +77,8 @@ class Metrics : public prometheus::Collectable {
   // Runs at every scrape, one at a time.
   [[nodiscard]] Registration AddCollector(const std::string& service, Collector collector);
   // What every service reports: switchyard_build_info and switchyard_bugs_total.
-  void AddProcess(const std::string& service, const std::string& version);
+  // `runs_on`: further labels of the first, such as isa and threads of a service that computes.
+  void AddProcess(const std::string& service, const std::string& version, Labels runs_on = {});
 
   // The text format that Prometheus scrapes (content type "text/plain; version=0.0.4").
   std::string Render() const;

@@ -206,5 +206,16 @@ TEST_F(WorkerTest, UrgentLayersGoFirst) {
   EXPECT_EQ(sink_->answers[0].call_id, 2u);
 }
 
+TEST_F(WorkerTest, TheUrgentPartIsInTheBatchThatIsTakenForIt) {
+  Make("", /*merge_bytes=*/1);  // one part a batch
+  Call low = MakeCall(1, {2}), high = MakeCall(2, {2});
+  high.priority = 5;
+  worker_->Accept(low, sink_);
+  worker_->Accept(high, sink_);
+  EXPECT_TRUE(worker_->Compute());
+  ASSERT_EQ(sink_->answers.size(), 1u);
+  EXPECT_EQ(sink_->answers[0].call_id, 2u);
+}
+
 }  // namespace
 }  // namespace switchyard::worker

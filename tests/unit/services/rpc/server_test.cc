@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/client_unary_call.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -20,6 +21,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Health = ::grpc::health::v1::Health;
 
 // What the health service says, or the error of asking.
@@ -154,6 +156,43 @@ TEST(Server, ErrorsAreCountedByMethodAndCode) {
                         "method=\"/grpc.health.v1.Health/Check\",service=\"router\"} 1"));
 }
 
+TEST(Server, MethodsThatNobodyHasAreCountedTogether) {
+  telemetry::Metrics metrics;
+  auto server = MustStart({.listen = "127.0.0.1:0", .metrics = &metrics, .service = "gateway"});
+  const auto channel = Connect(server->address(), {}).value();
+  for (const char* path : {"/no.Such/One", "/no.Such/Two"}) {
+    ::grpc::ClientContext context;
+    ::grpc::health::v1::HealthCheckRequest request;
+    ::grpc::health::v1::HealthCheckResponse response;
+    const ::grpc::internal::RpcMethod method(path, ::grpc::internal::RpcMethod::NORMAL_RPC);
+    ::grpc::internal::BlockingUnaryCallImpl<::grpc::health::v1::HealthCheckRequest,
+                                            ::grpc::health::v1::HealthCheckResponse>
+        call(channel.get(), method, &context, request, &response);
+    EXPECT_EQ(call.status().error_code(), ::grpc::StatusCode::UNIMPLEMENTED);
+  }
+  const std::string text = metrics.Render();
+  EXPECT_THAT(text, HasSubstr("{code=\"UNIMPLEMENTED\",method=\"other\",service=\"gateway\"} 2"));
+  EXPECT_THAT(text, Not(HasSubstr("Such")));
+}
+
+TEST(Server, AMessageOverTheListenersBoundIsRefused) {
+  auto server = MustStart({.listen = "127.0.0.1:0",
+                           .service = "gateway",
+                           .receive_bytes_max = 1000,
+                           .memory_bytes_max = 64 << 20,
+                           .streams_max = 2});
+  const auto channel = Connect(server->address(), {}).value();
+  const auto ask = [&](size_t bytes) {
+    ::grpc::ClientContext context;
+    ::grpc::health::v1::HealthCheckRequest request;
+    request.set_service(std::string(bytes, 'x'));
+    ::grpc::health::v1::HealthCheckResponse response;
+    return Health::NewStub(channel)->Check(&context, request, &response).error_code();
+  };
+  EXPECT_EQ(ask(100), ::grpc::StatusCode::NOT_FOUND);  // read, and no such service
+  EXPECT_EQ(ask(1100), ::grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
 TEST(Server, DescriptorOfHealthIsRegistered) {
   const auto* pool = ::google::protobuf::DescriptorPool::generated_pool();
   ASSERT_NE(pool->FindServiceByName("grpc.health.v1.Health"), nullptr);
@@ -193,6 +232,10 @@ TEST(Tls, BadFilesAreRefusedByName) {
               HasSubstr("server.key: holds no certificate"));
   EXPECT_THAT(error({.cert = certs["server.pem"]}), HasSubstr("--tls-key"));
   EXPECT_THAT(error({.ca = certs["missing.pem"]}), HasSubstr("missing.pem"));
+  EXPECT_THAT(error({.cert = certs["server.pem"], .flags = "--router-tls"}),
+              AllOf(HasSubstr("--router-tls-cert"), HasSubstr("--router-tls-key")));
+  EXPECT_THAT(error({.ca = certs["missing.pem"], .flags = "--router-tls"}),
+              HasSubstr("--router-tls-ca"));
 }
 
 }  // namespace
