@@ -1,4 +1,5 @@
-"""Gateway, router and workers as processes of their own, over TCP and Unix sockets."""
+"""Gateway, router and workers as processes of their own, over TCP, Unix sockets and shared memory."""
+import json
 import pathlib
 import signal
 
@@ -19,9 +20,9 @@ def complete(url, **body):
     return choice["token_ids"], choice["logprobs"], choice["routed_experts"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cluster_gives_the_same_bits_as_embedded(dtype):
-    with processes.serve("--dtype", dtype) as one, processes.Cluster(dtype=dtype) as many:
+@pytest.mark.parametrize("dtype, wire", [("float32", ("--no-shared-memory",)), ("bfloat16", ("--no-shared-memory",)), ("bfloat16", ())])
+def test_a_cluster_gives_the_same_bits_as_embedded(dtype, wire):
+    with processes.serve("--dtype", dtype) as one, processes.Cluster(dtype=dtype, router_args=wire) as many:
         url = one.fact("http")
         processes.wait_ready(url)
         for body in PROMPTS:
@@ -88,7 +89,14 @@ def test_a_killed_worker_fails_only_its_requests_and_may_come_back(tmp_path):
             url = gate.fact("http")
             processes.wait_ready(url)
             before = complete(url, prompt=[5, 6, 7], max_tokens=8)
-            second.kill()
+            body = {"model": "tiny-r1", "prompt": [5], "max_tokens": 4000, "ignore_eos": True, "stream": True}
+            with requests.post(url + "/v1/completions", json=body, stream=True, timeout=60) as stream:
+                lines = (line for line in stream.iter_lines() if line)
+                assert "choices" in json.loads(next(lines).removeprefix(b"data: "))
+                second.kill()
+                *_, last, done = lines
+            error = json.loads(last.removeprefix(b"data: "))["error"]
+            assert (done, error["type"]) == (b"data: [DONE]", "server_error") and error["message"]
             processes.wait_for(lambda: requests.get(url + "/ready", timeout=5).status_code == 503)
             answer = requests.post(url + "/v1/completions", json={"model": "tiny-r1", "prompt": [5], "max_tokens": 3}, timeout=60)
             assert answer.status_code == 503, answer.text
