@@ -80,7 +80,7 @@ void RunTile(const Ops& ops, const MatMulTask& task, const QuantizedRows* x, con
   }
 }
 
-constexpr int64_t kPartQueries = 32;
+constexpr int64_t kPartQueries = 64;
 
 using AttentionParts = absl::InlinedVector<AttentionPart, 64>;
 

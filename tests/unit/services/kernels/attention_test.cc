@@ -29,7 +29,7 @@ constexpr Shape kShapes[] = {
     {16, 1, 40, 32, true, 16, 0, false, DType::kBF16},   // MLA, values inside the key
     {5, 1, 576, 512, true, 32, 0, false, DType::kF32},   // MLA at its real width
     {64, 8, 64, 64, false, 16, 20, true, DType::kBF16},  // gpt-oss
-    {40, 1, 72, 64, true, 24, 0, false, DType::kBF16},   // more heads than a part holds
+    {80, 1, 72, 64, true, 24, 0, false, DType::kBF16},   // more heads than a part holds
     {5, 1, 576, 512, true, 32, 0, false, DType::kBF16},
     {4, 2, 64, 48, false, 80, 37, false, DType::kBF16},  // blocks of more than 32 slots
     {8, 2, 128, 128, false, 32, 0, false, DType::kI8},
