@@ -238,7 +238,7 @@ constexpr MatMulShape kMatMuls[] = {
     {1, 512, 2048, 2048, kB, kB, kIO}, {1, 64, 1536, 7168, kB, kB, kOI},
     {1, 1, 192, 192, kB, kB, kOI},     {8, 1, 64, 192, kB, kB, kOI},
     {64, 2, 64, 192, kB, kB, kOI},     {64, 2, 192, 32, kB, kB, kOI},
-    {16, 32, 512, 128, kB, kB, kIO},   {24, 48, 1024, 2048, kB, kB, kOI},
+    {16, 32, 512, 128, kB, kB, kIO},   {64, 48, 1024, 2048, kB, kB, kOI},
 };
 constexpr DType kBlocked[] = {DType::kQ8_0, DType::kQ4_0, DType::kMXFP4,
                               DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
