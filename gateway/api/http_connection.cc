@@ -396,8 +396,15 @@ void Connection::Linger() {
   SetBusy(false);
   if (client_done_) return Close();
   Enter(Phase::kLinger, kLingerTime);
-  ErrorCode ignored;
-  socket().shutdown(Socket::shutdown_send, ignored);
+  const auto end = [self = shared_from_this()](const ErrorCode& = {}) {
+    ErrorCode ignored;
+    if (!self->closed_) self->socket().shutdown(Socket::shutdown_send, ignored);
+  };
+  if (tls_) {
+    tls_->async_shutdown(end);  // says close_notify, without which the answer looks cut off
+  } else {
+    end();
+  }
   in_.clear();
   MaybeRead();
 }

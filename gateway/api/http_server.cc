@@ -19,8 +19,10 @@
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "gateway/api/http_connection.h"
 #include "services/base/logging.h"
+#include "services/base/repeat_filter.h"
 #include "services/base/status.h"
 #include "services/base/unix_socket.h"
 
@@ -181,7 +183,8 @@ struct HttpServer::Impl {
       if (errno == EAGAIN || errno == EWOULDBLOCK) return Accept();
       if (errno == EINTR || errno == ECONNABORTED) continue;
       // Out of descriptors or memory: the listener stays readable, so wait instead of spinning.
-      log::Warning("http: accept: {}", std::strerror(errno));
+      const std::string reason = std::strerror(errno);
+      if (repeats.Passes(address, reason, absl::Now())) log::Warning("http: accept: {}", reason);
       retry->expires_after(std::chrono::milliseconds(100));
       retry->async_wait([this](const ErrorCode& ec) {
         if (!ec && !stopping) Accept();
@@ -263,7 +266,8 @@ struct HttpServer::Impl {
   std::optional<asio::steady_timer> retry;
   std::vector<std::thread> threads;
   std::atomic<bool> stopping{false};
-  size_t next = 0;  // round robin; on the accepting thread
+  log::RepeatFilter repeats;  // of a listener that cannot accept
+  size_t next = 0;            // round robin; on the accepting thread
 };
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const HttpServerOptions& options,

@@ -480,12 +480,10 @@ std::string AskTls(SSL_CTX* context, const std::string& address,
   ::SSL_write(ssl.get(), request.data(), static_cast<int>(request.size()));
   std::string answer;
   char bytes[4096];
-  // Not to the end: OpenSSL forgets the session of a connection that closes without a word.
-  while (answer.find("GET  ") == std::string::npos) {
-    const int n = ::SSL_read(ssl.get(), bytes, sizeof bytes);
-    if (n <= 0) break;
-    answer.append(bytes, n);
-  }
+  int n = 0;
+  while ((n = ::SSL_read(ssl.get(), bytes, sizeof bytes)) > 0) answer.append(bytes, n);
+  // The server says that this is the end; a connection that only closes may have been cut.
+  if (::SSL_get_error(ssl.get(), n) != SSL_ERROR_ZERO_RETURN) return "no close_notify";
   session->reset(::SSL_get1_session(ssl.get()));
   ::SSL_shutdown(ssl.get());
   return answer;
