@@ -55,8 +55,8 @@ std::string WhyNotBound(const std::string& address) {
 }
 
 absl::Status CannotListen(const std::string& address, const std::string& reason) {
-  return Unavailable("cannot listen on {}: {}", address,
-                     reason.empty() ? "the address cannot be bound" : reason);
+  return Unavailable("cannot listen on {}: {}; give another address, or end what listens there",
+                     address, reason.empty() ? "the address cannot be bound" : reason);
 }
 
 // The path is the client's own words: what names no method that this program has must not become a
