@@ -3,7 +3,9 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <set>
 
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "gateway/streams/request_id.h"
 #include "services/base/logging.h"
@@ -13,6 +15,8 @@ namespace switchyard::gateway {
 
 // A drain whose time is over still gives what it ended this long to tell its clients.
 constexpr absl::Duration kLastAnswersMin = absl::Milliseconds(200);
+// Calls that one gRPC connection may have open; more of them wait in the client.
+constexpr int kGrpcStreamsMax = 1024;
 
 void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs& tls,
                 GatewayOptions* options) {
@@ -23,17 +27,22 @@ void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs&
   options->tls = {.cert = tls.tls_cert(), .key = tls.tls_key(), .ca = tls.tls_ca()};
 }
 
-absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
-    const GatewayOptions& options, const RouterClient::ChannelFactory& channels,
-    std::shared_ptr<telemetry::Metrics> metrics) {
-  std::unique_ptr<Gateway> gateway(new Gateway);
-  SY_ASSIGN_OR_RETURN(gateway->model_,
-                      ServedModel::Load(options.model_dir, options.served_model_name));
+absl::StatusOr<GatewayFiles> GatewayFiles::Load(const GatewayOptions& options) {
+  GatewayFiles files;
+  SY_ASSIGN_OR_RETURN(files.model, ServedModel::Load(options.model_dir, options.served_model_name));
   if (!options.api_key_file.empty()) {
     auto keys = security::KeySet::Load(options.api_key_file);
     if (!keys.ok()) return Annotate(keys.status(), "--api-key-file");
-    gateway->keys_ = *std::move(keys);
+    files.keys = *std::move(keys);
   }
+  return files;
+}
+
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
+    const GatewayOptions& options, GatewayFiles files, const RouterClient::ChannelFactory& channels,
+    std::shared_ptr<telemetry::Metrics> metrics) {
+  std::unique_ptr<Gateway> gateway(new Gateway);
+  gateway->files_ = std::move(files);
   gateway->registry_ = std::move(metrics);
   gateway->metrics_ = std::make_unique<GatewayMetrics>(gateway->registry_);
   SY_RETURN_IF_ERROR(gateway->StartRouters(options, channels));
@@ -50,19 +59,24 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
 absl::Status Gateway::StartRouters(const GatewayOptions& options,
                                    const RouterClient::ChannelFactory& channels) {
   if (options.routers.empty()) return InvalidArgument("--routers: at least one address is needed");
+  const std::set<std::string> different(options.routers.begin(), options.routers.end());
+  if (different.size() != options.routers.size()) {
+    return InvalidArgument("--routers names an address twice: {}",
+                           absl::StrJoin(options.routers, ","));
+  }
   RouterClientOptions client;
   client.gateway_id = MakeRequestId();
-  client.text_fingerprint = model_->text_fingerprint();
+  client.text_fingerprint = files_.model->text_fingerprint();
   client.addresses = options.routers;
   client.log_states = options.log_routers;
   routers_ = std::make_unique<RouterClient>(client, channels, [this] { UpdateHealth(); });
-  generator_ = std::make_unique<Generator>(*model_, *routers_, metrics_.get());
+  generator_ = std::make_unique<Generator>(*files_.model, *routers_, metrics_.get());
   return absl::OkStatus();
 }
 
 absl::Status Gateway::StartListeners(const GatewayOptions& options) {
   tls_ = !options.tls.empty();
-  const security::KeySet* keys = keys_.has_value() ? &*keys_ : nullptr;
+  const security::KeySet* keys = files_.keys.has_value() ? &*files_.keys : nullptr;
   if (!options.grpc_address.empty()) {
     inference_ = std::make_unique<InferenceService>(*generator_, *metrics_,
                                                     InferenceServiceOptions{.keys = keys});
@@ -71,6 +85,9 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
     server.tls = options.tls;
     server.metrics = registry_.get();
     server.service = kGatewayService;
+    server.receive_bytes_max = static_cast<int>(options.http.limits.body_bytes);
+    server.memory_bytes_max = options.http.max_body_bytes_in_all;
+    server.streams_max = kGrpcStreamsMax;
     SY_ASSIGN_OR_RETURN(auto grpc, rpc::Server::Start(server, [this](grpc::ServerBuilder& builder) {
                           builder.RegisterService(inference_.get());
                         }));
@@ -105,6 +122,8 @@ void Gateway::StartCollector() {
                       {{"direction", "in"}});
       samples.Counter(telemetry::kGatewayHttpBytes, static_cast<double>(stats.bytes_out),
                       {{"direction", "out"}});
+      samples.Counter(telemetry::kGatewayRefusedConnections,
+                      static_cast<double>(stats.connections_refused));
       samples.Counter(telemetry::kGatewayCutOff, static_cast<double>(stats.clients_cut_off));
     }
     for (const RouterView& router : routers_->state().routers) {

@@ -42,12 +42,21 @@ struct GatewayOptions {
 void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs& tls,
                 GatewayOptions* options);
 
+// What a gateway reads before it listens.
+struct GatewayFiles {
+  std::unique_ptr<ServedModel> model;
+  std::optional<security::KeySet> keys;  // none: no key is asked for
+
+  // Errors name the file.
+  static absl::StatusOr<GatewayFiles> Load(const GatewayOptions& options);
+};
+
 class Gateway {
  public:
-  // Loads, connects and listens. Errors name the file or the address.
+  // Connects and listens. Errors name the address. `files` are those of `options`.
   static absl::StatusOr<std::unique_ptr<Gateway>> Create(
-      const GatewayOptions& options, const RouterClient::ChannelFactory& channels,
-      std::shared_ptr<telemetry::Metrics> metrics);
+      const GatewayOptions& options, GatewayFiles files,
+      const RouterClient::ChannelFactory& channels, std::shared_ptr<telemetry::Metrics> metrics);
   ~Gateway();  // Stop()
   Gateway(const Gateway&) = delete;
   Gateway& operator=(const Gateway&) = delete;
@@ -56,7 +65,7 @@ class Gateway {
   std::string http_address() const;
   std::string http_url() const;  // "http://127.0.0.1:8000", or "unix:/run/http.sock"
   std::string grpc_address() const;
-  const ServedModel& model() const { return *model_; }
+  const ServedModel& model() const { return *files_.model; }
 
   // Why requests are not taken, one line; empty if they are.
   std::string Missing() const;
@@ -77,8 +86,7 @@ class Gateway {
 
   bool tls_ = false;
   // In the order of construction: what comes later uses what stands before.
-  std::unique_ptr<ServedModel> model_;
-  std::optional<security::KeySet> keys_;
+  GatewayFiles files_;
   std::unique_ptr<GatewayMetrics> metrics_;
   std::shared_ptr<telemetry::Metrics> registry_;
   std::unique_ptr<RouterClient> routers_;

@@ -36,7 +36,8 @@ absl::StatusOr<std::map<std::string, std::shared_ptr<grpc::Channel>>> ChannelsOf
     const config::v1::GatewayConfig& config) {
   const security::TlsFiles tls = {.cert = config.upstream_tls().router_tls_cert(),
                                   .key = config.upstream_tls().router_tls_key(),
-                                  .ca = config.upstream_tls().router_tls_ca()};
+                                  .ca = config.upstream_tls().router_tls_ca(),
+                                  .flags = "--router-tls"};
   std::map<std::string, std::shared_ptr<grpc::Channel>> channels;
   for (const std::string& address : config.routers()) {
     SY_ASSIGN_OR_RETURN(channels[address], rpc::Connect(address, tls));
@@ -52,13 +53,15 @@ absl::Status Run(const config::v1::GatewayConfig& config) {
   SY_ASSIGN_OR_RETURN(const absl::Duration drain,
                       config::ParseDuration(config.drain().drain_timeout()));
   SY_ASSIGN_OR_RETURN(const auto channels, ChannelsOf(config));
+  const GatewayOptions options = OptionsFrom(config);
+  SY_ASSIGN_OR_RETURN(GatewayFiles files, GatewayFiles::Load(options));
   auto metrics = std::make_shared<telemetry::Metrics>();
   metrics->AddProcess("gateway", config::Version());
   SY_ASSIGN_OR_RETURN(
       const auto gateway,
       Gateway::Create(
-          OptionsFrom(config), [&](const std::string& address) { return channels.at(address); },
-          metrics));
+          options, std::move(files),
+          [&](const std::string& address) { return channels.at(address); }, metrics));
   AnnounceAndWait(*gateway, signal);
   gateway->Drain(drain);
   return absl::OkStatus();

@@ -57,24 +57,29 @@ absl::Status CheckBackbone(const OpenedModel& model) {
 
 DType KvDType(const RouterOptions& options) { return options.kv_dtype.value_or(options.dtype); }
 
+KvRequest KvRequestOf(const RouterOptions& options, const OpenedModel& model,
+                      uint64_t other_weight_bytes) {
+  return {.kv_bytes = options.kv_bytes,
+          .max_model_len = options.max_model_len,
+          .weight_bytes = BackboneBytesOf(model).total() + other_weight_bytes,
+          .available_bytes = AvailableMemoryBytes()};
+}
+
 absl::StatusOr<KvPlan> PlanMemory(const RouterOptions& options, const OpenedModel& model,
                                   uint64_t other_weight_bytes) {
-  const uint64_t weights = BackboneBytesOf(model).total() + other_weight_bytes;
-  const uint64_t available = AvailableMemoryBytes();
+  const KvRequest request = KvRequestOf(options, model, other_weight_bytes);
   const DType kv_dtype = KvDType(options);
-  SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, kv_dtype,
-                                                {.kv_bytes = options.kv_bytes,
-                                                 .max_model_len = options.max_model_len,
-                                                 .weight_bytes = weights,
-                                                 .available_bytes = available}));
+  SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, kv_dtype, request));
   log::Info(
       "{} of weights, {} of KV cache ({}): {} tokens of {} in {}, up to {} a sequence; {} of "
       "memory available",
-      config::FormatBytes(static_cast<int64_t>(weights)), config::FormatBytes(plan.bytes),
+      config::FormatBytes(static_cast<int64_t>(request.weight_bytes)),
+      config::FormatBytes(plan.bytes),
       options.kv_bytes > 0 ? "--kv-memory" : "half of what is free; --kv-memory changes it",
       plan.blocks * kBlockTokens,
       config::FormatBytes(static_cast<int64_t>(KvBytesPerToken(model.spec, kv_dtype))),
-      Name(kv_dtype), plan.max_model_len, config::FormatBytes(static_cast<int64_t>(available)));
+      Name(kv_dtype), plan.max_model_len,
+      config::FormatBytes(static_cast<int64_t>(request.available_bytes)));
   return plan;
 }
 
@@ -374,6 +379,12 @@ void Router::Impl::Stop(absl::Duration grace) {
   service_->EndStreams();
   server_->Shutdown(grace);
   registration_ = {};
+}
+
+absl::Status Router::CheckFits(const RouterOptions& options, const OpenedModel& model,
+                               uint64_t other_weight_bytes) {
+  return PlanKv(model.spec, KvDType(options), KvRequestOf(options, model, other_weight_bytes))
+      .status();
 }
 
 absl::StatusOr<std::unique_ptr<Router>> Router::Create(const RouterOptions& options,

@@ -80,6 +80,10 @@ class Router {
   // router's.
   using ReadyCallback = std::function<void(bool ready, const std::string& missing)>;
 
+  // What Create refuses before it reads weights: memory that cannot hold them and the KV cache of a
+  // sequence, a length that the model has not.
+  static absl::Status CheckFits(const RouterOptions& options, const OpenedModel& model,
+                                uint64_t other_weight_bytes);
   // Loads the model, starts the engine and the listener, and goes on connecting to its workers.
   static absl::StatusOr<std::unique_ptr<Router>> Create(const RouterOptions& options,
                                                         const RouterShared& shared,

@@ -3,13 +3,18 @@
 #include <unistd.h>
 
 #include <iostream>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "router/router.h"
+#include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
+#include "services/kernels/kernels.h"
 #include "services/rpc/server.h"
 #include "services/rpc/shutdown_signal.h"
 #include "services/telemetry/exposer.h"
@@ -45,6 +50,30 @@ RouterOptions OptionsFrom(const config::v1::RouterConfig& config) {
   return options;
 }
 
+// Says "ready" on standard output, once, and after the lines that say where. Thread-safe.
+class ReadyLine {
+ public:
+  void OnReady(bool ready) {
+    absl::MutexLock lock(&mutex_);
+    ready_ = ready;
+    Say();
+  }
+  void OnListening() {
+    absl::MutexLock lock(&mutex_);
+    listening_ = true;
+    Say();
+  }
+
+ private:
+  void Say() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (ready_ && listening_ && !std::exchange(said_, true)) std::cout << "ready" << std::endl;
+  }
+
+  absl::Mutex mutex_;
+  bool ready_ ABSL_GUARDED_BY(mutex_) = false, listening_ ABSL_GUARDED_BY(mutex_) = false;
+  bool said_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
 // A second signal ends the wait.
 void Drain(Router& router, absl::Duration timeout, rpc::ShutdownSignal& signal) {
   log::Info("draining, for up to {}", absl::FormatDuration(timeout));
@@ -65,21 +94,26 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
   rpc::RouteGrpcLogs();
   const RouterOptions options = OptionsFrom(config);
   SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls));
+  SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}));
   auto metrics = std::make_shared<telemetry::Metrics>();
-  metrics->AddProcess("router", config::Version());
-  SY_ASSIGN_OR_RETURN(const auto router,
-                      Router::Create(options, {.metrics = metrics.get()},
-                                     [first = true](bool ready, const std::string&) mutable {
-                                       if (ready && std::exchange(first, false)) {
-                                         std::cout << "ready" << std::endl;
-                                       }
-                                     }));
+  SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
+  const int threads = options.threads > 0 ? options.threads : UsableCores();
+  metrics->AddProcess(
+      "router", config::Version(),
+      {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(threads)}});
+  ReadyLine line;  // outlives the router
+  SY_ASSIGN_OR_RETURN(const auto router, Router::Create(options, {.metrics = metrics.get()},
+                                                        [&line](bool ready, const std::string&) {
+                                                          line.OnReady(ready);
+                                                        }));
   std::cout << "listening on " << router->address() << std::endl;
   std::unique_ptr<telemetry::Exposer> exposer;
   if (config.has_metrics()) {
     SY_ASSIGN_OR_RETURN(exposer, telemetry::Exposer::Start(config.metrics(), metrics));
     std::cout << "metrics: " << exposer->url() << std::endl;
   }
+  line.OnListening();
   signal.Wait();
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));

@@ -46,7 +46,6 @@ struct LinkDispatcher::Job {
 
 struct LinkDispatcher::LinkCounters {
   std::atomic<uint64_t> rows = 0, lost_parts = 0, stale = 0;
-  std::atomic<float> load = 0;
   expertwire::Histogram latency_us;
 };
 
@@ -187,7 +186,6 @@ void LinkDispatcher::OnAnswer(int link, Answer answer) {
     counters.stale.fetch_add(1, std::memory_order_relaxed);
     return;
   }
-  counters.load.store(answer.load, std::memory_order_relaxed);
   counters.latency_us.Add(Micros(absl::Now() - job->sent[p]));
   const PlannedPart& part = job->plan.parts[p];
   const bool any_ok =
@@ -375,7 +373,6 @@ std::vector<LinkReport> LinkDispatcher::Links() const {
                       .wire = link.stats(),
                       .rows = read(c.rows),
                       .lost_parts = read(c.lost_parts),
-                      .load = read(c.load),
                       .latency_us = c.latency_us.Read()};
     report.stale_answers = read(c.stale) + report.wire.stale_answers;
     out.push_back(std::move(report));

@@ -30,7 +30,6 @@ struct LinkReport {
   uint64_t rows = 0;                       // (token, expert) pairs sent
   uint64_t lost_parts = 0;                 // not answered, or not with the rows asked for
   uint64_t stale_answers = 0;              // of unknown or settled calls: dropped
-  float load = 0;                          // rows waiting there, as it last said
   expertwire::HistogramCounts latency_us;  // from sending a part to its answer
 };
 

@@ -34,6 +34,7 @@ void CollectLink(const LinkReport& link, t::Samples& samples) {
   both(t::kRouterDispatchBytes, link.wire.bytes_sent, link.wire.bytes_received);
   samples.Counter(t::kRouterDispatchRows, static_cast<double>(link.rows), worker);
   samples.Counter(t::kRouterLostParts, static_cast<double>(link.lost_parts), worker);
+  samples.Counter(t::kRouterStaleAnswers, static_cast<double>(link.stale_answers), worker);
   samples.Counter(t::kRouterWorkerConnects, static_cast<double>(link.wire.connects), worker);
   samples.PowersOfTwo(t::kRouterDispatchSeconds, link.latency_us.counts, link.latency_us.sum, 1e-6,
                       worker);

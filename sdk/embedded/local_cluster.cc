@@ -13,6 +13,7 @@
 #include "services/base/status.h"
 #include "services/checkpoint/progress.h"
 #include "services/config/load.h"
+#include "services/kernels/kernels.h"
 #include "services/rpc/channel.h"
 #include "services/rpc/server.h"
 
@@ -35,19 +36,36 @@ class LocalCluster::Impl {
 
   absl::Status Start() {
     metrics_ = std::make_shared<telemetry::Metrics>();
+    const int threads = options_.threads > 0 ? options_.threads : UsableCores();
+    SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options_.router.isa));
     for (const char* service : {"gateway", "router", "expert-worker"}) {
-      metrics_->AddProcess(service, config::Version());
+      metrics_->AddProcess(
+          service, config::Version(),
+          {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(threads)}});
     }
     SY_ASSIGN_OR_RETURN(model_, router::OpenModel(options_.model_dir));
-    const int threads = options_.threads > 0 ? options_.threads : UsableCores();
     pool_ = std::make_unique<kernels::ThreadPool>(threads);
     workers_.resize(options_.parts.size());
-    for (size_t i = 0; i < workers_.size(); ++i) SY_RETURN_IF_ERROR(StartWorker(i));
+    // What is wrong is said before all weights are read, which may take minutes.
+    uint64_t expert_bytes = 0;
+    for (size_t i = 0; i < workers_.size(); ++i) {
+      SY_RETURN_IF_ERROR(CreateWorker(i));
+      expert_bytes += workers_[i].worker->mapped_bytes();
+    }
+    SY_RETURN_IF_ERROR(router::Router::CheckFits(options_.router, model_, expert_bytes));
+    SY_ASSIGN_OR_RETURN(gateway::GatewayFiles files,
+                        gateway::GatewayFiles::Load(GatewayOptionsOf()));
+    for (size_t i = 0; i < workers_.size(); ++i) SY_RETURN_IF_ERROR(ServeWorker(i));
     SY_RETURN_IF_ERROR(StartRouter());
-    return StartGateway();
+    return StartGateway(std::move(files));
   }
 
   absl::Status StartWorker(size_t i) {
+    SY_RETURN_IF_ERROR(CreateWorker(i));
+    return ServeWorker(i);
+  }
+
+  absl::Status CreateWorker(size_t i) {
     Part& part = workers_[i];
     worker::WorkerOptions options;
     options.worker_id = fmt::format("expert-worker-{}", i);
@@ -58,6 +76,11 @@ class LocalCluster::Impl {
     SY_ASSIGN_OR_RETURN(
         part.worker, worker::Worker::Create(model_.spec, model_.fingerprint, model_.source, options,
                                             options_.sockets ? nullptr : pool_.get()));
+    return absl::OkStatus();
+  }
+
+  absl::Status ServeWorker(size_t i) {
+    Part& part = workers_[i];
     if (options_.router.weight_check) {
       checkpoint::ConsoleProgress progress("Reading the experts' weights");
       SY_RETURN_IF_ERROR(worker::CheckHeldWeights(model_.spec, *model_.source, part.worker->hello(),
@@ -99,18 +122,24 @@ class LocalCluster::Impl {
     return absl::OkStatus();
   }
 
-  absl::Status StartGateway() {
+  gateway::GatewayOptions GatewayOptionsOf() const {
     gateway::GatewayOptions options = options_.gateway;
     options.model_dir = options_.model_dir;
-    options.routers = {options_.sockets ? router_->address() : kInProcess};
     options.log_routers = options_.sockets;
+    return options;
+  }
+
+  absl::Status StartGateway(gateway::GatewayFiles files) {
+    gateway::GatewayOptions options = GatewayOptionsOf();
+    options.routers = {options_.sockets ? router_->address() : kInProcess};
     const auto channels = [this](const std::string& address) -> std::shared_ptr<grpc::Channel> {
       if (address == kInProcess) {
         return router_->server().InProcessChannel(rpc::DefaultChannelArguments());
       }
       return *rpc::Connect(address, {});  // fails only on bad TLS files
     };
-    SY_ASSIGN_OR_RETURN(gateway_, gateway::Gateway::Create(options, channels, metrics_));
+    SY_ASSIGN_OR_RETURN(gateway_,
+                        gateway::Gateway::Create(options, std::move(files), channels, metrics_));
     return absl::OkStatus();
   }
 

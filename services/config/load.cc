@@ -156,7 +156,6 @@ nlohmann::ordered_json ValueOf(const Knob& knob, const Message& config) {
   }
   const google::protobuf::Reflection& reflection = *at->GetReflection();
   const auto* field = &knob.field();
-  if (knob.options->secret()) return "***";
   if (knob.is_list()) {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (int i = 0; i < reflection.FieldSize(*at, field); ++i) {

@@ -41,7 +41,7 @@ absl::StatusOr<Outcome> Load(const Program& program, int argc, const char* const
 absl::Status ApplyJson(const std::string& file_name, const std::string& text,
                        google::protobuf::Message* config);
 
-// The effective config as flat JSON, as --config takes it; secrets are masked.
+// The effective config as flat JSON, as --config takes it.
 std::string Dump(const google::protobuf::Message& config);
 
 // Exit statuses of every program, beside 0.

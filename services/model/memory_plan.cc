@@ -90,8 +90,8 @@ absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t availa
   const auto gib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
   return ResourceExhausted(
       "the model needs {:.2f} GiB ({:.2f} GiB of weights and {:.2f} GiB of KV cache), but {:.2f} "
-      "GiB "
-      "are available",
+      "GiB are available; give less --kv-memory, or spread the experts over workers on other "
+      "machines",
       gib(weight_bytes) + gib(kv_bytes), gib(weight_bytes), gib(kv_bytes), gib(available_bytes));
 }
 

@@ -48,7 +48,7 @@ int64_t KvRecordBytes(const ModelSpec& spec, DType kv_dtype);
 // KV cache of one token in all layers.
 uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype);
 
-// RESOURCE_EXHAUSTED with both numbers unless weights and KV fit in what is available.
+// RESOURCE_EXHAUSTED with both numbers and the mend unless weights and KV fit in what is available.
 absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t available_bytes);
 
 }  // namespace switchyard

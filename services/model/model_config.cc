@@ -23,7 +23,13 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& path) {
     return ConfigFromGguf(files);
   }
   ModelConfig out;
-  SY_ASSIGN_OR_RETURN(out.config, ReadObject(path, "config.json"));
+  auto config = ReadObject(path, "config.json");
+  if (!config.ok() && !FileExists(path + "/config.json")) {
+    return absl::Status(config.status().code(),
+                        fmt::format("{}; expected a Hugging Face directory or a .gguf file",
+                                    ToStd(config.status().message())));
+  }
+  SY_ASSIGN_OR_RETURN(out.config, std::move(config));
   if (FileExists(path + "/generation_config.json")) {
     SY_ASSIGN_OR_RETURN(out.generation, ReadObject(path, "generation_config.json"));
   }

@@ -56,6 +56,9 @@ inline constexpr MetricDef kGatewayHttpBytes{"switchyard_gateway_http_bytes_tota
                                              "Bytes of HTTP connections, by direction"};
 inline constexpr MetricDef kGatewayCutOff{"switchyard_gateway_clients_cut_off_total", kCounter,
                                           "HTTP clients that were too slow or sent too much"};
+inline constexpr MetricDef kGatewayRefusedConnections{
+    "switchyard_gateway_refused_connections_total", kCounter,
+    "HTTP connections that were refused because too many were open"};
 inline constexpr MetricDef kGatewayPromptTokens{"switchyard_gateway_prompt_tokens_total", kCounter,
                                                 "Tokens of prompts that were sent to routers"};
 inline constexpr MetricDef kGatewayOutputTokens{"switchyard_gateway_output_tokens_total", kCounter,
@@ -155,6 +158,9 @@ inline constexpr MetricDef kRouterDispatchRows{"switchyard_router_dispatch_rows_
 inline constexpr MetricDef kRouterLostParts{
     "switchyard_router_dispatch_lost_parts_total", kCounter,
     "Parts of calls that came back late, wrong or never, by worker"};
+inline constexpr MetricDef kRouterStaleAnswers{
+    "switchyard_router_dispatch_stale_answers_total", kCounter,
+    "Answers to parts that were no longer waited for, by worker"};
 inline constexpr MetricDef kRouterWorkerConnects{"switchyard_router_worker_connects_total",
                                                  kCounter, "Streams to a worker that came up"};
 

@@ -33,7 +33,7 @@ def test_a_wrong_command_line_ends_with_2_and_leads_to_help(args, program, says)
 
 @pytest.mark.parametrize("args, program", [
     (["switchyard", "serve", "/nowhere"], "switchyard serve"),
-    (["switchyard", "inspect", "/nowhere"], "switchyard"),
+    (["switchyard", "inspect", "/nowhere"], "switchyard inspect"),
     (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1"], "switchyard-router"),
     (["switchyard-gateway", "--model", "/nowhere", "--routers", "127.0.0.1:1"], "switchyard-gateway"),
     (["switchyard-expert-worker", "--model", "/nowhere", "--experts", "0"], "switchyard-expert-worker"),
@@ -74,4 +74,23 @@ def test_unix_sockets_are_printed_and_taken_as_they_are(tmp_path):
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
         done = run("switchyard", "bench", "--url", where, "--requests", 4, "--concurrency", 2, "--max-tokens", 8, "--json", "-")
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["output_tokens"] == 32
+        report = json.loads(done.stdout)
+        assert report["output_tokens"] == 32 and report["client"]["commit"]
+        assert set(report["server"]) == {"gateway", "router", "expert-worker"}
+        assert all(s["isa"] and s["version"] and s["threads"] == "1" for s in report["server"].values())
+
+
+def test_inspect_says_what_it_expects():
+    for model in ("/nowhere", __file__):
+        done = run("switchyard", "inspect", model)
+        assert done.returncode == 1 and done.stderr.startswith("switchyard inspect: ")
+        assert model in done.stderr and "expected a Hugging Face directory or a .gguf file" in done.stderr
+
+
+def test_chat_takes_numbers_only(embedded):
+    lines = "/temperature abc\n/temperature 0x\n/max x\n/max -1\n/temperature 0.5\n/max 3\n/quit\n"
+    done = subprocess.run([str(processes.BIN / "switchyard"), "chat", "--url", embedded.url], input=lines, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for line in ("/temperature abc: expected", "/temperature 0x: expected", "/max x: expected", "/max -1: expected"):
+        assert line in done.stdout
+    assert done.stdout.count("expected") == 4

@@ -122,3 +122,13 @@ def test_serve_refuses_a_nan_unless_it_is_told_not_to_look(with_nan):
         assert "experts.7.down_proj" in "\n".join(filter(None, server.log))
     with processes.serve("--no-weight-check", model=with_nan) as server:
         server.fact("ready")
+
+
+@pytest.mark.parametrize("args, says", [(("--kv-memory", "900TiB"), "--kv-memory"), (("--max-model-len", 2_000_000), "--max-model-len"),
+                                        (("--api-key-file", "/nowhere"), "/nowhere")])
+def test_serve_says_what_is_wrong_before_it_reads_all_weights(with_nan, args, says):
+    with processes.serve(*args, model=with_nan) as server:
+        assert server.process.wait(60) == 1
+        processes.wait_for(lambda: None in server.log)
+        log = "\n".join(filter(None, server.log))
+        assert says in log and "down_proj" not in log

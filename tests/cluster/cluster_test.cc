@@ -24,6 +24,13 @@ std::vector<std::string> UnevenParts(const std::string& model) {
           std::to_string(b + 1) + "-" + std::to_string(experts - 1)};
 }
 
+// Whose workers are reached over TCP alone; by default the rows go through shared memory.
+router::RouterOptions OverTcp() {
+  router::RouterOptions router;
+  router.shared_memory = false;
+  return router;
+}
+
 class EveryModel : public testing::TestWithParam<std::string> {};
 
 // A golden run ends at eos where the case says so; asking for as many tokens gives a longer answer
@@ -36,7 +43,7 @@ std::vector<Ask> AsksOf(const GoldenModel& golden) {
   return asks;
 }
 
-TEST_P(EveryModel, GoldensInFloat32AndTheSameBitsOverThreeWorkers) {
+TEST_P(EveryModel, GoldensInFloat32AndTheSameBitsOverThreeWorkersOnTcp) {
   const GoldenModel golden = LoadGolden(GetParam());
   const std::vector<Ask> asks = AsksOf(golden);
   const auto one = StartCluster(GetParam(), DType::kF32, {});
@@ -45,16 +52,16 @@ TEST_P(EveryModel, GoldensInFloat32AndTheSameBitsOverThreeWorkers) {
     EXPECT_TRUE(expected[i].status.ok()) << golden.cases[i].name << ": " << expected[i].status;
     EXPECT_EQ(expected[i].ids, golden.cases[i].output_ids) << golden.cases[i].name;
   }
-  const auto many = StartCluster(GetParam(), DType::kF32, UnevenParts(GetParam()));
+  const auto many = StartCluster(GetParam(), DType::kF32, UnevenParts(GetParam()), OverTcp());
   EXPECT_EQ(GenerateAll(*many, asks), expected);
 }
 
-TEST_P(EveryModel, TheSameBitsInBFloat16OverThreeWorkers) {
+TEST_P(EveryModel, TheSameBitsInBFloat16OverThreeWorkersOnTcp) {
   const std::vector<Ask> asks = AsksOf(LoadGolden(GetParam()));
   const auto one = StartCluster(GetParam(), DType::kBF16, {});
   const std::vector<Answer> expected = GenerateAll(*one, asks);
   for (const Answer& answer : expected) EXPECT_TRUE(answer.status.ok()) << answer.status;
-  const auto many = StartCluster(GetParam(), DType::kBF16, UnevenParts(GetParam()));
+  const auto many = StartCluster(GetParam(), DType::kBF16, UnevenParts(GetParam()), OverTcp());
   EXPECT_EQ(GenerateAll(*many, asks), expected);
 }
 
@@ -137,7 +144,7 @@ TEST(Sameness, CompanyChunksPreemptionAndPlacementChangeNothing) {
                           {"small chunks", {}, chunks},
                           {"little memory", {}, small},
                           {"few at once", {}, few},
-                          {"four workers", {"0/4", "1/4", "2/4", "3/4"}, {}},
+                          {"four workers through shared memory", {"0/4", "1/4", "2/4", "3/4"}, {}},
                           {"split groups", {"0-2,5,64-127", "3-4,6-63"}, chunks}};
   for (const Shape& shape : shapes) {
     const auto cluster = StartCluster("tiny-r1", DType::kBF16, shape.parts, shape.router);
@@ -169,6 +176,7 @@ TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
   std::thread clients([&] {
     during = GenerateAll(*cluster, std::vector<Ask>(4, Ask{.prompt = {5, 6}, .max_tokens = 2000}));
   });
+  while (cluster->router().Snapshot().running < 4) std::this_thread::yield();
   cluster->StopWorker(1);
   clients.join();
   for (const Answer& answer : during) {

@@ -59,35 +59,34 @@ absl::StatusOr<std::vector<nlohmann::json>> MakePrompts(const BenchOptions& opti
   return prompts;
 }
 
-absl::StatusOr<std::string> ServedModel(HttpClient& http) {
-  SY_ASSIGN_OR_RETURN(const std::string body, http.Get("/v1/models"));
-  const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("data") || !json["data"].is_array() ||
-      json["data"].empty() || !json["data"][0].contains("id") ||
-      !json["data"][0]["id"].is_string()) {
-    return Internal("/v1/models lists no model; name one with --model");
-  }
-  return json["data"][0]["id"].get<std::string>();
-}
-
-// The labels of switchyard_build_info, where the server has them: what it runs on.
-nlohmann::ordered_json ServerInfo(HttpClient& http) {
+nlohmann::ordered_json Labels(std::string_view labels) {
   nlohmann::ordered_json out = nlohmann::ordered_json::object();
-  const auto metrics = http.Get("/metrics");
-  if (!metrics.ok()) return out;
-  constexpr std::string_view kName = "switchyard_build_info{";
-  const size_t begin = metrics->find(kName);
-  if (begin == std::string::npos) return out;
-  std::string_view labels(*metrics);
-  labels = labels.substr(begin + kName.size());
-  labels = labels.substr(0, labels.find('}'));
   while (!labels.empty()) {
     const size_t equals = labels.find("=\"");
     if (equals == std::string_view::npos) break;
     const size_t end = labels.find('"', equals + 2);
     if (end == std::string_view::npos) break;
     out[std::string(labels.substr(0, equals))] = labels.substr(equals + 2, end - equals - 2);
-    labels.remove_prefix(std::min(labels.size(), end + 2));
+    labels.remove_prefix(std::min(labels.size(), end + 2));  // and the comma
+  }
+  return out;
+}
+
+// Of each service that the server's metrics tell of, the labels of its switchyard_build_info: what
+// it runs on.
+nlohmann::ordered_json ServerInfo(HttpClient& http) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+  const auto metrics = http.Get("/metrics");
+  if (!metrics.ok()) return out;
+  constexpr std::string_view kName = "switchyard_build_info{";
+  size_t at = 0;
+  while ((at = metrics->find(kName, at)) != std::string::npos) {
+    at += kName.size();
+    nlohmann::ordered_json one = Labels(metrics->substr(at, metrics->find('}', at) - at));
+    if (!one.contains("service")) continue;
+    const std::string service = one["service"];
+    one.erase("service");
+    out[service] = std::move(one);
   }
   return out;
 }
@@ -125,7 +124,8 @@ absl::Status RunBench(BenchOptions options) {
   }
   HttpClient http(options.load.http);
   if (options.load.model.empty()) {
-    SY_ASSIGN_OR_RETURN(options.load.model, ServedModel(http));
+    SY_ASSIGN_OR_RETURN(const std::string models, http.Get("/v1/models"));
+    SY_ASSIGN_OR_RETURN(options.load.model, ServedModel(models));
   }
   SY_ASSIGN_OR_RETURN(const auto prompts, MakePrompts(options, http));
   if (options.warmup > 0) {

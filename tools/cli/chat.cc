@@ -11,6 +11,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "services/base/file.h"
 #include "services/base/status.h"
 #include "tools/cli/sse_parser.h"
@@ -75,12 +76,7 @@ class Chat {
   absl::Status Connect() {
     SY_ASSIGN_OR_RETURN(const std::string body, http_.Get("/v1/models"));
     if (!options_.model.empty()) return absl::OkStatus();
-    const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || !json.contains("data") || !json["data"].is_array() ||
-        json["data"].empty() || !json["data"][0].is_object()) {
-      return Internal("/v1/models lists no model; name one with --model");
-    }
-    options_.model = json["data"][0].value("id", "");
+    SY_ASSIGN_OR_RETURN(options_.model, ServedModel(body));
     return absl::OkStatus();
   }
 
@@ -133,9 +129,19 @@ class Chat {
     } else if (name == "/system") {
       options_.system = rest;
     } else if (name == "/temperature") {
-      options_.temperature = std::atof(rest.c_str());
+      double value = 0;
+      if (absl::SimpleAtod(rest, &value) && value >= 0 && value <= 2) {
+        options_.temperature = value;
+      } else {
+        std::cout << "/temperature " << rest << ": expected a number from 0 to 2\n";
+      }
     } else if (name == "/max") {
-      options_.max_tokens = std::atoi(rest.c_str());
+      int value = 0;
+      if (absl::SimpleAtoi(rest, &value) && value >= 0) {
+        options_.max_tokens = value;
+      } else {
+        std::cout << "/max " << rest << ": expected a whole number, 0 or more\n";
+      }
     } else if (name == "/reasoning") {
       options_.show_reasoning = !options_.show_reasoning;
       std::cout << (options_.show_reasoning ? "reasoning is shown\n" : "reasoning is hidden\n");
@@ -172,9 +178,11 @@ class Chat {
     const auto json = nlohmann::json::parse(event, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) return;
     if (json.contains("error")) error = ErrorText(event);
-    if (!json.contains("choices")) return;
+    if (!json.contains("choices") || !json["choices"].is_array()) return;
     for (const auto& choice : json["choices"]) {
-      const auto delta = choice.value("delta", nlohmann::json::object());
+      if (!choice.is_object() || !choice.contains("delta") || !choice["delta"].is_object())
+        continue;
+      const auto& delta = choice["delta"];
       if (delta.contains("reasoning_content") && delta["reasoning_content"].is_string()) {
         printer.Reasoning(delta["reasoning_content"].get<std::string>());
       }

@@ -41,6 +41,16 @@ std::string ErrorText(std::string_view body) {
   return std::string(body.substr(0, 300));
 }
 
+absl::StatusOr<std::string> ServedModel(std::string_view body) {
+  const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("data") || !json["data"].is_array() ||
+      json["data"].empty() || !json["data"][0].is_object() || !json["data"][0].contains("id") ||
+      !json["data"][0]["id"].is_string()) {
+    return Internal("/v1/models lists no model; name one with --model");
+  }
+  return json["data"][0]["id"].get<std::string>();
+}
+
 HttpTarget TargetOf(std::string_view url) {
   constexpr std::string_view kUnix = "unix:", kVersion = "/v1";
   if (url.rfind(kUnix, 0) == 0) {

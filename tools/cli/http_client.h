@@ -56,4 +56,7 @@ std::string TransferError(int code, const std::string& url);
 // The message of an OpenAI error object, or the body itself, shortened.
 std::string ErrorText(std::string_view body);
 
+// The first model that a body of /v1/models lists; INTERNAL if it lists none.
+absl::StatusOr<std::string> ServedModel(std::string_view body);
+
 }  // namespace switchyard::cli

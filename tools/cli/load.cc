@@ -138,8 +138,12 @@ class Load {
     if (!json.is_object()) return true;
     if (json.contains("error")) stream.record.error = ErrorText(event);
     if (const auto usage = json.find("usage"); usage != json.end() && usage->is_object()) {
-      stream.record.prompt_tokens = usage->value("prompt_tokens", 0);
-      const int64_t counted = usage->value("completion_tokens", 0);
+      const auto count = [&usage](const char* name) -> int64_t {
+        const auto found = usage->find(name);
+        return found != usage->end() && found->is_number_integer() ? found->get<int64_t>() : 0;
+      };
+      stream.record.prompt_tokens = count("prompt_tokens");
+      const int64_t counted = count("completion_tokens");
       output_tokens_ += counted - stream.record.output_tokens;
       stream.record.output_tokens = counted;
     }

@@ -97,13 +97,15 @@ void AddQuantize(CLI::App& app, QuantizeCommand& command) {
       "  switchyard quantize MODEL OUT --scheme int4-awq --text sample.txt");
 }
 
-int Report(const absl::Status& status) {
-  return status.ok() ? 0 : config::ReportError("switchyard", status, config::kExitFailure);
+// `command`: "chat".
+int Report(const std::string& command, const absl::Status& status) {
+  return status.ok() ? 0
+                     : config::ReportError("switchyard " + command, status, config::kExitFailure);
 }
 
 int RunInspect(const std::string& directory, bool json) {
   const auto report = Inspect(directory);
-  if (!report.ok()) return Report(report.status());
+  if (!report.ok()) return Report("inspect", report.status());
   std::cout << (json ? report->dump(2) + "\n" : InspectText(*report));
   return 0;
 }
@@ -159,10 +161,10 @@ int Main(int argc, char** argv) {
     return ReportParse(app, error, argc > 1 ? argv[1] : "");
   }
 
-  if (*chat_app) return Report(RunChat(chat));
-  if (*bench_app) return Report(RunBench(bench));
+  if (*chat_app) return Report("chat", RunChat(chat));
+  if (*bench_app) return Report("bench", RunBench(bench));
   if (*inspect_app) return RunInspect(directory, json);
-  if (*quantize_app) return Report(RunQuantize(std::move(quantize)));
+  if (*quantize_app) return Report("quantize", RunQuantize(std::move(quantize)));
   if (*version_app) {
     std::cout << VersionText();
     return 0;

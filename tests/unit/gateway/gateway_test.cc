@@ -72,7 +72,8 @@ class GatewayTest : public ::testing::Test {
   void Start() {
     metrics_ = std::make_shared<telemetry::Metrics>();
     auto gateway = Gateway::Create(
-        options_, [](const std::string& a) { return rpc::Connect(a, {}).value(); }, metrics_);
+        options_, GatewayFiles::Load(options_).value(),
+        [](const std::string& a) { return rpc::Connect(a, {}).value(); }, metrics_);
     ASSERT_TRUE(gateway.ok()) << gateway.status();
     gateway_ = std::move(*gateway);
     WaitUntil("");
@@ -121,6 +122,17 @@ class GatewayTest : public ::testing::Test {
 };
 
 const char kChat[] = R"({"model":"tiny-r1","messages":[{"role":"user","content":"2+2?"}])";
+
+TEST_F(GatewayTest, AGrpcMessageOverTheBodysBoundIsRefusedUnread) {
+  Start();
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  request.set_prompt(std::string((8 << 20) + 1, 'x'));
+  grpc::ClientContext context;
+  const grpc::Status status = Stub()->Tokenize(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("8388608"));
+}
 
 TEST_F(GatewayTest, ChatsWhole) {
   Start();
@@ -373,6 +385,7 @@ TEST_F(GatewayTest, ServesTheOtherPages) {
                         "\"/v1/completions\",service=\"gateway\"} 1"));
   EXPECT_THAT(metrics, HasSubstr("switchyard_gateway_time_to_first_token_seconds_count"));
   EXPECT_THAT(metrics, HasSubstr("switchyard_gateway_router_ready"));
+  EXPECT_THAT(metrics, HasSubstr("switchyard_gateway_refused_connections_total"));
 }
 
 TEST_F(GatewayTest, SpeaksGrpc) {
@@ -477,11 +490,17 @@ TEST_F(GatewayTest, DrainsAndRefusesAnotherModel) {
   EXPECT_EQ(gateway_->Missing(), "the gateway is shutting down");
   gateway_.reset();
   options_.model_dir = "/no/such/model";
-  EXPECT_EQ(Gateway::Create(
-                options_, [](const std::string&) { return nullptr; }, metrics_)
-                .status()
-                .code(),
-            absl::StatusCode::kNotFound);
+  EXPECT_EQ(GatewayFiles::Load(options_).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(GatewayTest, RefusesARouterThatIsNamedTwice) {
+  options_.routers = {router_.address(), router_.address()};
+  const auto gateway = Gateway::Create(
+      options_, GatewayFiles::Load(options_).value(),
+      [](const std::string& a) { return rpc::Connect(a, {}).value(); },
+      std::make_shared<telemetry::Metrics>());
+  EXPECT_EQ(gateway.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(gateway.status().message()), HasSubstr("--routers names"));
 }
 
 }  // namespace

@@ -174,7 +174,7 @@ TEST(KvBytesPerToken, MlaKeepsTheLatentAndGqaKeysAndValues) {
   EXPECT_EQ(KvBytesPerToken(Golden("mixtral-tiny"), DType::kF32), 3u * 2 * 2 * 16 * 4);
 }
 
-TEST(CheckFits, NamesBothNumbers) {
+TEST(CheckFits, NamesBothNumbersAndTheMend) {
   constexpr uint64_t kGib = uint64_t{1} << 30;
   EXPECT_TRUE(CheckFits(2 * kGib, kGib, 3 * kGib).ok());
   const absl::Status status = CheckFits(2 * kGib, kGib + 1, 3 * kGib);
@@ -182,7 +182,8 @@ TEST(CheckFits, NamesBothNumbers) {
   EXPECT_EQ(CheckFits(UINT64_MAX, UINT64_MAX, 3 * kGib).code(), status.code());
   EXPECT_THAT(std::string(ToStd(CheckFits(2 * kGib, 2 * kGib, 3 * kGib).message())),
               testing::HasSubstr("needs 4.00 GiB (2.00 GiB of weights and 2.00 GiB of KV cache), "
-                                 "but 3.00 GiB are available"));
+                                 "but 3.00 GiB are available; give less --kv-memory, or spread the "
+                                 "experts over workers on other machines"));
 }
 
 }  // namespace

@@ -32,5 +32,13 @@ TEST(HttpClientTest, WhereNobodyListensTheErrorSaysWhatToDo) {
   EXPECT_EQ(TransferError(CURLE_OPERATION_TIMEDOUT, "u").find("serve"), std::string::npos);
 }
 
+TEST(HttpClientTest, AListOfModelsIsReadWhateverItsTypes) {
+  EXPECT_EQ(ServedModel(R"({"data":[{"id":"m"}]})").value(), "m");
+  for (const char* body : {"", "[]", R"({"data":[]})", R"({"data":["m"]})", R"({"data":[{}]})",
+                           R"({"data":[{"id":7}]})", R"({"data":{"id":"m"}})"}) {
+    EXPECT_THAT(std::string(ServedModel(body).status().message()), HasSubstr("--model")) << body;
+  }
+}
+
 }  // namespace
 }  // namespace switchyard::cli
