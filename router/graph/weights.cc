@@ -108,8 +108,9 @@ void TurnKeys(MlaWeights& mla) {
   if (mla.key_up.empty() || mla.key_up.front().quantised()) return;
   const WeightView& head = mla.key_up.front();
   const int64_t head_bytes = BytesOf(head.dtype, head.in * head.out);
-  mla.turned_keys.Reserve(mla.key_up.size() * static_cast<size_t>(head_bytes));
-  std::byte* out = mla.turned_keys.data();
+  mla.turned_keys =
+      std::make_shared<AlignedBuffer>(mla.key_up.size() * static_cast<size_t>(head_bytes));
+  std::byte* out = mla.turned_keys->data();
   for (WeightView& w : mla.key_up) {
     if (SizeOf(w.dtype) == sizeof(float)) {
       TurnHead(w, reinterpret_cast<float*>(out));

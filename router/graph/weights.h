@@ -2,6 +2,7 @@
 // computes with. Bound once at load, immutable afterwards; any thread may read.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -33,7 +34,7 @@ struct MlaWeights {
   std::vector<WeightView> key_up;    // a head: kInOut, in = nope, out = latent
   std::vector<WeightView> value_up;  // a head: kOutIn, in = latent, out = v_head_dim
   WeightView o;
-  AlignedBuffer turned_keys;  // [heads, nope, latent] or empty
+  std::shared_ptr<AlignedBuffer> turned_keys;  // [heads, nope, latent] or null; of copies as well
 };
 
 struct GateWeights {
