@@ -161,6 +161,19 @@ inline int64_t UpcastFloats(const WeightView& w) { return RoundUp16(w.in) * Upca
 // Rows whose sums wait in scratch, sixteen outputs each, while a chunk of weights is taken apart; a
 // multiple of those of a tile.
 inline constexpr int64_t kInt8PanelRows = 256;
+// Of kGptq and kAwq more outputs at once, as they share lines: those of a tile and, with so few
+// rows that weights come from memory as fast as they are used, of all tiles whose lines are
+// neighbours.
+inline constexpr int64_t kInt8FewRows = 32, kInt8TileOutputs = 128, kInt8PanelOutputs = 512;
+
+inline int64_t Int8ScratchFloats(const MatMulTask& task) {
+  const int64_t rows = RoundUp16(task.rows);
+  const int64_t panel = rows < kInt8PanelRows ? rows : kInt8PanelRows;
+  if (task.w.packing == Packing::kRows) return 16 * panel;
+  const int64_t few = rows < kInt8FewRows ? rows : kInt8FewRows;
+  const int64_t tile = kInt8TileOutputs * panel, wide = kInt8PanelOutputs * few;
+  return tile < wide ? wide : tile;
+}
 
 // A tile as bf16, its products, and what their computation takes.
 inline int64_t F8ScratchFloats(const MatMulTask& task) {
@@ -172,8 +185,7 @@ inline int64_t F8ScratchFloats(const MatMulTask& task) {
 
 inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   if (!task.w.quantised()) return PlainScratchFloats(task);
-  if (IsInt8Dot(task))
-    return 16 * (task.rows < kInt8PanelRows ? RoundUp16(task.rows) : kInt8PanelRows);
+  if (IsInt8Dot(task)) return Int8ScratchFloats(task);
   if (IsF8Dot(task)) return F8ScratchFloats(task);
   return UpcastFloats(task.w) + PlainScratchFloats(task);
 }

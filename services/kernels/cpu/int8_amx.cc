@@ -30,6 +30,7 @@ constexpr TileConfig kInt8Tiles = {.row_bytes = {64, 64, 32, 64, 16, 64},
 #include "services/kernels/cpu/int8_lanes_avx512.inc"
 #include "services/kernels/cpu/int8_formats.inc"
 #include "services/kernels/cpu/int8_tiles.inc"
+#include "services/kernels/cpu/int8_packed.inc"
 // clang-format on
 
 struct alignas(64) TileSums {

@@ -17,6 +17,7 @@ namespace {
 #include "services/kernels/cpu/int8_lanes_avx2.inc"
 #include "services/kernels/cpu/int8_formats.inc"
 #include "services/kernels/cpu/int8_tiles.inc"
+#include "services/kernels/cpu/int8_packed.inc"
 #include "services/kernels/cpu/int8_rows.inc"
 #include "services/kernels/cpu/int8_outputs.inc"
 // clang-format on

@@ -258,6 +258,30 @@ TEST_P(Int8Test, EqualsTheReferenceBitForBit) {
   }
 }
 
+// Words that rows share: many outputs side by side, parts of a matrix that begin inside a line or a
+// word, zero points that nobody stored.
+TEST_P(Int8Test, WordsOfManyRowsEqualTheReferenceBitForBit) {
+  if (GetParam() == Isa::kPortable) GTEST_SKIP() << "it is the reference";
+  const Ops &ops = OpsFor(GetParam()), &reference = ReferenceFor(GetParam());
+  uint32_t seed = 1;
+  for (const Form& form : kForms) {
+    if (form.packing == Packing::kRows) continue;
+    for (int64_t m : {1, 2, 3, 8, 20, 33, 270}) {
+      const int64_t k = form.unit() * (form.unit() < 128 ? 7 : 3);
+      Int8Problem problem(form, m, m > 8 ? 264 : 1192, k, m % 2 == 0, seed++);
+      EXPECT_EQ(FirstDifference(problem.Run(ops), problem.Run(reference)), -1)
+          << Shape(form, m, problem.task.w.out, k);
+      const WeightView whole = problem.task.w;
+      for (int64_t first : {8, 56, 128, 5}) {
+        problem.task.w = RowsOf(whole, first, whole.out - first - 3);
+        if (m == 3) problem.task.w.scales.zeros = nullptr;
+        EXPECT_EQ(FirstDifference(problem.Run(ops), problem.Run(reference)), -1)
+            << Shape(form, m, problem.task.w.out, k) << " from row " << first;
+      }
+    }
+  }
+}
+
 TEST_P(Int8Test, RowsAreQuantizedAsTheReferenceDoes) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float inf = std::numeric_limits<float>::infinity();
