@@ -108,24 +108,28 @@ inline WeightTile TileAt(const WeightView& w, int64_t n, int64_t k, std::byte* c
   return {copy, 64};
 }
 
-// Sixteen rows of weights side by side are too many streams for the hardware to foresee, and too
-// many pages of the memory to be read well: while one group of outputs is computed, the rows of the
-// next are asked for one after the other, some at each step of k. Asking beyond the matrix does no
-// harm.
+// Sixteen rows of weights side by side are too many streams for the hardware to foresee. Where a
+// group of outputs is passed once, a later piece of each of its rows is asked for at each step of
+// k; where more rows of x pass it, there is time to ask for all of the next group meanwhile, one
+// row of it after the other, which memory gives faster. Asking beyond the matrix does no harm.
 class Ahead {
  public:
-  // The group that begins with output n; the one before it is passed `passes` times.
-  Ahead(const WeightView& w, int64_t n, int64_t passes)
-      : row_(reinterpret_cast<const char*>(w.data) + n * w.stride * 2),
+  // For `passes` of the group [n, n1).
+  Ahead(const WeightView& w, int64_t n, int64_t n1, int64_t passes)
+      : row_(reinterpret_cast<const char*>(w.data) + (passes == 1 ? n : n1) * w.stride * 2),
         stride_(w.stride * 2),
-        row_bytes_(w.in * 2) {
+        row_bytes_(w.in * 2),
+        rows_(n1 - n),
+        in_group_(passes == 1) {
     if (w.in < kLongK) return;
     const int64_t steps = passes * ((w.in + kTileK - 1) / kTileK);
     const int64_t lines = kLongGroupTiles * kTileOutputs * ((row_bytes_ + 63) / 64);
     lines_ = (lines + steps - 1) / steps;
   }
 
-  SY_INLINE void Step() {
+  SY_INLINE void Step(int64_t k) {
+    if (lines_ == 0) return;
+    if (in_group_) return StepInGroup(k);
     for (int64_t i = 0; i < lines_; ++i) {
       _mm_prefetch(row_ + at_, _MM_HINT_T1);
       at_ += 64;
@@ -137,8 +141,17 @@ class Ahead {
   }
 
  private:
+  // At the end of a row its turn has come to the row `rows_` further down.
+  SY_INLINE void StepInGroup(int64_t k) {
+    constexpr int64_t kBytesAhead = 8 * kTileK * 2;
+    const int64_t at = k * 2 + kBytesAhead;
+    const char* from = at < row_bytes_ ? row_ + at : row_ + rows_ * stride_ + at - row_bytes_;
+    for (int64_t i = 0; i < rows_; ++i) _mm_prefetch(from + i * stride_, _MM_HINT_T1);
+  }
+
   const char* row_;
-  const int64_t stride_, row_bytes_;
+  const int64_t stride_, row_bytes_, rows_;
+  const bool in_group_;
   int64_t lines_ = 0, at_ = 0;
 };
 
@@ -153,7 +166,7 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, Ahead& ahe
   if constexpr (kTiles > 2) SY_TILE_ZERO(2);
   if constexpr (kTiles > 3) SY_TILE_ZERO(3);
   for (int64_t k = 0; k < w.in; k += kTileK, x += rows.block_bytes()) {
-    ahead.Step();
+    ahead.Step(k);
     SY_TILE_LOAD(4, x, pair_bytes);
     WeightTile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(5, tile.data, tile.stride);
@@ -193,7 +206,7 @@ void DotPair(const WeightView& w, int64_t n, const PackedRows* rows, Ahead& ahea
   SY_TILE_ZERO(2);
   SY_TILE_ZERO(3);
   for (int64_t k = 0; k < w.in; k += kTileK, x0 += kTileBytes, x1 += kTileBytes) {
-    ahead.Step();
+    ahead.Step(k);
     WeightTile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(6, tile.data, tile.stride);
     SY_TILE_LOAD(4, x0, int64_t{64});
@@ -296,7 +309,7 @@ void RunSets(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const Pa
   if (GroupOutputs(task.w) == 2 * kTileOutputs) {
     while (2 * pairs + 1 < sets && rows[2 * pairs + 1].count > kRowsNarrow) ++pairs;
   }
-  Ahead ahead(task.w, n1, sets - pairs);
+  Ahead ahead(task.w, n, n1, sets - pairs);
   int64_t s = 0;
   for (; s < 2 * pairs; s += 2) {
     RunPair(task, m0 + s * kRowsWide, n, n1, rows + s, ahead, edge, sums);
