@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "services/base/ceil_div.h"
 #include "services/kernels/blocks.h"
 #include "services/kernels/kernels.h"
 
@@ -190,12 +191,24 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   return UpcastFloats(task.w) + PlainScratchFloats(task);
 }
 
+// Slots of a block that a row sees; none where first >= last.
+struct KeyRange {
+  int64_t first, last;  // slots of a block
+};
+
+inline KeyRange VisibleIn(const AttentionTask& task, int64_t row, int64_t block) {
+  const int64_t start = block * task.block_tokens;
+  const int64_t end = int64_t{task.positions[row]} + 1;
+  const int64_t begin = task.window > 0 && end > task.window ? end - task.window : 0;
+  return {begin > start ? begin - start : 0,
+          end - start < task.block_tokens ? end - start : task.block_tokens};
+}
+
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and
 // the queries themselves as padded float32. The AMX target takes queries by sixteens, slots and
 // keys by 32.
 inline int64_t AttentionScratchFloats(const AttentionTask& task, int64_t queries) {
-  const auto round32 = [](int64_t n) { return (n + 31) / 32 * 32; };
-  const int64_t keys = round32(task.block_tokens), key = round32(task.key_dim),
+  const int64_t keys = CeilDiv(task.block_tokens, 32) * 32, key = CeilDiv(task.key_dim, 32) * 32,
                 value = RoundUp16(task.value_dim);
   return RoundUp16(queries) * (2 * keys + key + value + 32) + keys * (key + value);
 }

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "services/base/ceil_div.h"
 #include "services/kernels/cpu/target.h"
 #include "services/kernels/cpu/tiles.h"
 
@@ -45,9 +46,7 @@ void PackWide(const bf16* const* x, int64_t count, int64_t in, std::byte* out) {
     for (int m = 0; m < 16; ++m) {
       v[m] = m < count ? LoadPairs(x[m] + k, in - k) : _mm512_setzero_si512();
     }
-    Transpose(v);
-    SY_UNROLL
-    for (int p = 0; p < 16; ++p) _mm512_store_si512(out + 64 * p, v[p]);
+    StoreTransposed(v, out);
   }
 }
 
@@ -91,21 +90,9 @@ void Pack(const MatMulTask& task, int64_t m0, const PackedRows& rows) {
   }
 }
 
-// One tile of weights in place, or where it ends inside the tile a copy with zeros behind.
-struct WeightTile {
-  const void* data;
-  int64_t stride;  // bytes
-};
-
-inline WeightTile TileAt(const WeightView& w, int64_t n, int64_t k, std::byte* copy) {
+inline Tile TileAt(const WeightView& w, int64_t n, int64_t k, std::byte* copy) {
   const bf16* base = reinterpret_cast<const bf16*>(w.data) + n * w.stride + k;
-  const int64_t outputs = w.out - n, left = w.in - k;
-  if (outputs >= kTileOutputs && left >= kTileK) return {base, w.stride * 2};
-  for (int64_t i = 0; i < kTileOutputs; ++i) {
-    const __m512i row = i < outputs ? LoadPairs(base + i * w.stride, left) : _mm512_setzero_si512();
-    _mm512_store_si512(copy + 64 * i, row);
-  }
-  return {copy, 64};
+  return InPlaceOrCopied(base, w.stride, w.out - n, w.in - k, copy);
 }
 
 // Sixteen rows of weights side by side are too many streams for the hardware to foresee. Where a
@@ -122,9 +109,9 @@ class Ahead {
         rows_(n1 - n),
         in_group_(passes == 1) {
     if (w.in < kLongK) return;
-    const int64_t steps = passes * ((w.in + kTileK - 1) / kTileK);
-    const int64_t lines = kLongGroupTiles * kTileOutputs * ((row_bytes_ + 63) / 64);
-    lines_ = (lines + steps - 1) / steps;
+    const int64_t steps = passes * CeilDiv(w.in, kTileK);
+    const int64_t lines = kLongGroupTiles * kTileOutputs * CeilDiv(row_bytes_, 64);
+    lines_ = CeilDiv(lines, steps);
   }
 
   SY_INLINE void Step(int64_t k) {
@@ -168,7 +155,7 @@ void DotGroup(const WeightView& w, int64_t n, const PackedRows& rows, Ahead& ahe
   for (int64_t k = 0; k < w.in; k += kTileK, x += rows.block_bytes()) {
     ahead.Step(k);
     SY_TILE_LOAD(4, x, pair_bytes);
-    WeightTile tile = TileAt(w, n, k, edge);
+    Tile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(5, tile.data, tile.stride);
     SY_TILE_DOT(0, 5, 4);
     if constexpr (kTiles > 1) {
@@ -207,7 +194,7 @@ void DotPair(const WeightView& w, int64_t n, const PackedRows* rows, Ahead& ahea
   SY_TILE_ZERO(3);
   for (int64_t k = 0; k < w.in; k += kTileK, x0 += kTileBytes, x1 += kTileBytes) {
     ahead.Step(k);
-    WeightTile tile = TileAt(w, n, k, edge);
+    Tile tile = TileAt(w, n, k, edge);
     SY_TILE_LOAD(6, tile.data, tile.stride);
     SY_TILE_LOAD(4, x0, int64_t{64});
     SY_TILE_DOT(0, 6, 4);

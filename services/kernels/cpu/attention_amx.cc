@@ -1,4 +1,4 @@
-// Attention of the class amx over a bf16 cache: reference.cc's AttendBlockBF16 for sixteen queries
+// Attention of the class amx over a bf16 cache: reference.cc's AttendBlockAmx for sixteen queries
 // at a time.
 //
 // A tile of keys is sixteen slots × 32 values as they lie in the cache; the queries are packed as
@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "services/base/ceil_div.h"
 #include "services/kernels/cpu/target.h"
 #include "services/kernels/cpu/tiles.h"
 #include "services/kernels/kv_vector.h"
@@ -90,9 +91,7 @@ void PackQueries(const Sets& s) {
       for (int l = 0; l < kSet; ++l) {
         v[l] = q[l] != nullptr ? RoundedAt(q[l] + k, s.task.key_dim - k) : _mm512_setzero_si512();
       }
-      Transpose(v);
-      SY_UNROLL
-      for (int p = 0; p < 16; ++p) _mm512_store_si512(to + 64 * p, v[p]);
+      StoreTransposed(v, to);
     }
   }
 }
@@ -104,11 +103,11 @@ inline Sets SetUp(const AttentionTask& task, const AttentionPart& part, float* s
             .part = part,
             .heads = heads,
             .count = count,
-            .sets = (count + kSet - 1) / kSet,
-            .key_tiles = (task.key_dim + kTileK - 1) / kTileK,
-            .slot_tiles = (task.block_tokens + 15) / 16,
-            .slot_groups = (task.block_tokens + 31) / 32,
-            .value_tiles = (task.value_dim + 15) / 16};
+            .sets = CeilDiv(count, kSet),
+            .key_tiles = CeilDiv(task.key_dim, kTileK),
+            .slot_tiles = CeilDiv(task.block_tokens, 16),
+            .slot_groups = CeilDiv(task.block_tokens, 32),
+            .value_tiles = CeilDiv(task.value_dim, 16)};
   float* at = scratch;
   const auto take = [&at](int64_t floats) {
     float* here = at;
@@ -133,23 +132,10 @@ inline Sets SetUp(const AttentionTask& task, const AttentionPart& part, float* s
   return s;
 }
 
-// Where a tile is loaded from; rows are `stride` bytes apart.
-struct KeyTile {
-  const void* data;
-  int64_t stride;
-};
-
-// A tile of keys in place, or where it ends inside the tile a copy with zeros behind.
-inline KeyTile KeysAt(const Sets& s, const bf16* keys, int64_t record, int64_t slot, int64_t k,
-                      std::byte* copy) {
-  const int64_t slots = s.task.block_tokens - slot, left = s.task.key_dim - k;
-  const bf16* base = keys + slot * record + k;
-  if (slots >= 16 && left >= kTileK) return {base, record * 2};
-  for (int64_t j = 0; j < 16; ++j) {
-    const __m512i row = j < slots ? LoadPairs(base + j * record, left) : _mm512_setzero_si512();
-    _mm512_store_si512(copy + 64 * j, row);
-  }
-  return {copy, 64};
+inline Tile KeysAt(const Sets& s, const bf16* keys, int64_t record, int64_t slot, int64_t k,
+                   std::byte* copy) {
+  return InPlaceOrCopied(keys + slot * record + k, record, s.task.block_tokens - slot,
+                         s.task.key_dim - k, copy);
 }
 
 // Products of one or two sets of queries with the keys of one or two tiles of slots, from `tile`.
@@ -163,7 +149,7 @@ void DotKeys(const Sets& s, const bf16* keys, int64_t record, int64_t set, int64
   if constexpr (kSets > 1) SY_TILE_ZERO(2);
   if constexpr (kSets > 1 && kTiles > 1) SY_TILE_ZERO(3);
   for (int64_t t = 0; t < s.key_tiles; ++t, q0 += kTileBytes, q1 += kTileBytes) {
-    KeyTile at = KeysAt(s, keys, record, tile * 16, t * kTileK, edge);
+    Tile at = KeysAt(s, keys, record, tile * 16, t * kTileK, edge);
     SY_TILE_LOAD(6, at.data, at.stride);
     SY_TILE_LOAD(4, q0, int64_t{64});
     SY_TILE_DOT(0, 6, 4);
@@ -213,17 +199,13 @@ struct Seen {
 inline Seen SeenBy(const Sets& s, int64_t set, int64_t block, int64_t* any_first,
                    int64_t* any_last) {
   alignas(64) int32_t first[kSet] = {}, last[kSet] = {};
-  const int64_t start = block * s.task.block_tokens;
   for (int64_t l = 0; l < kSet && set * kSet + l < s.count; ++l) {
-    const int64_t end = int64_t{s.task.positions[s.RowOf(set * kSet + l)]} + 1;
-    const int64_t begin = s.task.window > 0 && end > s.task.window ? end - s.task.window : 0;
-    const int64_t from = begin > start ? begin - start : 0;
-    const int64_t to = end - start < s.task.block_tokens ? end - start : s.task.block_tokens;
-    if (from >= to) continue;
-    first[l] = static_cast<int32_t>(from);
-    last[l] = static_cast<int32_t>(to);
-    *any_first = from < *any_first ? from : *any_first;
-    *any_last = to > *any_last ? to : *any_last;
+    const KeyRange range = VisibleIn(s.task, s.RowOf(set * kSet + l), block);
+    if (range.first >= range.last) continue;
+    first[l] = static_cast<int32_t>(range.first);
+    last[l] = static_cast<int32_t>(range.last);
+    *any_first = range.first < *any_first ? range.first : *any_first;
+    *any_last = range.last > *any_last ? range.last : *any_last;
   }
   return {_mm512_load_si512(first), _mm512_load_si512(last)};
 }
@@ -265,9 +247,7 @@ void StoreWeights(const V* weights, std::byte* out) {
     const __m512i odd = _mm512_cvtepu16_epi32(ToBF16Bits(weights[2 * p + 1]));
     v[p] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
   }
-  Transpose(v);
-  SY_UNROLL
-  for (int l = 0; l < 16; ++l) _mm512_store_si512(out + 64 * l, v[l]);
+  StoreTransposed(v, out);
 }
 
 // Scores of a set become weights, under the largest score so far.

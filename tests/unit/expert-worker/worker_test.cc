@@ -95,6 +95,17 @@ class WorkerTest : public ::testing::Test {
     return answer;
   }
 
+  // `second` arrives later, and is the more urgent.
+  void ExpectSecondIsComputedFirst(Call first, Call second) {
+    second.priority = 5;
+    const uint64_t id = second.call_id;
+    worker_->Accept(std::move(first), sink_);
+    worker_->Accept(std::move(second), sink_);
+    EXPECT_TRUE(worker_->Compute());
+    ASSERT_EQ(sink_->answers.size(), 1u);
+    EXPECT_EQ(sink_->answers[0].call_id, id);
+  }
+
   const ModelSpec spec_ = testing::MoeSpec({});
   const std::shared_ptr<MemorySource> source_ = std::make_shared<MemorySource>(spec_, 7);
   const std::shared_ptr<Sink> sink_ = std::make_shared<Sink>();
@@ -197,24 +208,12 @@ TEST_F(WorkerTest, CancelAndForgetDropWhatWaits) {
 
 TEST_F(WorkerTest, UrgentLayersGoFirst) {
   Make("");
-  Call low = MakeCall(1, {2}, 1, 1), high = MakeCall(2, {2}, 1, 2);
-  high.priority = 5;
-  worker_->Accept(low, sink_);
-  worker_->Accept(high, sink_);
-  EXPECT_TRUE(worker_->Compute());
-  ASSERT_EQ(sink_->answers.size(), 1u);
-  EXPECT_EQ(sink_->answers[0].call_id, 2u);
+  ExpectSecondIsComputedFirst(MakeCall(1, {2}, 1, 1), MakeCall(2, {2}, 1, 2));
 }
 
 TEST_F(WorkerTest, TheUrgentPartIsInTheBatchThatIsTakenForIt) {
   Make("", /*merge_bytes=*/1);  // one part a batch
-  Call low = MakeCall(1, {2}), high = MakeCall(2, {2});
-  high.priority = 5;
-  worker_->Accept(low, sink_);
-  worker_->Accept(high, sink_);
-  EXPECT_TRUE(worker_->Compute());
-  ASSERT_EQ(sink_->answers.size(), 1u);
-  EXPECT_EQ(sink_->answers[0].call_id, 2u);
+  ExpectSecondIsComputedFirst(MakeCall(1, {2}), MakeCall(2, {2}));
 }
 
 }  // namespace
