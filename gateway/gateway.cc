@@ -29,12 +29,12 @@ void ApplyKnobs(const config::v1::FrontKnobs& front, const config::v1::TlsKnobs&
 
 absl::StatusOr<GatewayFiles> GatewayFiles::Load(const GatewayOptions& options) {
   GatewayFiles files;
-  SY_ASSIGN_OR_RETURN(files.model, ServedModel::Load(options.model_dir, options.served_model_name));
   if (!options.api_key_file.empty()) {
     auto keys = security::KeySet::Load(options.api_key_file);
     if (!keys.ok()) return Annotate(keys.status(), "--api-key-file");
     files.keys = *std::move(keys);
   }
+  SY_ASSIGN_OR_RETURN(files.model, ServedModel::Load(options.model_dir, options.served_model_name));
   return files;
 }
 

@@ -3,6 +3,7 @@
 #include <grpcpp/channel.h>
 
 #include <algorithm>
+#include <climits>
 #include <set>
 #include <thread>
 #include <unordered_map>
@@ -80,6 +81,8 @@ class RouterClient::Impl {
   void OnDone(size_t index, const absl::Status& status);
   void OnGone();
   void OnHello(Peer& peer, const pb::RouterHello& hello) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What holds of all connected routers; without one, what held last.
+  void UpdateModel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnState(Peer& peer, const pb::RouterState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnToken(size_t index, const pb::Token& token);
   // Null if it has ended or was cancelled.
@@ -207,7 +210,22 @@ void RouterClient::Impl::OnHello(Peer& peer, const pb::RouterHello& hello) {
   peer.info = InfoOf(hello);
   peer.backoff = options_.backoff_min;
   peer.next = absl::InfiniteFuture();
-  model_ = peer.info;
+  UpdateModel();
+}
+
+void RouterClient::Impl::UpdateModel() {
+  std::optional<ModelInfo> model;
+  std::set<std::string> numerics_ids;
+  for (const Peer& peer : peers_) {
+    if (!peer.hello) continue;
+    const int shortest = std::min(peer.info.max_model_len, model ? model->max_model_len : INT_MAX);
+    model = peer.info;
+    model->max_model_len = shortest;
+    numerics_ids.insert(peer.info.numerics_id);
+  }
+  if (!model) return;
+  model->numerics_id = absl::StrJoin(numerics_ids, ",");
+  model_ = std::move(model);
 }
 
 void RouterClient::Impl::OnState(Peer& peer, const pb::RouterState& state) {
@@ -261,6 +279,7 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
     const bool was_up = peer.hello;
     peer.stream = nullptr;
     peer.hello = peer.ready = false;
+    UpdateModel();
     std::string why = std::exchange(peer.refusal, "");
     if (why.empty()) {
       const bool refused = status.code() == absl::StatusCode::kFailedPrecondition;

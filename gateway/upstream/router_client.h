@@ -51,11 +51,12 @@ struct RouterClientOptions {
   absl::Duration backoff_max = absl::Seconds(1);
 };
 
-// What the routers' hello says of the model.
+// What the connected routers' hellos say of the model. They are of one model, but may differ in
+// what is said so below.
 struct ModelInfo {
   std::string model_fingerprint;
-  std::string numerics_id;
-  int max_model_len = 0;
+  std::string numerics_id;  // each that some router has, joined by ','
+  int max_model_len = 0;    // the shortest: any router may get a request
   int vocab = 0;
   std::vector<int32_t> moe_layers;
   int top_k = 0;
@@ -111,7 +112,7 @@ class RouterClient {
   void CancelChoice(const RequestHandle& handle, int choice);
 
   RoutersState state() const;
-  // Of the first router that said hello since the start; empty before.
+  // Of the routers that are connected, or of those that last were; empty before the first hello.
   std::optional<ModelInfo> model() const;
 
   // Asks every connected router; `done` gets the answers of those that gave one by then.

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 
+#include "absl/strings/str_join.h"
 #include "services/base/check.h"
 #include "services/base/logging.h"
 #include "services/base/text.h"
@@ -295,7 +297,18 @@ void LinkDispatcher::Combine(Job& job) {
                     });
   uint64_t lost = 0;
   for (int64_t t = 0; t < tokens; ++t) lost += job.moe.lost[t] != 0;
-  if (lost > 0) lost_rows_.fetch_add(lost, std::memory_order_relaxed);
+  if (lost == 0) return;
+  lost_rows_.fetch_add(lost, std::memory_order_relaxed);
+  log::Warning("layer {}: {} of {} rows lost{}", job.moe.layer, lost, tokens, WorkersOfLost(job));
+}
+
+std::string LinkDispatcher::WorkersOfLost(const Job& job) const {
+  std::set<std::string_view> names;
+  for (size_t p = 0; p < job.state.size(); ++p) {
+    if (job.state[p] != Job::PartState::kLost) continue;
+    names.insert(links_.links()[static_cast<size_t>(job.plan.parts[p].link)]->name());
+  }
+  return names.empty() ? "" : fmt::format(" with worker {}", absl::StrJoin(names, ", "));
 }
 
 bool LinkDispatcher::Whole(const Job& job, int64_t token) const {

@@ -68,6 +68,7 @@ class LinkDispatcher : public Dispatcher {
   void Recycle(std::unique_ptr<Job> job);
   expertwire::RowBuffer Gather(const MoeJob& moe, const PlannedPart& part, bool may_borrow);
   void Combine(Job& job);
+  std::string WorkersOfLost(const Job& job) const;  // for a log line; empty where none was asked
   bool Whole(const Job& job, int64_t token) const;
   void CombineToken(const Job& job, int64_t token, float* scratch) const;
   void PollLinks();

@@ -78,8 +78,10 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
     if (!IsLost(result, row)) continue;
     log::Warning("request \"{}\", choice {}: a row of position {} was lost", trace_id, s.choice,
                  batch_.positions[row]);
-    return Fail(s, Unavailable("request \"{}\", choice {}: an expert's row of position {} was lost",
-                               trace_id, s.choice, batch_.positions[row]));
+    return Fail(
+        s, Unavailable("request \"{}\", choice {}: an expert's row of position {} was lost with "
+                       "its worker",
+                       trace_id, s.choice, batch_.positions[row]));
   }
   TakeTraces(slice, result);
   const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);

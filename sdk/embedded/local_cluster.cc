@@ -5,6 +5,8 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "absl/time/clock.h"
 #include "expert-worker/held_weights.h"
@@ -53,11 +55,25 @@ class LocalCluster::Impl {
       expert_bytes += workers_[i].worker->mapped_bytes();
     }
     SY_RETURN_IF_ERROR(router::Router::CheckFits(options_.router, model_, expert_bytes));
-    SY_ASSIGN_OR_RETURN(gateway::GatewayFiles files,
-                        gateway::GatewayFiles::Load(GatewayOptionsOf()));
-    for (size_t i = 0; i < workers_.size(); ++i) SY_RETURN_IF_ERROR(ServeWorker(i));
+    SY_ASSIGN_OR_RETURN(gateway::GatewayFiles files, LoadFilesAndCheckExperts());
     SY_RETURN_IF_ERROR(StartRouter());
     return StartGateway(std::move(files));
+  }
+
+  // Texts and experts at the same time. What is wrong with the texts ends the reading of experts.
+  absl::StatusOr<gateway::GatewayFiles> LoadFilesAndCheckExperts() {
+    std::atomic<bool> failed = false;
+    absl::StatusOr<gateway::GatewayFiles> files;
+    std::thread loading([&] {
+      files = gateway::GatewayFiles::Load(GatewayOptionsOf());
+      failed = !files.ok();
+    });
+    absl::Status checked;
+    for (size_t i = 0; i < workers_.size() && checked.ok(); ++i) checked = ServeWorker(i, &failed);
+    loading.join();
+    SY_RETURN_IF_ERROR(files.status());
+    SY_RETURN_IF_ERROR(checked);
+    return files;
   }
 
   absl::Status StartWorker(size_t i) {
@@ -79,12 +95,15 @@ class LocalCluster::Impl {
     return absl::OkStatus();
   }
 
-  absl::Status ServeWorker(size_t i) {
+  // CANCELLED when nobody wants it any more; `unwanted` may be null.
+  absl::Status ServeWorker(size_t i, const std::atomic<bool>* unwanted = nullptr) {
     Part& part = workers_[i];
     if (options_.router.weight_check) {
       checkpoint::ConsoleProgress progress("Reading the experts' weights");
-      SY_RETURN_IF_ERROR(worker::CheckHeldWeights(model_.spec, *model_.source, part.worker->hello(),
-                                                  std::ref(progress)));
+      SY_RETURN_IF_ERROR(worker::CheckHeldWeights(
+          model_.spec, *model_.source, part.worker->hello(), [&](uint64_t done, uint64_t total) {
+            return progress(done, total) && (unwanted == nullptr || !*unwanted);
+          }));
     }
     part.watch = worker::Watch(*metrics_, *part.worker);
     if (!options_.sockets) return absl::OkStatus();

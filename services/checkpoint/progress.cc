@@ -40,7 +40,7 @@ ConsoleProgress::ConsoleProgress(std::string label)
 ConsoleProgress::ConsoleProgress(Options options)
     : options_(std::move(options)), start_s_(options_.seconds()) {}
 
-void ConsoleProgress::operator()(uint64_t done, uint64_t total) {
+void ConsoleProgress::Show(uint64_t done, uint64_t total) {
   const double now_s = options_.seconds();
   const bool last = done >= total;
   if (now_s - start_s_ < kSilent_s || (last && !shown_)) return;

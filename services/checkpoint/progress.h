@@ -9,8 +9,8 @@
 namespace switchyard::checkpoint {
 
 // Called now and then from the thread that does the work, with done <= total, the last time with
-// done == total. May be null.
-using ProgressFn = std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
+// done == total. Where it says false, nobody wants the rest. May be null.
+using ProgressFn = std::function<bool(uint64_t bytes_done, uint64_t bytes_total)>;
 
 // Bytes and estimated time left on standard error: one line that is rewritten on a terminal, a line
 // every 10 % otherwise. Silent for what takes less than half a second. Not thread-safe.
@@ -27,9 +27,15 @@ class ConsoleProgress {
   explicit ConsoleProgress(std::string label);
   explicit ConsoleProgress(Options options);
 
-  void operator()(uint64_t bytes_done, uint64_t bytes_total);
+  // true
+  bool operator()(uint64_t bytes_done, uint64_t bytes_total) {
+    Show(bytes_done, bytes_total);
+    return true;
+  }
 
  private:
+  void Show(uint64_t bytes_done, uint64_t bytes_total);
+
   Options options_;
   double start_s_;
   double shown_s_ = 0;       // when the terminal's line was last written

@@ -211,17 +211,18 @@ class Pieces {
   Pieces(std::vector<Piece> pieces, Check check)
       : pieces_(std::move(pieces)), check_(std::move(check)) {}
 
-  // Until there is nothing more to take; `progress` may be null.
-  void Work(const std::function<void(uint64_t)>& progress) {
+  // Until there is nothing more to take, or somebody's `go_on`, which may be null, says false.
+  void Work(const std::function<bool(uint64_t)>& go_on) {
     for (size_t i = next_++; i < pieces_.size(); i = next_++) {
-      if (i > first_bad_) return;
+      if (i > first_bad_ || cancelled_) return;
       absl::Status status = check_(pieces_[i]);
       if (!status.ok()) Keep(i, std::move(status));
       const uint64_t done = done_ += pieces_[i].bytes;
-      if (progress) progress(done);
+      if (go_on && !go_on(done)) cancelled_ = true;
     }
   }
   absl::Status status() {
+    if (cancelled_) return absl::CancelledError();
     absl::MutexLock lock(&mutex_);
     return status_;
   }
@@ -239,6 +240,7 @@ class Pieces {
   std::atomic<size_t> next_ = 0;
   std::atomic<uint64_t> done_ = 0;
   std::atomic<size_t> first_bad_ = SIZE_MAX;
+  std::atomic<bool> cancelled_ = false;
   absl::Mutex mutex_;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
@@ -297,7 +299,7 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
   uint64_t told = 0;
   work.Work([&](uint64_t done) {
     told = done;
-    if (progress) progress(done, total);
+    return !progress || progress(done, total);
   });
   for (std::thread& other : others) other.join();
   SY_RETURN_IF_ERROR(work.status());

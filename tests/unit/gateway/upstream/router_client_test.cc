@@ -38,6 +38,10 @@ class FakeRouter : public pb::Router::Service {
   ~FakeRouter() override { server_->Shutdown(absl::ZeroDuration()); }
 
   const std::string& address() const { return server_->address(); }
+  void SayHelloWith(int max_model_len, std::string numerics_id) {  // on streams that come now
+    absl::MutexLock lock(&mutex_);
+    max_model_len_ = max_model_len, numerics_id_ = std::move(numerics_id);
+  }
   void StopReading() { deaf_ = true; }  // on streams that come now
 
   // Waits for the n-th submit or cancel since the start, counted from 0.
@@ -84,7 +88,11 @@ class FakeRouter : public pb::Router::Service {
     hello.mutable_hello()->set_router_id(address());
     hello.mutable_hello()->set_text_fingerprint(fingerprint_);
     hello.mutable_hello()->set_model_fingerprint("model-1");
-    hello.mutable_hello()->set_max_model_len(64);
+    {
+      absl::MutexLock lock(&mutex_);
+      hello.mutable_hello()->set_max_model_len(max_model_len_);
+      hello.mutable_hello()->set_numerics_id(numerics_id_);
+    }
     hello.mutable_hello()->set_vocab(512);
     hello.mutable_hello()->set_top_k(2);
     hello.mutable_hello()->add_moe_layers(1);
@@ -120,6 +128,8 @@ class FakeRouter : public pb::Router::Service {
   std::atomic<bool> deaf_ = false;
   std::unique_ptr<rpc::Server> server_;
   absl::Mutex mutex_;
+  int max_model_len_ = 64;
+  std::string numerics_id_ = "numerics-1";
   std::vector<pb::ToRouter> received_;
   Stream* stream_ = nullptr;
   grpc::ServerContext* context_ = nullptr;
@@ -327,6 +337,20 @@ TEST_F(RouterClientTest, RefusalNamesBothSides) {
       Until([](const RoutersState& s) { return s.missing.find("refused") != std::string::npos; });
   EXPECT_THAT(state.missing, AllOf(HasSubstr("text-1"), HasSubstr("text-2")));
   EXPECT_FALSE(client_->model().has_value());
+}
+
+TEST_F(RouterClientTest, TheModelIsWhatAllConnectedRoutersHave) {
+  FakeRouter a;
+  auto b = std::make_unique<FakeRouter>();
+  b->SayHelloWith(48, "numerics-2");
+  Connect({a.address(), b->address()});
+  Until([](const RoutersState& s) { return s.routers[0].ready && s.routers[1].ready; });
+  EXPECT_EQ(client_->model()->max_model_len, 48);
+  EXPECT_EQ(client_->model()->numerics_id, "numerics-1,numerics-2");
+  b = nullptr;
+  Until([](const RoutersState& s) { return !s.routers[1].ready; });
+  EXPECT_EQ(client_->model()->max_model_len, 64);
+  EXPECT_EQ(client_->model()->numerics_id, "numerics-1");
 }
 
 TEST_F(RouterClientTest, StateOfTheRouterIsShownAndTheLeastLoadedReadyOneTaken) {

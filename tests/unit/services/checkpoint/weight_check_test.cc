@@ -69,6 +69,19 @@ TEST(CheckWeights, ReadsOnlyItsRowsAndCountsElementsFromTheTensorsStart) {
   EXPECT_THAT(Check("BF16", elements, {"t", 2, 1}), HasSubstr("element 7 is NaN"));
 }
 
+TEST(CheckWeights, EndsWhenNobodyWantsTheRest) {
+  const TempDirectory dir;
+  WriteFile(dir / "model.safetensors",
+            FileOf("{" + Entry("t", "F32", "[2]", 0, 8) + "}", std::string(8, '\0')));
+  const auto source = *OpenSafetensors(dir.path());
+  ASSERT_TRUE(source->Map({{"t"}}).ok());
+  const std::vector<TensorRange> ranges(100, TensorRange{"t"});
+  int calls = 0;
+  const auto wanted = [&](uint64_t, uint64_t) { return ++calls < 3; };
+  EXPECT_TRUE(absl::IsCancelled(CheckWeights(*source, ranges, wanted)));
+  EXPECT_EQ(calls, 3);
+}
+
 // One tensor "t" of two rows of 256 values in memory.
 class BlocksSource : public TensorSource {
  public:
