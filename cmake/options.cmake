@@ -50,6 +50,6 @@ if(SWITCHYARD_FUZZERS)
 endif()
 
 find_program(MOLD mold)
-if(MOLD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+if(MOLD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT CMAKE_CROSSCOMPILING)  # whose gcc does not find it
   add_link_options(-fuse-ld=mold)
 endif()

@@ -45,7 +45,7 @@ function(sy_test NAME)
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 300)
   endif()
-  if(SWITCHYARD_SANITIZE)
+  if(SWITCHYARD_SANITIZE OR CMAKE_CROSSCOMPILING)
     math(EXPR A_TIMEOUT "4 * ${A_TIMEOUT}")
   endif()
   # The cost: what may run long begins first.

@@ -21,6 +21,12 @@ BUILD_PACKAGES="g++ cmake ninja-build ccache mold pkg-config ca-certificates cur
 # What the tests need on top.
 TEST_PACKAGES="clang-14 libclang-rt-14-dev clang-format-14 git python3-venv jq openssl prometheus procps"
 
+# What cross builds for Arm need on top (scripts/sysroot).
+CROSS_PACKAGES="g++-aarch64-linux-gnu qemu-user"
+
+# Those of BUILD_PACKAGES that are linked.
+libraries_to_build() { printf '%s ' $BUILD_PACKAGES | tr ' ' '\n' | grep -E -- '-dev$|^nlohmann' | tr '\n' ' '; }
+
 missing_packages() {
   local name
   for name in "$@"; do

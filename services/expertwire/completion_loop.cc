@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
+#include "services/base/pause.h"
 
 namespace switchyard::expertwire {
 namespace {
@@ -15,12 +16,6 @@ namespace {
 constexpr int kEventsAPoll = 256;
 constexpr absl::Duration kQueuePollEvery = absl::Microseconds(20);
 constexpr int kPauses = 20;
-
-void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 }  // namespace
 

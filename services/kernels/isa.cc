@@ -6,6 +6,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include "services/base/status.h"
@@ -38,7 +41,8 @@ bool HasAmx() {
 }
 #endif
 
-constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
+constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512,     Isa::kAvx512Bf16,
+                        Isa::kAmx,      Isa::kNeon, Isa::kNeonDotprod};
 
 bool Supported(Isa isa) {
 #if defined(__x86_64__)
@@ -56,11 +60,15 @@ bool Supported(Isa isa) {
       return avx512 && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmx:
       return avx512 && HasAmx();
-    case Isa::kPortable:
-      return true;
+    default:
+      return isa == Isa::kPortable;
   }
-#endif
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeonDotprod) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  return isa == Isa::kPortable || isa == Isa::kNeon;
+#else
   return isa == Isa::kPortable;
+#endif
 }
 
 #if defined(__x86_64__)
@@ -96,6 +104,13 @@ Ops Amx() {
   }
   return ops;
 }
+#elif defined(__aarch64__)
+Ops NeonDotprod() {
+  Ops ops = kNeonOps;
+  ops.mat_mul_int8 = MatMulInt8Dotprod;
+  ops.int8_macs_per_ns = 60;
+  return ops;
+}
 #endif
 
 }  // namespace
@@ -110,6 +125,10 @@ std::string_view Name(Isa isa) {
       return "avx512bf16";
     case Isa::kAmx:
       return "amx";
+    case Isa::kNeon:
+      return "neon";
+    case Isa::kNeonDotprod:
+      return "neon-dotprod";
     default:
       return "portable";
   }
@@ -157,6 +176,8 @@ bool ClassMatters(DType weights, WeightLayout layout) {
 const Ops& OpsFor(Isa isa) {
 #if defined(__x86_64__)
   static const Ops avx512_ops = Avx512(), bf16_ops = With(MatMulAvx512Bf16, 30), amx_ops = Amx();
+#elif defined(__aarch64__)
+  static const Ops dotprod_ops = NeonDotprod();
 #endif
   switch (isa) {
 #if defined(__x86_64__)
@@ -168,6 +189,11 @@ const Ops& OpsFor(Isa isa) {
       return bf16_ops;
     case Isa::kAmx:
       return amx_ops;
+#elif defined(__aarch64__)
+    case Isa::kNeon:
+      return kNeonOps;
+    case Isa::kNeonDotprod:
+      return dotprod_ops;
 #endif
     default:
       return ReferenceFor(Isa::kPortable);

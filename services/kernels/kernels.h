@@ -4,11 +4,11 @@
 // arithmetic class alone, never of the number of rows in the call, the number of threads, the tile
 // or the instruction set inside a class. Three classes exist:
 //
-//   fma         portable, AVX2, AVX-512: a dot product over K runs in 16 lanes, lane l adding
-//               x[k]·w[k] for k = l, l+16, … with fused multiply-adds in float32, then the lanes
-//               fold as (l, l+8), (l, l+4), (l, l+2), (l, l+1). K counts as padded with zeros to a
-//               multiple of 16. kInOut weights run one fused chain over k ascending. The bias is
-//               added last. float32 is always this class.
+//   fma         portable, AVX2, AVX-512, NEON: a dot product over K runs in 16 lanes, lane l
+//               adding x[k]·w[k] for k = l, l+16, … with fused multiply-adds in float32, then the
+//               lanes fold as (l, l+8), (l, l+4), (l, l+2), (l, l+1). K counts as padded with zeros
+//               to a multiple of 16. kInOut weights run one fused chain over k ascending. The bias
+//               is added last. float32 is always this class.
 //   avx512bf16  the same, but a product of bf16 rows with bf16 kOutIn weights uses vdpbf16ps (pairs
 //               of k in 16 lanes, the odd member first, subnormals as zero, K padded to a multiple
 //               of 32), then folds alike.
@@ -63,9 +63,10 @@
 
 namespace switchyard::kernels {
 
-enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx, kNeon, kNeonDotprod };
 
-std::string_view Name(Isa isa);  // "portable", "avx2", "avx512", "avx512bf16", "amx"
+// "portable", "avx2", "avx512", "avx512bf16", "amx"; "neon", "neon-dotprod"
+std::string_view Name(Isa isa);
 // "auto" or a name; FAILED_PRECONDITION names what this CPU supports.
 absl::StatusOr<Isa> ChooseIsa(std::string_view name);
 std::vector<Isa> SupportedIsas();  // of this CPU, ascending; always holds kPortable

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "services/base/check.h"
+#include "services/base/pause.h"
 
 namespace switchyard::kernels {
 namespace {
@@ -25,17 +26,15 @@ constexpr int kPauses = 20;  // about 1 µs; then the core is offered to others 
 constexpr auto kAwake = std::chrono::microseconds(100);
 constexpr int kPiecesPerThread = 8;
 
-inline void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 // The cheapest clock there is, as ParallelFor is called a hundred times a step; its rate is learnt
 // from the other clock when somebody asks.
 inline uint64_t Ticks() {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+  uint64_t ticks;
+  __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+  return ticks;
 #else
   return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
 #endif

@@ -29,6 +29,6 @@ namespace {
 SY_TARGET_END
 
 namespace switchyard::kernels {
-constinit const Ops kAvx2Ops = MakeOps(20);
+constinit const Ops kAvx2Ops = MakeOps(QuantizeAvx2, MatMulInt8Avx2, 20);
 }
 #endif

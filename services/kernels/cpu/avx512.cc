@@ -29,6 +29,6 @@ namespace {
 SY_TARGET_END
 
 namespace switchyard::kernels {
-constinit const Ops kAvx512Ops = MakeOps(40);
+constinit const Ops kAvx512Ops = MakeOps(QuantizeAvx2, MatMulInt8Avx2, 40);
 }
 #endif

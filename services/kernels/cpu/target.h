@@ -4,6 +4,13 @@
 // it.
 #pragma once
 
+// FEAT_DotProd as each compiler names it.
+#if defined(__clang__)
+#define SY_DOTPROD "dotprod"
+#else
+#define SY_DOTPROD "arch=armv8.2-a+dotprod"
+#endif
+
 #define SY_INLINE inline __attribute__((always_inline))
 
 #define SY_PRAGMA(text) _Pragma(#text)

@@ -26,6 +26,15 @@ void MatMulInt8Amx(const MatMulTask& task, const QuantizedRows& x, int64_t m0, i
                    int64_t n0, int64_t n1, float* scratch);
 void MatMulInt8Vnni(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
                     int64_t n0, int64_t n1, float* scratch);
+#elif defined(__aarch64__)
+extern const Ops kNeonOps;
+
+// As Ops::quantize and Ops::mat_mul_int8.
+void QuantizeNeon(const bf16* x, int64_t in, const QuantizedRow& out);
+void MatMulInt8Neon(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                    int64_t n0, int64_t n1, float* scratch);
+void MatMulInt8Dotprod(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
+                       int64_t n0, int64_t n1, float* scratch);
 #endif
 
 }  // namespace switchyard::kernels

@@ -11,6 +11,7 @@
 #include "services/model/spec_from_hf.h"
 #include "tests/support/decoder_harness.h"
 #include "tests/support/golden.h"
+#include "tests/support/isa_name.h"
 
 namespace switchyard::test {
 namespace {
@@ -197,8 +198,7 @@ INSTANTIATE_TEST_SUITE_P(Bytes, DecoderGoldenKvTest,
                          [](const auto& info) { return std::string(Name(info.param.dtype)); });
 
 INSTANTIATE_TEST_SUITE_P(Classes, DecoderGoldenBFloat16Test,
-                         ::testing::ValuesIn(WidestOfEachClass(DType::kBF16)),
-                         [](const auto& info) { return std::string(kernels::Name(info.param)); });
+                         ::testing::ValuesIn(WidestOfEachClass(DType::kBF16)), IsaName);
 
 std::string TestName(const ::testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;

@@ -8,6 +8,7 @@
 #include "services/kernels/kernels.h"
 #include "services/kernels/kv_vector.h"
 #include "services/kernels/ops.h"
+#include "tests/support/isa_name.h"
 #include "tests/unit/services/kernels/random_data.h"
 
 namespace switchyard::kernels {
@@ -355,8 +356,7 @@ TEST(KvVectorTest, EveryFp8SurvivesARoundTrip) {
   EXPECT_EQ(ToFloat(ToF8E4M3(0x1.8p-9f)), 0x1p-8f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, testing::ValuesIn(SupportedIsas()),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, testing::ValuesIn(SupportedIsas()), IsaName);
 
 }  // namespace
 }  // namespace switchyard::kernels

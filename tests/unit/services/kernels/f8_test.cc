@@ -7,6 +7,7 @@
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
 #include "services/tensor/buffer.h"
+#include "tests/support/isa_name.h"
 #include "tests/unit/services/kernels/random_data.h"
 
 namespace switchyard::kernels {
@@ -183,8 +184,7 @@ TEST_P(F8Test, ScalesOfWholeRows) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, F8Test, testing::ValuesIn(SupportedIsas()),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, F8Test, testing::ValuesIn(SupportedIsas()), IsaName);
 
 }  // namespace
 }  // namespace switchyard::kernels

@@ -8,6 +8,7 @@
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
 #include "services/tensor/buffer.h"
+#include "tests/support/isa_name.h"
 #include "tests/unit/services/kernels/quantised_weights.h"
 #include "tests/unit/services/kernels/random_data.h"
 
@@ -460,8 +461,7 @@ TEST_P(Int8Test, ANanMakesItsRowNan) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, Int8Test, testing::ValuesIn(SupportedIsas()),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, Int8Test, testing::ValuesIn(SupportedIsas()), IsaName);
 
 }  // namespace
 }  // namespace switchyard::kernels

@@ -6,6 +6,7 @@
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
 #include "services/tensor/buffer.h"
+#include "tests/support/isa_name.h"
 #include "tests/unit/services/kernels/random_data.h"
 
 namespace switchyard::kernels {
@@ -212,17 +213,20 @@ TEST_P(MatMulTest, SubnormalsFollowTheClass) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, MatMulTest, testing::ValuesIn(SupportedIsas()),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, MatMulTest, testing::ValuesIn(SupportedIsas()), IsaName);
 
 TEST(MatMulClasses, FmaTargetsShareOneReference) {
   EXPECT_EQ(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAvx2));
   EXPECT_EQ(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAvx512));
+  EXPECT_EQ(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kNeon));
+  EXPECT_EQ(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kNeonDotprod));
   EXPECT_NE(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAvx512Bf16));
   EXPECT_NE(&ReferenceFor(Isa::kPortable), &ReferenceFor(Isa::kAmx));
   EXPECT_NE(&ReferenceFor(Isa::kAvx512Bf16), &ReferenceFor(Isa::kAmx));
   EXPECT_EQ(ArithmeticClass(DType::kF32, Isa::kAvx512Bf16), "f32");
   EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kAvx2), "bf16-fma");
+  EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kNeon), "bf16-fma");
+  EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kNeonDotprod), "bf16-fma");
   EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kAvx512Bf16), "bf16-avx512bf16");
   EXPECT_EQ(ArithmeticClass(DType::kBF16, Isa::kAmx), "bf16-amx");
 }

@@ -7,6 +7,7 @@
 #include "services/kernels/kernels.h"
 #include "services/kernels/ops.h"
 #include "services/kernels/scalar_math.h"
+#include "tests/support/isa_name.h"
 #include "tests/unit/services/kernels/random_data.h"
 
 namespace switchyard::kernels {
@@ -216,8 +217,7 @@ TEST_P(RowsTest, ConversionsOfEveryUpperHalf) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, RowsTest, testing::ValuesIn(SupportedIsas()),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, RowsTest, testing::ValuesIn(SupportedIsas()), IsaName);
 
 TEST(Exp, IsWithinOneUlpEverywhere) {
   double worst = 0;
