@@ -303,7 +303,7 @@ void LinkDispatcher::Combine(Job& job) {
 }
 
 std::string LinkDispatcher::WorkersOfLost(const Job& job) const {
-  std::set<std::string_view> names;
+  std::set<std::string> names;
   for (size_t p = 0; p < job.state.size(); ++p) {
     if (job.state[p] != Job::PartState::kLost) continue;
     names.insert(links_.links()[static_cast<size_t>(job.plan.parts[p].link)]->name());

@@ -31,6 +31,8 @@ pb::Hello WithHost(pb::Hello hello, bool shared_memory) {
 
 std::shared_ptr<grpc::Channel> MakeChannel(const GrpcLinkOptions& options) {
   grpc::ChannelArguments arguments = rpc::DefaultChannelArguments();
+  // Otherwise channels to one address share a connection.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(static_cast<int>(options.max_frame_bytes));
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
                    static_cast<int>(absl::ToInt64Milliseconds(options.connect_timeout)));
@@ -191,6 +193,7 @@ GrpcLink::GrpcLink(const GrpcLinkOptions& options, const pb::Hello& hello, Compl
                    RowBufferPool& pool)
     : options_(options),
       hello_(WithHost(hello, options.shared_memory)),
+      name_(hello.lane() == 0 ? options.target : options.target + " (bulk)"),
       grant_{hello.credits_bytes(), hello.credits_frames()},
       loop_(loop),
       pool_(pool),

@@ -27,7 +27,7 @@ class GrpcLink final : public ExpertLink {
            RowBufferPool& pool);
   ~GrpcLink() override;
 
-  const std::string& name() const override { return options_.target; }
+  const std::string& name() const override { return name_; }
   LinkState state() const override { return state_.load(std::memory_order_acquire); }
   absl::Status why() const override;
   std::shared_ptr<const pb::Hello> peer() const override;
@@ -70,6 +70,7 @@ class GrpcLink final : public ExpertLink {
 
   const GrpcLinkOptions options_;
   const pb::Hello hello_;
+  const std::string name_;
   const CreditGrant grant_;
   CompletionLoop& loop_;
   RowBufferPool& pool_;

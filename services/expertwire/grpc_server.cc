@@ -182,6 +182,7 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   absl::Time end_by_ =
       absl::InfiniteFuture();  // of the hello, of a refused stream, of an ended one
   absl::Status refusal_;
+  bool first_lane_ = true;
   bool open_stream_ = false, hello_seen_ = false, greeted_ = false, finishing_ = false,
        gone_ = false;
   absl::flat_hash_map<std::pair<uint64_t, uint32_t>, OpenCall> open_;
@@ -228,11 +229,13 @@ void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
 }
 
 void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
-  id_ = fmt::format("router {}", hello.peer_id().substr(0, 128));
+  first_lane_ = hello.lane() == 0;
+  id_ = fmt::format("router {}{}", hello.peer_id().substr(0, 128), first_lane_ ? "" : " (bulk)");
   pb::Hello mine = server_.handler.hello();
   absl::Status fits = CheckPeer(mine, hello);
   if (fits.ok() && server_.draining.load()) fits = Unavailable("{} is draining", mine.peer_id());
-  if (fits.ok() && server_.routers >= static_cast<uint64_t>(server_.options.max_routers)) {
+  if (fits.ok() && first_lane_ &&
+      server_.routers >= static_cast<uint64_t>(server_.options.max_routers)) {
     fits = ResourceExhausted("{} serves {} routers already", mine.peer_id(), server_.routers);
   }
   if (!fits.ok()) {
@@ -255,7 +258,7 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   }
   greeted_ = true;
   end_by_ = absl::InfiniteFuture();
-  server_.routers_now = ++server_.routers;
+  if (first_lane_) server_.routers_now = ++server_.routers;
   constexpr uint64_t kOwnBound = 256u << 20;
   stream_.SetPeerGrant(std::min<uint64_t>(hello.credits_bytes(), kOwnBound),
                        std::min<uint32_t>(hello.credits_frames(), 1u << 16));
@@ -313,7 +316,7 @@ void GrpcServer::Impl::Peer::Leave() {
   for (const auto& [id, call] : open_) server_.open_parts.fetch_sub(call.parts);
   open_.clear();
   if (std::exchange(greeted_, false)) {
-    server_.routers_now = --server_.routers;
+    if (first_lane_) server_.routers_now = --server_.routers;
     log::Info("{} left", id_);
     server_.handler.Forget(this);
   }

@@ -44,7 +44,6 @@ pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
   hello.set_dtype(std::string(Name(numerics.activations)));
   hello.set_arithmetic(numerics.arithmetic);
   hello.set_numerics_id(NumericsId(numerics));
-  hello.set_lanes(1);
   hello.set_credits_bytes(grant.bytes);
   hello.set_credits_frames(grant.frames);
   hello.set_allow_mixed_numerics(allow_mixed_numerics);

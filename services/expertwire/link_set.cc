@@ -8,6 +8,7 @@
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/grpc_link.h"
 #include "services/expertwire/local_link.h"
+#include "services/expertwire/two_lanes.h"
 
 namespace switchyard::expertwire {
 
@@ -33,16 +34,26 @@ void LinkSet::AddGrpc(const GrpcLinkOptions& options) {
   if (!loop_) {
     loop_ = std::make_unique<CompletionLoop>(std::make_unique<grpc::CompletionQueue>());
   }
-  auto link = std::make_unique<GrpcLink>(options, options_.hello, *loop_, pool_);
-  {
-    absl::MutexLock lock(&loop_->mutex());
-    link->Tick(absl::Now());
-    grpc_links_.push_back(link.get());
+  if (options.lanes == 1) {
+    links_.push_back(MakeLane(options, 0));
+  } else {
+    auto quick = MakeLane(options, 0);
+    links_.push_back(std::make_unique<TwoLanes>(std::move(quick), MakeLane(options, 1)));
   }
-  links_.push_back(std::move(link));
   if (!keeper_.joinable()) {
     keeper_ = std::jthread([this](const std::stop_token& stop) { Keep(stop); });
   }
+}
+
+std::unique_ptr<GrpcLink> LinkSet::MakeLane(const GrpcLinkOptions& options, int lane) {
+  pb::Hello hello = options_.hello;
+  hello.set_lanes(static_cast<uint32_t>(options.lanes));
+  hello.set_lane(static_cast<uint32_t>(lane));
+  auto link = std::make_unique<GrpcLink>(options, hello, *loop_, pool_);
+  absl::MutexLock lock(&loop_->mutex());
+  link->Tick(absl::Now());
+  grpc_links_.push_back(link.get());
+  return link;
 }
 
 void LinkSet::Tick() {

@@ -37,6 +37,7 @@ struct GrpcLinkOptions {
   absl::Duration stalled_after = absl::Seconds(10);
   size_t max_frame_bytes = 64u << 20;
   bool shared_memory = true;  // carries the frames where the worker runs on this host and offers it
+  int lanes = 2;              // or 1: two_lanes.h
   int socket_buffer_bytes = 0;  // HTTP/2 window of a stream; 0: gRPC's choice (tests make it tiny)
 };
 
@@ -68,6 +69,7 @@ class LinkSet {
   void Wait(absl::Time until);
 
  private:
+  std::unique_ptr<GrpcLink> MakeLane(const GrpcLinkOptions& options, int lane);
   void Keep(const std::stop_token& stop);
   void Tick();  // with the loop's mutex held
   bool AnyEvents() const;

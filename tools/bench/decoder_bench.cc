@@ -80,6 +80,11 @@ int Run(int argc, char** argv) {
     std::fprintf(stderr, "usage: decoder_bench MODEL_DIR [THREADS [ISA [1|32|prefill]]]\n");
     return 2;
   }
+  const std::string only = argc > 4 ? argv[4] : "";
+  if (!only.empty() && only != "1" && only != "32" && only != "prefill") {
+    std::fprintf(stderr, "decoder_bench: \"%s\": expected 1, 32 or prefill\n", only.c_str());
+    return 2;
+  }
   const LoadedModel model(argv[1]);
   const absl::StatusOr<kernels::Isa> isa = kernels::ChooseIsa(argc > 3 ? argv[3] : "auto");
   if (!isa.ok()) {
@@ -91,7 +96,6 @@ int Run(int argc, char** argv) {
                                   .threads = argc > 2 ? std::max(1, std::atoi(argv[2])) : 2};
   std::printf("%s, %d threads, bfloat16\n", std::string(kernels::Name(options.isa)).c_str(),
               options.threads);
-  const std::string only = argc > 4 ? argv[4] : "";
   if (only.empty() || only == "1") {
     std::printf("decode, 1 stream    %9.1f tokens/s\n", DecodeRate(model, options, 1, 60));
   }

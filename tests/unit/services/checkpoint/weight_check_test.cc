@@ -157,6 +157,7 @@ TEST(CheckWeights, ReportsProgressUpToTheTotal) {
                 EXPECT_GT(done, last);
                 EXPECT_EQ(total, bytes);
                 last = done;
+                return true;
               }).ok());
   EXPECT_EQ(last, bytes);
 }

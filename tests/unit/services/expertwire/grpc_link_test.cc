@@ -455,7 +455,7 @@ TEST(GrpcLink, TheServersReasonIsKeptAndRetriesChangeNothing) {
   const auto server = builder.BuildAndStart();
   {
     LinkSet links(RouterOptions());
-    links.AddGrpc({.target = "127.0.0.1:" + std::to_string(port)});
+    links.AddGrpc({.target = "127.0.0.1:" + std::to_string(port), .lanes = 1});
     std::vector<LinkSet::Event> events;
     const auto why = [&] { return std::string(links.links()[0]->why().message()); };
     ASSERT_TRUE(Until(links, &events, [&] { return service.streams >= 2; }));
@@ -562,6 +562,25 @@ TEST(GrpcServer, ARouterThatStopsReadingHurtsOnlyItself) {
     EXPECT_EQ(answer->call_id, id);
     EXPECT_EQ(answer->sums, 200u);
   }
+}
+
+// With one lane the small call would wait behind the third large one, and that for credits.
+TEST_P(GrpcLinkOver, BulkDelaysNoSmallCall) {
+  const CreditGrant grant{.bytes = 8 << 20, .frames = 2};
+  EchoWorker worker(grant);
+  worker.held = true;
+  Server server(worker, grant);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address, .shared_memory = GetParam()});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Ready(links); }));
+  EXPECT_EQ(server.wire().stats().routers, 1u);
+  for (uint64_t id = 1; id <= 4; ++id) ASSERT_TRUE(links.links()[0]->Send(MakeCall(id, 300)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return worker.waiting() == 2; }));
+  ASSERT_TRUE(links.links()[0]->Send(MakeCall(5)).ok());
+  ASSERT_TRUE(Until(links, &events, [&] { return worker.waiting() == 3; }));
+  worker.held = false;
+  ASSERT_TRUE(Until(links, &events, [&] { return events.size() == 5; }));
 }
 
 // Both ends want to write much more than the buffers and credits between them hold.

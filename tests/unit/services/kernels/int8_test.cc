@@ -254,8 +254,27 @@ TEST_P(Int8Test, EqualsTheReferenceBitForBit) {
     for (int64_t m = 1; m <= 70; ++m) {
       check(form, m, 1 + random() % 40, 1 + static_cast<int64_t>(random()) % most, m % 2 == 0);
     }
+    for (int64_t i = 0; i < 16; ++i) {  // few rows have kernels of their own
+      check(form, 1 + i % 4, 1 + random() % 70, 1 + static_cast<int64_t>(random()) % (3 * most),
+            i < 8);
+    }
     check(form, 130, 37, most, false);
     check(form, 300, 17, most - 1, true);
+  }
+}
+
+// The others' scales are float16 or float32, of which random ones are tried above.
+TEST_P(Int8Test, PowersOfTwoOfEverySizeAreScales) {
+  if (GetParam() == Isa::kPortable) GTEST_SKIP() << "it is the reference";
+  const Ops &ops = OpsFor(GetParam()), &reference = ReferenceFor(GetParam());
+  constexpr int64_t kBlocks = 230;
+  for (int64_t m : {1, 2, 16}) {
+    Int8Problem problem({"MXFP4", DType::kMXFP4}, m, 17, kBlocks * 32, false, 3);
+    const std::byte* from = problem.task.w.data;
+    std::vector<std::byte> bytes(from, from + BytesOf(DType::kMXFP4, 17 * kBlocks * 32));
+    for (size_t b = 0; b < 17 * kBlocks; ++b) bytes[b * 17] = static_cast<std::byte>(b % kBlocks);
+    problem.task.w.data = bytes.data();
+    EXPECT_EQ(FirstDifference(problem.Run(ops), problem.Run(reference)), -1) << m << " rows";
   }
 }
 
