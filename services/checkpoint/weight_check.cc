@@ -303,8 +303,8 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
   });
   for (std::thread& other : others) other.join();
   SY_RETURN_IF_ERROR(work.status());
-  if (progress && (told < total || total == 0)) progress(total, total);
-  return absl::OkStatus();
+  const bool unsaid = progress && (told < total || total == 0);
+  return unsaid && !progress(total, total) ? absl::CancelledError() : absl::OkStatus();
 }
 
 }  // namespace switchyard::checkpoint
