@@ -173,7 +173,12 @@ void GatewayStream::FinishIfIdle() {
 }
 
 void GatewayStream::OnDone() {
-  const std::shared_ptr<GatewayStream> alive = std::move(self_);
+  std::shared_ptr<GatewayStream> alive;
+  {
+    absl::MutexLock lock(
+        &mutex_);  // the other reactions are over, which a race detector sees by this
+    alive = std::move(self_);
+  }
   // The engine keeps no more of this stream, also where it was ended from our side.
   engine_.CancelAll(this);
   owner_.OnGone(this);
