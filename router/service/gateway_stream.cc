@@ -175,8 +175,8 @@ void GatewayStream::FinishIfIdle() {
 void GatewayStream::OnDone() {
   std::shared_ptr<GatewayStream> alive;
   {
-    absl::MutexLock lock(
-        &mutex_);  // the other reactions are over, which a race detector sees by this
+    // The other reactions are over, which a race detector sees by this.
+    absl::MutexLock lock(&mutex_);
     alive = std::move(self_);
   }
   // The engine keeps no more of this stream, also where it was ended from our side.

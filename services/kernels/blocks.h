@@ -94,6 +94,11 @@ struct QuantizedRow {
   int32_t* nsum;
   int32_t* nhalf;
   float* nmin;
+
+  // The row from its sub-block `piece` on.
+  QuantizedRow At(int64_t piece) const {
+    return {q + piece * kSubBlock, scale + piece, nsum + piece, nhalf + piece, nmin + piece};
+  }
 };
 
 // Rows as they lie in scratch: q first, then the rest; every row begins on a multiple of 64 bytes.

@@ -45,8 +45,7 @@ bool HasMin(DType dtype) { return dtype == DType::kQ4K || dtype == DType::kQ5K; 
 
 void QuantizeReference(const bf16* x, int64_t in, const QuantizedRow& out) {
   for (int64_t b = 0; b < in / kSubBlock; ++b) {
-    QuantizeSubBlock(x + b * kSubBlock, {out.q + b * kSubBlock, out.scale + b, out.nsum + b,
-                                         out.nhalf + b, out.nmin + b});
+    QuantizeSubBlock(x + b * kSubBlock, out.At(b));
   }
 }
 

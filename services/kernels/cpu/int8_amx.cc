@@ -101,11 +101,8 @@ struct TileWalk {
   static void Run(const Chunk& chunk, int pieces, const QuantizedRows& x, int64_t piece, int64_t m0,
                   int64_t m1, float* y) {
     for (; m0 < m1; m0 += kTileRows, y += kTileRows * kOutputs) {
-      const QuantizedRow row = x.row(m0);
-      TileOverChunk<K>(chunk, pieces,
-                       {row.q + piece * kSubBlock, row.scale + piece, row.nsum + piece,
-                        row.nhalf + piece, row.nmin + piece},
-                       QuantizedRows::RowBytes(x.in), piece == 0, y);
+      TileOverChunk<K>(chunk, pieces, x.row(m0).At(piece), QuantizedRows::RowBytes(x.in),
+                       piece == 0, y);
     }
   }
 };

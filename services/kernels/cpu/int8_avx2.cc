@@ -52,34 +52,32 @@ inline int32_t SumOfWords(__m256i x) {
   return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 
-void QuantizeSubBlock(const bf16* x, int8_t* q, float* scale, int32_t* nsum, int32_t* nhalf,
-                      float* nmin) {
+void QuantizeSubBlock(const bf16* x, const QuantizedRow& out) {
   const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 16));
   const uint32_t largest = LargestBits(a, b);
   if (largest < kSmallestMax || largest >= 0x7f80) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_setzero_si256());
-    *nsum = *nhalf = 0;
-    *scale = *nmin = largest < 0x7f80 ? 0 : __builtin_nanf("");
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q), _mm256_setzero_si256());
+    *out.nsum = *out.nhalf = 0;
+    *out.scale = *out.nmin = largest < 0x7f80 ? 0 : __builtin_nanf("");
     return;
   }
   const float max = ToFloat(bf16{static_cast<uint16_t>(largest)});
   const __m256 inverse = _mm256_set1_ps(127.0f / max);
   const __m256i first = Quantized(a, inverse), second = Quantized(b, inverse);
   const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(first, second), 0xd8);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
-  *nhalf = -SumOfWords(first);
-  *nsum = *nhalf - SumOfWords(second);
-  *scale = max / 127.0f;
-  *nmin = *scale * static_cast<float>(*nsum);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q), bytes);
+  *out.nhalf = -SumOfWords(first);
+  *out.nsum = *out.nhalf - SumOfWords(second);
+  *out.scale = max / 127.0f;
+  *out.nmin = *out.scale * static_cast<float>(*out.nsum);
 }
 
 }  // namespace
 
 void QuantizeAvx2(const bf16* x, int64_t in, const QuantizedRow& out) {
   for (int64_t b = 0; b < in / kSubBlock; ++b) {
-    QuantizeSubBlock(x + b * kSubBlock, out.q + b * kSubBlock, out.scale + b, out.nsum + b,
-                     out.nhalf + b, out.nmin + b);
+    QuantizeSubBlock(x + b * kSubBlock, out.At(b));
   }
 }
 

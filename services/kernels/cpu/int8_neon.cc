@@ -39,8 +39,7 @@ inline int8x8_t Quantized(uint16x8_t x, float inverse) {
   return vmovn_s16(vmovn_high_s32(words, vcvtnq_s32_f32(vmulq_n_f32(high, inverse))));
 }
 
-void QuantizeSubBlock(const bf16* x, int8_t* q, float* scale, int32_t* nsum, int32_t* nhalf,
-                      float* nmin) {
+void QuantizeSubBlock(const bf16* x, const QuantizedRow& out) {
   uint16x8_t values[4];
   uint16x8_t magnitudes = vdupq_n_u16(0);
   SY_UNROLL
@@ -50,30 +49,29 @@ void QuantizeSubBlock(const bf16* x, int8_t* q, float* scale, int32_t* nsum, int
   }
   const uint16_t largest = vmaxvq_u16(magnitudes);
   if (largest < kSmallestMax || largest >= 0x7f80) {
-    vst1q_s8(q, vdupq_n_s8(0));
-    vst1q_s8(q + 16, vdupq_n_s8(0));
-    *nsum = *nhalf = 0;
-    *scale = *nmin = largest < 0x7f80 ? 0 : __builtin_nanf("");
+    vst1q_s8(out.q, vdupq_n_s8(0));
+    vst1q_s8(out.q + 16, vdupq_n_s8(0));
+    *out.nsum = *out.nhalf = 0;
+    *out.scale = *out.nmin = largest < 0x7f80 ? 0 : __builtin_nanf("");
     return;
   }
   const float max = ToFloat(bf16{largest}), inverse = 127.0f / max;
   const int8x16_t first = vcombine_s8(Quantized(values[0], inverse), Quantized(values[1], inverse));
   const int8x16_t second =
       vcombine_s8(Quantized(values[2], inverse), Quantized(values[3], inverse));
-  vst1q_s8(q, first);
-  vst1q_s8(q + 16, second);
-  *nhalf = -vaddlvq_s8(first);
-  *nsum = *nhalf - vaddlvq_s8(second);
-  *scale = max / 127.0f;
-  *nmin = *scale * static_cast<float>(*nsum);
+  vst1q_s8(out.q, first);
+  vst1q_s8(out.q + 16, second);
+  *out.nhalf = -vaddlvq_s8(first);
+  *out.nsum = *out.nhalf - vaddlvq_s8(second);
+  *out.scale = max / 127.0f;
+  *out.nmin = *out.scale * static_cast<float>(*out.nsum);
 }
 
 }  // namespace
 
 void QuantizeNeon(const bf16* x, int64_t in, const QuantizedRow& out) {
   for (int64_t b = 0; b < in / kSubBlock; ++b) {
-    QuantizeSubBlock(x + b * kSubBlock, out.q + b * kSubBlock, out.scale + b, out.nsum + b,
-                     out.nhalf + b, out.nmin + b);
+    QuantizeSubBlock(x + b * kSubBlock, out.At(b));
   }
 }
 
