@@ -14,6 +14,7 @@
 #include "services/base/memory.h"
 #include "services/base/status.h"
 #include "services/checkpoint/content_digest.h"
+#include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
 #include "services/kernels/kernels.h"
@@ -112,7 +113,7 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   auto metrics = std::make_shared<telemetry::Metrics>();
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
   metrics->AddProcess(
-      "expert-worker", config::Version(),
+      "expert-worker", config::Version(), config::Commit(),
       {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(options.threads)}});
   const auto registration = Watch(*metrics, *worker);
   SY_ASSIGN_OR_RETURN(const auto server, rpc::Server::Start({.listen = config.listen(), .tls = tls},

@@ -5,6 +5,7 @@
 #include "gateway/gateway.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
+#include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
 #include "services/rpc/channel.h"
@@ -56,7 +57,7 @@ absl::Status Run(const config::v1::GatewayConfig& config) {
   const GatewayOptions options = OptionsFrom(config);
   SY_ASSIGN_OR_RETURN(GatewayFiles files, GatewayFiles::Load(options));
   auto metrics = std::make_shared<telemetry::Metrics>();
-  metrics->AddProcess("gateway", config::Version());
+  metrics->AddProcess("gateway", config::Version(), config::Commit());
   SY_ASSIGN_OR_RETURN(
       const auto gateway,
       Gateway::Create(

@@ -12,6 +12,7 @@
 #include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
+#include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
 #include "services/kernels/kernels.h"
@@ -100,7 +101,7 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
   const int threads = options.threads > 0 ? options.threads : UsableCores();
   metrics->AddProcess(
-      "router", config::Version(),
+      "router", config::Version(), config::Commit(),
       {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(threads)}});
   ReadyLine line;  // outlives the router
   SY_ASSIGN_OR_RETURN(const auto router, Router::Create(options, {.metrics = metrics.get()},

@@ -48,7 +48,7 @@ struct LinkDispatcher::Job {
 
 struct LinkDispatcher::LinkCounters {
   std::atomic<uint64_t> rows = 0, lost_parts = 0, stale = 0;
-  expertwire::Histogram latency_us;
+  expertwire::Histogram latency_us, wire_us;
 };
 
 LinkDispatcher::LinkDispatcher(const ModelSpec& spec, DType wire_dtype, expertwire::LinkSet& links,
@@ -188,7 +188,9 @@ void LinkDispatcher::OnAnswer(int link, Answer answer) {
     counters.stale.fetch_add(1, std::memory_order_relaxed);
     return;
   }
-  counters.latency_us.Add(Micros(absl::Now() - job->sent[p]));
+  const uint64_t latency_us = Micros(absl::Now() - job->sent[p]);
+  counters.latency_us.Add(latency_us);
+  counters.wire_us.Add(latency_us - std::min(latency_us, answer.queue_us + answer.compute_us));
   const PlannedPart& part = job->plan.parts[p];
   const bool any_ok =
       std::find(answer.status.begin(), answer.status.end(), pb::OK) != answer.status.end();
@@ -386,7 +388,8 @@ std::vector<LinkReport> LinkDispatcher::Links() const {
                       .wire = link.stats(),
                       .rows = read(c.rows),
                       .lost_parts = read(c.lost_parts),
-                      .latency_us = c.latency_us.Read()};
+                      .latency_us = c.latency_us.Read(),
+                      .wire_us = c.wire_us.Read()};
     report.stale_answers = read(c.stale) + report.wire.stale_answers;
     out.push_back(std::move(report));
   }

@@ -31,6 +31,7 @@ struct LinkReport {
   uint64_t lost_parts = 0;                 // not answered, or not with the rows asked for
   uint64_t stale_answers = 0;              // of unknown or settled calls: dropped
   expertwire::HistogramCounts latency_us;  // from sending a part to its answer
+  expertwire::HistogramCounts wire_us;     // of it, neither waiting at the worker nor computing
 };
 
 class LinkDispatcher : public Dispatcher {

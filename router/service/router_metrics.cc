@@ -36,8 +36,11 @@ void CollectLink(const LinkReport& link, t::Samples& samples) {
   samples.Counter(t::kRouterLostParts, static_cast<double>(link.lost_parts), worker);
   samples.Counter(t::kRouterStaleAnswers, static_cast<double>(link.stale_answers), worker);
   samples.Counter(t::kRouterWorkerConnects, static_cast<double>(link.wire.connects), worker);
-  samples.PowersOfTwo(t::kRouterDispatchSeconds, link.latency_us.counts, link.latency_us.sum, 1e-6,
-                      worker);
+  const auto micros = [&](const t::MetricDef& def, const expertwire::HistogramCounts& us) {
+    samples.PowersOfTwo(def, us.counts, us.sum, 1e-6, worker);
+  };
+  micros(t::kRouterDispatchSeconds, link.latency_us);
+  micros(t::kRouterDispatchWireSeconds, link.wire_us);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 #include "services/base/cores.h"
 #include "services/base/status.h"
 #include "services/checkpoint/progress.h"
-#include "services/config/load.h"
+#include "services/config/build_info.h"
 #include "services/kernels/kernels.h"
 #include "services/rpc/channel.h"
 #include "services/rpc/server.h"
@@ -42,7 +42,7 @@ class LocalCluster::Impl {
     SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options_.router.isa));
     for (const char* service : {"gateway", "router", "expert-worker"}) {
       metrics_->AddProcess(
-          service, config::Version(),
+          service, config::Version(), config::Commit(),
           {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(threads)}});
     }
     SY_ASSIGN_OR_RETURN(model_, router::OpenModel(options_.model_dir));

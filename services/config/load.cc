@@ -10,6 +10,7 @@
 #include "nlohmann/json.hpp"
 #include "services/base/file.h"
 #include "services/base/status.h"
+#include "services/config/build_info.h"
 #include "services/config/knobs.h"
 
 namespace switchyard::config {
@@ -53,7 +54,7 @@ class CommandLine {
       return InvalidArgument("{}", error.what());
     }
     if (version_->count() > 0) {
-      out << program_.name << " " << Version() << "\n";
+      out << program_.name << " " << Version() << " (" << Commit() << ")\n";
       return true;
     }
     const std::vector<std::string> extras = app_.remaining();
@@ -246,7 +247,5 @@ int RunMain(const Program& program, int argc, const char* const* argv, Message* 
   const absl::Status status = run();
   return status.ok() ? 0 : ReportError(program.name, status, kExitFailure);
 }
-
-std::string Version() { return SWITCHYARD_VERSION; }
 
 }  // namespace switchyard::config

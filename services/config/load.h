@@ -56,7 +56,4 @@ int ReportError(const std::string& program, const absl::Status& status, int exit
 int RunMain(const Program& program, int argc, const char* const* argv,
             google::protobuf::Message* config, const std::function<absl::Status()>& run);
 
-// "0.1.0".
-std::string Version();
-
 }  // namespace switchyard::config

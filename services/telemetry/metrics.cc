@@ -122,8 +122,10 @@ Metrics::Registration Metrics::AddCollector(const std::string& service, Collecto
   return Registration(this, next_id_++);
 }
 
-void Metrics::AddProcess(const std::string& service, const std::string& version, Labels runs_on) {
+void Metrics::AddProcess(const std::string& service, const std::string& version,
+                         const std::string& commit, Labels runs_on) {
   runs_on["version"] = version;
+  runs_on["commit"] = commit;
   Gauge(kBuildInfo, service, std::move(runs_on)).Set(1);
   absl::MutexLock lock(&mutex_);
   collectors_.push_back({0, service, [](Samples& samples) {

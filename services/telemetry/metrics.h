@@ -78,7 +78,8 @@ class Metrics : public prometheus::Collectable {
   [[nodiscard]] Registration AddCollector(const std::string& service, Collector collector);
   // What every service reports: switchyard_build_info and switchyard_bugs_total.
   // `runs_on`: further labels of the first, such as isa and threads of a service that computes.
-  void AddProcess(const std::string& service, const std::string& version, Labels runs_on = {});
+  void AddProcess(const std::string& service, const std::string& version, const std::string& commit,
+                  Labels runs_on = {});
 
   // The text format that Prometheus scrapes (content type "text/plain; version=0.0.4").
   std::string Render() const;

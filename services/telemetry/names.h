@@ -148,6 +148,9 @@ inline constexpr MetricDef kRouterWorkerUp{"switchyard_router_worker_up", kGauge
 inline constexpr MetricDef kRouterDispatchSeconds{
     "switchyard_router_dispatch_seconds", kHistogram,
     "Time from sending a part of a call to its answer, by worker"};
+inline constexpr MetricDef kRouterDispatchWireSeconds{
+    "switchyard_router_dispatch_wire_seconds", kHistogram,
+    "The same less what the worker says that the part waited and was computed, by worker"};
 inline constexpr MetricDef kRouterDispatchBytes{"switchyard_router_dispatch_bytes_total", kCounter,
                                                 "Bytes of frames, by worker and direction"};
 inline constexpr MetricDef kRouterDispatchFrames{

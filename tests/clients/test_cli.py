@@ -77,7 +77,7 @@ def test_unix_sockets_are_printed_and_taken_as_they_are(tmp_path):
         report = json.loads(done.stdout)
         assert report["output_tokens"] == 32 and report["client"]["commit"]
         assert set(report["server"]) == {"gateway", "router", "expert-worker"}
-        assert all(s["isa"] and s["version"] and s["threads"] == "1" for s in report["server"].values())
+        assert all(s["isa"] and s["version"] and s["commit"] and s["threads"] == "1" for s in report["server"].values())
 
 
 def test_inspect_says_what_it_expects():

@@ -1,5 +1,6 @@
 // Round trips of one MoE layer through the dispatcher: local, and to a worker process over loopback
-// TCP, a Unix socket or shared memory. Prints percentiles in microseconds, compute included.
+// TCP, a Unix socket or shared memory. Prints percentiles in microseconds, compute included, and
+// of them the mean that is neither the worker's computing nor its queue.
 //   dispatch_bench [tokens] [hidden] [layers]     (with "listen" behind them: beside an idle
 //   server)
 #include <grpcpp/server_builder.h>
@@ -67,10 +68,12 @@ void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
     us.push_back(absl::ToDoubleMicroseconds(absl::Now() - start));
   }
   std::sort(us.begin(), us.end());
-  std::printf("%-6s %lld tokens x %d: p1 %.1f  p10 %.1f  p50 %.1f  p90 %.1f  p99 %.1f us\n", name,
-              static_cast<long long>(shape.tokens), spec.hidden, us[us.size() / 100],
-              us[us.size() / 10], us[us.size() / 2], us[us.size() * 9 / 10],
-              us[us.size() * 99 / 100]);
+  const expertwire::HistogramCounts wire = dispatcher.Links()[0].wire_us;
+  std::printf(
+      "%-6s %lld tokens x %d: p1 %.1f  p10 %.1f  p50 %.1f  p90 %.1f  p99 %.1f us, wire %.1f\n",
+      name, static_cast<long long>(shape.tokens), spec.hidden, us[us.size() / 100],
+      us[us.size() / 10], us[us.size() / 2], us[us.size() * 9 / 10], us[us.size() * 99 / 100],
+      static_cast<double>(wire.sum) / static_cast<double>(wire.count));
 }
 
 int Main(int argc, char** argv) {

@@ -7,6 +7,7 @@
 
 #include "services/base/file.h"
 #include "services/base/status.h"
+#include "services/config/build_info.h"
 #include "tools/cli/version.h"
 
 namespace switchyard::cli {
@@ -107,7 +108,8 @@ absl::Status WriteJson(const BenchOptions& options, const BenchReport& report,
                      {"prompt_tokens", options.prompt_tokens},
                      {"max_tokens", options.load.max_tokens},
                      {"seed", options.load.seed}};
-  json["client"] = {{"cpu", CpuModel()}, {"version", kVersion}, {"commit", kCommit}};
+  json["client"] = {
+      {"cpu", CpuModel()}, {"version", config::Version()}, {"commit", config::Commit()}};
   json["server"] = server;
   if (options.json_file == "-") {
     std::cout << json.dump(2) << "\n";

@@ -4,13 +4,10 @@
 
 #include <fstream>
 
+#include "services/config/build_info.h"
 #include "services/kernels/kernels.h"
-#include "tools/cli/build_info.h"
 
 namespace switchyard::cli {
-
-const char* const kVersion = SWITCHYARD_VERSION;
-const char* const kCommit = SWITCHYARD_COMMIT;
 
 std::string CpuModel() {
   std::ifstream in("/proc/cpuinfo");
@@ -29,8 +26,8 @@ std::string VersionText() {
     isas += isas.empty() ? "" : " ";
     isas += kernels::Name(isa);
   }
-  return fmt::format("switchyard {} ({})\ncompiler  {}\ncpu       {}\nkernels   {}\n", kVersion,
-                     kCommit, SWITCHYARD_COMPILER, CpuModel(), isas);
+  return fmt::format("switchyard {} ({})\ncompiler  {}\ncpu       {}\nkernels   {}\n",
+                     config::Version(), config::Commit(), config::Compiler(), CpuModel(), isas);
 }
 
 }  // namespace switchyard::cli

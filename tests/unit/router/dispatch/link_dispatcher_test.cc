@@ -321,6 +321,21 @@ TEST(LinkDispatcher, TinyCreditsSlowThingsDownAndNothingElse) {
   EXPECT_EQ(served.worker().counters().streams_broken, 0u);
 }
 
+TEST(LinkDispatcher, TheWiresTimeIsWhatTheWorkerDoesNotAccountFor) {
+  const ModelSpec spec = testing::MoeSpec(kPlain);
+  ServedWorker served(spec, {});
+  Router router(spec, DType::kBF16, {served.address()});
+  ASSERT_TRUE(router.WhenReady());
+  for (uint32_t i = 0; i < 5; ++i) {  // one part each
+    MoeBatch batch(spec, DType::kBF16, 3, i);
+    router.Run(batch);
+  }
+  const LinkReport link = router.dispatcher().Links()[0];
+  const worker::WorkerCounters worker = served.worker().counters();
+  EXPECT_EQ(link.wire_us.count, 5u);
+  EXPECT_EQ(link.latency_us.sum, link.wire_us.sum + worker.queue_us.sum + worker.compute_us.sum);
+}
+
 TEST(LinkDispatcher, AnAbandonedJobLeavesTheOthersAlone) {
   const ModelSpec spec = testing::MoeSpec(kPlain);
   const expertwire::CreditGrant tiny{.bytes = 64 << 10, .frames = 2};

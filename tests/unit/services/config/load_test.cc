@@ -8,6 +8,7 @@
 #include <map>
 #include <sstream>
 
+#include "services/config/build_info.h"
 #include "switchyard/config/v1/gateway.pb.h"
 #include "switchyard/config/v1/router.pb.h"
 #include "switchyard/config/v1/serve.pb.h"
@@ -136,7 +137,7 @@ TEST_F(LoadTest, HelpVersionAndPrintConfigExit) {
                                 HasSubstr("--workers 127.0.0.1:8200")));
   out_.str("");
   EXPECT_EQ(*Run({"--version"}), Outcome::kExit);
-  EXPECT_EQ(out_.str(), "switchyard-router " + Version() + "\n");
+  EXPECT_EQ(out_.str(), "switchyard-router " + Version() + " (" + Commit() + ")\n");
   out_.str("");
   EXPECT_EQ(*Run({"--model", "/m", "--workers", "a:1", "--print-config"}), Outcome::kExit);
   // What is printed can be given back as --config.

@@ -100,13 +100,14 @@ std::string Get(int port) {
 
 TEST(Exposer, ServesTheMetricsOnAChosenPort) {
   auto metrics = std::make_shared<Metrics>();
-  metrics->AddProcess("router", "1.2.3");
+  metrics->AddProcess("router", "1.2.3", "abc");
   auto exposer = Exposer::Start("127.0.0.1:0", metrics);
   ASSERT_TRUE(exposer.ok()) << exposer.status();
   int port = 0;
   ASSERT_EQ(std::sscanf((*exposer)->url().c_str(), "http://127.0.0.1:%d/metrics", &port), 1);
   const std::string answer = Get(port);
-  EXPECT_THAT(answer, AllOf(HasSubstr("200 OK"), HasSubstr("version=\"1.2.3\"} 1"),
+  EXPECT_THAT(answer, AllOf(HasSubstr("200 OK"), HasSubstr("commit=\"abc\""),
+                            HasSubstr("version=\"1.2.3\"} 1"),
                             HasSubstr("switchyard_bugs_total{service=\"router\"} 0")));
   auto taken = Exposer::Start("127.0.0.1:" + std::to_string(port), metrics);
   EXPECT_FALSE(taken.ok());
