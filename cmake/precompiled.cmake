@@ -1,15 +1,21 @@
 # The headers that most files begin with, compiled once for the libraries and once for the tests:
-# a third of a clean build. Not where clang compiles each file alone, so that a file that leans on
-# a header it does not include is found.
+# a third of a clean build. Not where each file is compiled alone (debug), so that a file that leans
+# on a header it does not include is found.
 set(SWITCHYARD_PRECOMPILED OFF)
-if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+if(CMAKE_UNITY_BUILD)
   set(SWITCHYARD_PRECOMPILED ON)
-  # GCC 12 takes what it inlines from a precompiled header for the file's own code, and warns of the library's.
-  add_compile_options(-Wno-array-bounds -Wno-stringop-overflow)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC 12 takes what it inlines from a precompiled header for the file's own code, and warns of the library's.
+    add_compile_options(-Wno-array-bounds -Wno-stringop-overflow)
+  endif()
   # What ccache needs to know a file again whose headers came precompiled.
   if(CCACHE)
     list(INSERT CMAKE_CXX_COMPILER_LAUNCHER 3 CCACHE_SLOPPINESS=pch_defines,time_macros)
-    add_compile_options(-fpch-preprocess)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      add_compile_options(-fpch-preprocess)
+    else()
+      add_compile_options("SHELL:-Xclang -fno-pch-timestamp")
+    endif()
   endif()
   file(WRITE ${CMAKE_BINARY_DIR}/precompiled.cc "")
   set(COMMON <algorithm> <functional> <map> <memory> <string> <thread> <vector>

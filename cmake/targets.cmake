@@ -37,6 +37,9 @@ function(sy_test NAME)
   sy_binary(${NAME} SRCS ${A_SRCS} DEPS ${A_DEPS} GTest::gmock GTest::gtest_main PRECOMPILED tests)
   set_target_properties(${NAME} PROPERTIES UNITY_BUILD OFF)  # tests repeat the names of helpers
   target_compile_options(${NAME} PRIVATE -O1)  # a quarter less to compile; what is tested keeps its -O2
+  if(SWITCHYARD_SANITIZE MATCHES "undefined")
+    target_compile_options(${NAME} PRIVATE -fno-sanitize=undefined)  # half of the time, and not what is tested
+  endif()
   add_test(NAME ${NAME} COMMAND ${NAME})
   if(NOT A_LABELS)
     set(A_LABELS unit)
@@ -90,6 +93,9 @@ function(sy_protos NAME)
   set_target_properties(${NAME} PROPERTIES UNITY_BUILD OFF)  # protoc repeats names in each file
   target_include_directories(${NAME} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/protos)
   target_compile_options(${NAME} PRIVATE -w -O1)  # much code, little of it on the way of a token
+  if(SWITCHYARD_SANITIZE MATCHES "undefined")
+    target_compile_options(${NAME} PRIVATE -fno-sanitize=undefined)  # protoc's code, not ours
+  endif()
   target_link_libraries(${NAME} PUBLIC protobuf::libprotobuf)
   if(NOT A_MESSAGES_ONLY)
     target_link_libraries(${NAME} PUBLIC gRPC::grpc++)
