@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "router/kv/kv_storage.h"
+#include "router/kv/kv_tables.h"
 #include "services/base/status.h"
 #include "services/config/units.h"
 #include "services/model/memory_plan.h"
@@ -26,6 +27,16 @@ absl::StatusOr<int64_t> KvBytes(const KvRequest& request) {
              : fits;
 }
 
+// Tokens of the longest sequence that so many blocks suffice for, up to `most`.
+int LongestSequence(const KvLayout& layout, int64_t blocks, int most) {
+  int fits = 0, beyond = most + 1;
+  while (beyond - fits > 1) {
+    const int tokens = fits + (beyond - fits) / 2;
+    (LeastBlocks(layout.windows, tokens) <= blocks ? fits : beyond) = tokens;
+  }
+  return fits;
+}
+
 }  // namespace
 
 absl::StatusOr<KvPlan> PlanKv(const ModelSpec& spec, DType dtype, const KvRequest& request) {
@@ -39,18 +50,19 @@ absl::StatusOr<KvPlan> PlanKv(const ModelSpec& spec, DType dtype, const KvReques
   // A block is named by an int32.
   plan.blocks = std::min<int64_t>(bytes / block_bytes, std::numeric_limits<int32_t>::max());
   plan.bytes = plan.blocks * block_bytes;
+  const KvLayout layout = KvLayoutOf(spec);
+  plan.tokens = plan.blocks / layout.groups() * kBlockTokens;
   const int64_t least_tokens = std::max(1, request.max_model_len);
-  const int64_t least_blocks = (least_tokens + kBlockTokens - 1) / kBlockTokens;
+  const int64_t least_blocks = LeastBlocks(layout.windows, least_tokens);
   if (plan.blocks < least_blocks) {
     return ResourceExhausted(
         "a sequence of {} tokens needs {} of KV cache, there are {}; give more --kv-memory or less "
         "--max-model-len",
         least_tokens, config::FormatBytes(least_blocks * block_bytes), config::FormatBytes(bytes));
   }
-  plan.max_model_len =
-      request.max_model_len > 0
-          ? request.max_model_len
-          : static_cast<int>(std::min<int64_t>(spec.max_position, plan.blocks * kBlockTokens));
+  plan.max_model_len = request.max_model_len > 0
+                           ? request.max_model_len
+                           : LongestSequence(layout, plan.blocks, spec.max_position);
   return plan;
 }
 

@@ -17,8 +17,9 @@ struct KvRequest {
 };
 
 struct KvPlan {
-  int64_t blocks = 0;  // of kBlockTokens tokens
+  int64_t blocks = 0;  // of kBlockTokens tokens of a group of layers (kv_layout.h)
   int64_t bytes = 0;   // of these blocks
+  int64_t tokens = 0;  // that all layers can see at once
   int max_model_len = 0;
 };
 

@@ -70,16 +70,19 @@ absl::StatusOr<KvPlan> PlanMemory(const RouterOptions& options, const OpenedMode
   const KvRequest request = KvRequestOf(options, model, other_weight_bytes);
   const DType kv_dtype = KvDType(options);
   SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, kv_dtype, request));
+  const uint64_t all = KvBytesPerToken(model.spec, kv_dtype);
+  const uint64_t kept = KvBytesPerKeptToken(model.spec, kv_dtype);
   log::Info(
-      "{} of weights, {} of KV cache ({}): {} tokens of {} in {}, up to {} a sequence; {} of "
+      "{} of weights, {} of KV cache ({}): {} tokens of {} in {}{}, up to {} a sequence; {} of "
       "memory available",
       config::FormatBytes(static_cast<int64_t>(request.weight_bytes)),
       config::FormatBytes(plan.bytes),
       options.kv_bytes > 0 ? "--kv-memory" : "half of what is free; --kv-memory changes it",
-      plan.blocks * kBlockTokens,
-      config::FormatBytes(static_cast<int64_t>(KvBytesPerToken(model.spec, kv_dtype))),
-      Name(kv_dtype), plan.max_model_len,
-      config::FormatBytes(static_cast<int64_t>(request.available_bytes)));
+      plan.tokens, config::FormatBytes(static_cast<int64_t>(all)), Name(kv_dtype),
+      kept == all ? ""
+                  : fmt::format(" ({} behind the sliding windows)",
+                                config::FormatBytes(static_cast<int64_t>(kept))),
+      plan.max_model_len, config::FormatBytes(static_cast<int64_t>(request.available_bytes)));
   return plan;
 }
 

@@ -26,7 +26,7 @@ struct GraphContext {
 struct RowSpan {
   int64_t rows = 0;
   const int32_t* positions = nullptr;            // [rows]
-  const int32_t* const* block_tables = nullptr;  // [rows]
+  const int32_t* const* block_tables = nullptr;  // [rows], of the layer's group
 
   RowSpan Slice(int64_t begin, int64_t count) const {
     return {count, positions + begin, block_tables + begin};

@@ -45,7 +45,9 @@ void Decoder::Start(const StepBatch& batch) {
   SY_CHECK(batch.rows() > 0 && (batch_ == nullptr));
   batch_ = &batch;
   const size_t rows = batch.tokens.size();
-  SY_CHECK(batch.positions.size() == rows && batch.block_tables.size() == rows);
+  SY_CHECK(batch.positions.size() == rows &&
+           static_cast<int>(batch.block_tables.size()) == context_.kv.groups());
+  for (const auto& tables : batch.block_tables) SY_CHECK(tables.size() == rows);
   SY_CHECK(batch.micro_batches == 1 || batch.micro_batches == 2);
   rope_.Reserve(*std::max_element(batch.positions.begin(), batch.positions.end()) + 1);
 
@@ -65,10 +67,9 @@ void Decoder::Start(const StepBatch& batch) {
 int64_t Decoder::CutRow() const {
   const int64_t rows = batch_->rows();
   if (batch_->micro_batches == 1) return rows;
-  const auto starts_sequence = [this](int64_t row) {
+  const auto starts_sequence = [this, &tables = batch_->block_tables.front()](int64_t row) {
     const size_t r = static_cast<size_t>(row);
-    return batch_->block_tables[r] != batch_->block_tables[r - 1] ||
-           batch_->positions[r] != batch_->positions[r - 1] + 1;
+    return tables[r] != tables[r - 1] || batch_->positions[r] != batch_->positions[r - 1] + 1;
   };
   for (int64_t away = 0; away < rows; ++away) {
     for (const int64_t row : {rows / 2 - away, rows / 2 + away}) {
@@ -165,8 +166,9 @@ bool Decoder::Step(MicroBatch& part) {
 }
 
 void Decoder::RunAttention(MicroBatch& part) {
+  const auto group = static_cast<size_t>(context_.kv.group(part.layer));
   const RowSpan rows = {part.rows, batch_->positions.data() + part.begin,
-                        batch_->block_tables.data() + part.begin};
+                        batch_->block_tables[group].data() + part.begin};
   float* residual = part.residual.as<float>();
   attention_->Run(part.layer, LayerOf(part), rows, residual);
   if (!spec_.layers[static_cast<size_t>(part.layer)].moe) {

@@ -19,18 +19,21 @@ namespace switchyard::router {
 // (or latent) of every row into its block before attention reads it. Sequences of one prefix may
 // share blocks, but never one that a row of the step is written to.
 struct StepBatch {
-  std::vector<int32_t> tokens;               // [rows]
-  std::vector<int32_t> positions;            // [rows], absolute
-  std::vector<const int32_t*> block_tables;  // [rows], of the row's sequence
-  std::vector<int32_t> logit_rows;           // rows whose logits are wanted, ascending
-  std::vector<int32_t> trace_rows;           // rows whose routing is wanted, ascending
-  int micro_batches = 1;                     // 1 or 2; cut at a sequence near the middle
+  std::vector<int32_t> tokens;     // [rows]
+  std::vector<int32_t> positions;  // [rows], absolute
+  // [groups][rows], of the row's sequence: a table for each group of layers (kv_layout.h). What is
+  // behind a group's window of all rows to come is not looked at.
+  std::vector<std::vector<const int32_t*>> block_tables;
+  std::vector<int32_t> logit_rows;  // rows whose logits are wanted, ascending
+  std::vector<int32_t> trace_rows;  // rows whose routing is wanted, ascending
+  int micro_batches = 1;            // 1 or 2; cut at a sequence near the middle
   int priority = 0;
   absl::Time deadline = absl::InfiniteFuture();
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   void Clear() {
-    tokens.clear(), positions.clear(), block_tables.clear();
+    tokens.clear(), positions.clear();
+    for (auto& of_group : block_tables) of_group.clear();
     logit_rows.clear(), trace_rows.clear();
     micro_batches = 1, priority = 0, deadline = absl::InfiniteFuture();
   }
@@ -58,7 +61,7 @@ class ModelRunner {
   // Nobody wants the step that waits: Advance says kDone, all its rows count as lost.
   virtual void Abandon() = 0;
   virtual const StepResult& result() const = 0;
-  // Makes one KV block equal to another, in all layers. Not between Start and kDone.
+  // Makes one KV block equal to another, in all of its layers. Not between Start and kDone.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;
 };
 

@@ -24,7 +24,7 @@ int64_t BlockStrideBytes(const ModelSpec& spec, DType dtype) {
 }  // namespace
 
 int64_t KvStorage::BlockBytes(const ModelSpec& spec, DType dtype) {
-  return BlockStrideBytes(spec, dtype) * spec.num_layers();
+  return BlockStrideBytes(spec, dtype) * KvLayoutOf(spec).layers_per_block;
 }
 
 absl::StatusOr<KvStorage> KvStorage::Create(const ModelSpec& spec, DType dtype, int64_t blocks) {
@@ -46,15 +46,16 @@ absl::StatusOr<KvStorage> KvStorage::Create(const ModelSpec& spec, DType dtype, 
   storage.bytes_ = static_cast<size_t>(bytes);
   storage.block_stride_bytes_ = BlockStrideBytes(spec, dtype);
   storage.record_bytes_ = KvRecordBytes(spec, dtype);
-  storage.layer_bytes_ = storage.block_stride_bytes_ * blocks;
+  storage.slot_bytes_ = storage.block_stride_bytes_ * blocks;
   storage.blocks_ = blocks;
   storage.dtype_ = dtype;
+  storage.layout_ = KvLayoutOf(spec);
   return storage;
 }
 
 void KvStorage::CopyBlock(int32_t from, int32_t to) {
   SY_CHECK(from >= 0 && from < blocks_ && to >= 0 && to < blocks_ && from != to);
-  for (size_t at = 0; at < bytes_; at += static_cast<size_t>(layer_bytes_)) {
+  for (size_t at = 0; at < bytes_; at += static_cast<size_t>(slot_bytes_)) {
     std::memcpy(base_ + at + to * block_stride_bytes_, base_ + at + from * block_stride_bytes_,
                 static_cast<size_t>(block_stride_bytes_));
   }
@@ -71,11 +72,12 @@ KvStorage& KvStorage::operator=(KvStorage&& other) noexcept {
   if (base_ != nullptr) munmap(base_, bytes_);
   base_ = std::exchange(other.base_, nullptr);
   bytes_ = std::exchange(other.bytes_, 0);
-  layer_bytes_ = std::exchange(other.layer_bytes_, 0);
+  slot_bytes_ = std::exchange(other.slot_bytes_, 0);
   block_stride_bytes_ = std::exchange(other.block_stride_bytes_, 0);
   record_bytes_ = std::exchange(other.record_bytes_, 0);
   blocks_ = std::exchange(other.blocks_, 0);
   dtype_ = other.dtype_;
+  layout_ = std::exchange(other.layout_, {});
   return *this;
 }
 

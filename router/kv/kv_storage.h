@@ -1,12 +1,16 @@
-// The memory of the paged KV cache: for each layer an array of blocks of kBlockTokens tokens. Who
-// owns which block is block_pool.h's matter. A token's record is KvRecordBytes of
-// services/model/memory_plan.h. Pages are touched first when a block is written.
+// The memory of the paged KV cache: blocks of kBlockTokens tokens of the layers of one group, as
+// services/model/kv_layout.h groups them. Each slot of a block lies in an array of its own, which
+// the layers with that slot share: a block is one group's at a time. Who owns which block is
+// block_pool.h's matter. A token's record is KvRecordBytes of services/model/memory_plan.h. Pages
+// are touched first when a block is written.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "services/model/kv_layout.h"
 #include "services/model/spec.h"
 #include "services/tensor/dtype.h"
 
@@ -24,27 +28,34 @@ class KvStorage {
   KvStorage(KvStorage&&) noexcept;
   KvStorage& operator=(KvStorage&&) noexcept;
 
-  // Bytes of one block over all layers.
+  // Bytes of one block, in all of its slots.
   static int64_t BlockBytes(const ModelSpec& spec, DType dtype);
 
   DType dtype() const { return dtype_; }
   int64_t blocks() const { return blocks_; }
-  std::byte* layer(int layer) { return base_ + layer * layer_bytes_; }
+  int groups() const { return layout_.groups(); }
+  int group(int layer) const { return layout_.layers[static_cast<size_t>(layer)].group; }
+  // Block 0, in the slot of this layer.
+  std::byte* layer(int layer) {
+    return base_ + layout_.layers[static_cast<size_t>(layer)].slot * slot_bytes_;
+  }
   int64_t block_stride_bytes() const { return block_stride_bytes_; }
-  // Where the token at `position` of the sequence with this block table lies.
+  // Where the token at `position` of the sequence with this block table (of the layer's group)
+  // lies.
   std::byte* Record(int layer, const int32_t* block_table, int32_t position) {
     return this->layer(layer) + block_table[position / kBlockTokens] * block_stride_bytes_ +
            position % kBlockTokens * record_bytes_;
   }
-  // In every layer.
+  // In every slot.
   void CopyBlock(int32_t from, int32_t to);
 
  private:
   KvStorage() = default;
   std::byte* base_ = nullptr;
   size_t bytes_ = 0;
-  int64_t layer_bytes_ = 0, block_stride_bytes_ = 0, record_bytes_ = 0, blocks_ = 0;
+  int64_t slot_bytes_ = 0, block_stride_bytes_ = 0, record_bytes_ = 0, blocks_ = 0;
   DType dtype_ = DType::kBF16;
+  KvLayout layout_;
 };
 
 }  // namespace switchyard::router

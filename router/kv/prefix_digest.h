@@ -18,6 +18,14 @@ using BlockDigest = std::array<uint8_t, 32>;
 // What the first block's digest is chained to. An empty salt is one that all share.
 BlockDigest SaltDigest(std::string_view salt);
 
+// A block of each group of layers (services/model/kv_layout.h) holds the same tokens: how that of
+// `group` is called.
+inline BlockDigest InGroup(BlockDigest digest, int group) {
+  digest[0] ^= static_cast<uint8_t>(group);
+  digest[1] ^= static_cast<uint8_t>(group >> 8);
+  return digest;
+}
+
 // Of the block that holds `tokens`, kBlockTokens of them (checked), after the block `before`.
 BlockDigest NextDigest(const BlockDigest& before, std::span<const int32_t> tokens);
 

@@ -24,7 +24,7 @@ namespace switchyard::router {
 
 struct EngineOptions {
   int max_model_len = 0;        // tokens of prompt and output; > 0
-  int64_t kv_blocks = 0;        // blocks of kBlockTokens tokens; > 0
+  int64_t kv_blocks = 0;        // of kBlockTokens tokens of a group of layers; > 0
   int max_batch_tokens = 2048;  // rows of a step; > 0
   int max_running = 256;        // sequences admitted at a time (a request has n of them); > 0
   // Requests waiting; one more is refused with RESOURCE_EXHAUSTED. A client of which some wait may

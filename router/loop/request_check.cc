@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "router/kv/block_table.h"
+#include "router/kv/kv_tables.h"
 #include "services/base/status.h"
 
 namespace switchyard::router {
@@ -38,7 +38,8 @@ absl::Status CheckSampling(const SamplingParams& s, int vocab) {
   return absl::OkStatus();
 }
 
-absl::Status CheckLengths(const EngineRequest& r, const EngineOptions& options) {
+absl::Status CheckLengths(const EngineRequest& r, const EngineOptions& options,
+                          const ModelSpec& spec) {
   const auto prompt = static_cast<int64_t>(r.prompt.size());
   if (prompt == 0) return InvalidArgument("prompt is empty");
   if (prompt >= options.max_model_len) {
@@ -50,7 +51,7 @@ absl::Status CheckLengths(const EngineRequest& r, const EngineOptions& options) 
     return InvalidArgument("max_tokens is {}; it must be 1 or more", r.max_tokens);
   SY_RETURN_IF_ERROR(CheckRange("min_tokens", r.min_tokens, 0, r.max_tokens));
   // The last token is not computed any more.
-  const int64_t blocks = BlocksFor(MaxLength(r, options) - 1);
+  const int64_t blocks = LeastBlocks(KvLayoutOf(spec).windows, MaxLength(r, options) - 1);
   if (blocks > options.kv_blocks) {
     return InvalidArgument(
         "prompt of {} and max_tokens of {} need {} KV blocks of {} tokens; the cache has {}",
@@ -69,7 +70,7 @@ int64_t MaxLength(const EngineRequest& request, const EngineOptions& options) {
 absl::Status CheckRequest(const EngineRequest& request, const EngineOptions& options,
                           const ModelSpec& spec) {
   if (request.sink == nullptr) return InvalidArgument("sink is missing");
-  SY_RETURN_IF_ERROR(CheckLengths(request, options));
+  SY_RETURN_IF_ERROR(CheckLengths(request, options, spec));
   for (int32_t id : request.prompt) SY_RETURN_IF_ERROR(CheckToken("prompt", id, spec.vocab));
   for (int32_t id : request.stop_token_ids) {
     SY_RETURN_IF_ERROR(CheckToken("stop_token_ids", id, spec.vocab));

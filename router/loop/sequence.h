@@ -1,5 +1,5 @@
 // What the engine thread keeps of a request: its choices, each a sequence of its own with its own
-// randomness and table. Where it is the same to the client, the first of them computes the prompt
+// randomness and tables. Where it is the same to the client, the first of them computes the prompt
 // and the others fork from it. Owned by StepLoop.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 #include "absl/time/time.h"
 #include "router/draft/drafter.h"
-#include "router/kv/block_table.h"
+#include "router/kv/kv_tables.h"
 #include "router/loop/request.h"
 #include "router/sample/token_history.h"
 
@@ -59,9 +59,9 @@ struct Sequence {
   const uint64_t arrival;
   State state = State::kWaiting;
 
-  // Made when first admitted, kept over preemptions (which empty the table).
+  // Made when first admitted, kept over preemptions (which empty the tables).
   std::vector<int32_t> tokens;  // prompt and output
-  std::optional<BlockTable> table;
+  std::optional<KvTables> tables;
   std::optional<TokenHistory> history;
 
   std::unique_ptr<Drafter> drafter;  // where tokens are guessed

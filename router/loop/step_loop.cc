@@ -11,16 +11,21 @@
 namespace switchyard::router {
 namespace {
 
-SequenceView ViewOfRunning(const Sequence& s) {
-  return {.priority = s.request.spec.priority,
-          .arrival = s.arrival,
-          .known = s.known(),
-          .computed = s.computed,
-          .blocks = s.table->blocks(),
-          .own_blocks = s.table->own_blocks(),
-          .last_step = s.last_step,
-          .drafts = static_cast<int64_t>(s.drafts.size()),
-          .all_logits = s.scores_prompt()};
+// All groups that see everything have blocks for as many tokens; so have those that do not.
+SequenceView ViewOfRunning(const Sequence& s, std::span<const int> windows) {
+  SequenceView view{.priority = s.request.spec.priority,
+                    .arrival = s.arrival,
+                    .known = s.known(),
+                    .computed = s.computed,
+                    .own_blocks = s.tables->own_blocks(),
+                    .last_step = s.last_step,
+                    .drafts = static_cast<int64_t>(s.drafts.size()),
+                    .all_logits = s.scores_prompt()};
+  for (int g = 0; g < s.tables->groups(); ++g) {
+    const bool sees_all = windows[static_cast<size_t>(g)] == 0;
+    (sees_all ? view.full_blocks : view.window_blocks) = s.tables->group(g).blocks();
+  }
+  return view;
 }
 
 }  // namespace
@@ -33,7 +38,11 @@ StepLoop::StepLoop(const EngineOptions& options, ModelRunner& runner, EngineObse
       outbox_(outbox),
       pool_(options.kv_blocks),
       sampler_(runner.spec().vocab),
-      window_(runner.spec().attention_window()) {}
+      layout_(KvLayoutOf(runner.spec())) {
+  snapshot_.full_groups = layout_.groups_that_see_all();
+  snapshot_.window_groups = layout_.groups() - snapshot_.full_groups;
+  batch_.block_tables.resize(layout_.windows.size());
+}
 
 void StepLoop::Add(EngineRequest spec, absl::Time now) {
   auto owned = std::make_unique<Request>();
@@ -121,7 +130,10 @@ bool StepLoop::BeginStep(absl::Time now) {
     before = running_;
     for (int index : plan.preempt) Preempt(*before[index]);
     for (int index : plan.admit) Admit(*candidates_[index], now);
-    for (int index : plan.admit) candidates_[index]->table->Grow(candidates_[index]->known());
+    for (int index : plan.admit) {
+      Sequence& s = *candidates_[index];
+      s.tables->Admit(s.computed, s.known());
+    }
   } while (plan.work.empty() && !plan.preempt.empty());
   SY_CHECK(!plan.work.empty());  // the policy's promise: something always advances
 
@@ -146,7 +158,7 @@ void StepLoop::TakeSnapshot() {
   snapshot_.free_blocks = pool_.free();
   for (Sequence* s : running_) {
     GuessNext(*s);
-    snapshot_.running.push_back(ViewOfRunning(*s));
+    snapshot_.running.push_back(ViewOfRunning(*s, layout_.windows));
   }
   // No more than a step has rows and places for: looking for a prefix takes time.
   int64_t rows = 0;
@@ -171,13 +183,19 @@ void StepLoop::GuessNext(Sequence& s) {
 
 SequenceView StepLoop::ViewOfWaiting(Sequence& s) {
   const Prefix found = FindPrefix(s);
-  return {.priority = s.request.spec.priority,
-          .arrival = s.arrival,
-          .known = s.known(),
-          .computed = found.blocks * kBlockTokens,
-          .blocks = found.skipped + found.used,
-          .last_step = s.last_step,
-          .all_logits = s.scores_prompt()};
+  SequenceView view{.priority = s.request.spec.priority,
+                    .arrival = s.arrival,
+                    .known = s.known(),
+                    .computed = found.blocks * kBlockTokens,
+                    .shared_blocks = found.used,
+                    .last_step = s.last_step,
+                    .all_logits = s.scores_prompt()};
+  for (const int window : layout_.windows) {
+    const int64_t end = BlocksFor(AdmittedTokens(window, view.computed, view.known));
+    (window == 0 ? view.full_blocks : view.window_blocks) = end;
+    view.admit_blocks += end - FirstBlockSeen(view.computed, window);
+  }
+  return view;
 }
 
 void StepLoop::Admit(Sequence& s, absl::Time now) {
@@ -201,19 +219,19 @@ void StepLoop::Activate(Sequence& s) {
   waiting_.NoteTurn(s.request.spec.fair_key);
   running_.push_back(&s);
   s.state = Sequence::State::kRunning;
-  if (s.table) return;
+  if (s.tables) return;
   const EngineRequest& spec = s.request.spec;
   s.tokens.reserve(s.request.max_len);
   s.tokens = spec.prompt;
   s.history.emplace(spec.sampling, spec.prompt);
-  s.table.emplace(pool_, s.request.max_len - 1, window_);
+  s.tables.emplace(pool_, layout_.windows, s.request.max_len - 1);
   if (options_.max_drafts > 0) s.drafter = options_.make_drafter();
   s.draft_most = options_.max_drafts;
 }
 
 void StepLoop::Preempt(Sequence& s) {
   std::erase(running_, &s);
-  s.table->Clear();
+  s.tables->Clear();
   s.drafts.clear();
   s.computed = s.published = 0;
   s.state = Sequence::State::kWaiting;
@@ -225,7 +243,7 @@ void StepLoop::AppendRows(Sequence& s, int64_t rows) {
   const Request& request = s.request;
   const int64_t drafts = std::max<int64_t>(0, s.computed + rows - s.known());
   SY_CHECK(drafts <= static_cast<int64_t>(s.drafts.size()));
-  s.table->Grow(s.computed + rows);
+  s.tables->Grow(s.computed + rows);
   shape_.Add(s.computed, rows);
   s.last_step = steps_;
   Slice slice{.sequence = &s,
@@ -240,7 +258,9 @@ void StepLoop::AppendRows(Sequence& s, int64_t rows) {
     const auto row = static_cast<int32_t>(batch_.rows());
     batch_.tokens.push_back(p < s.known() ? s.tokens[p] : s.drafts[p - s.known()]);
     batch_.positions.push_back(static_cast<int32_t>(p));
-    batch_.block_tables.push_back(s.table->data());
+    for (int g = 0; g < layout_.groups(); ++g) {
+      batch_.block_tables[static_cast<size_t>(g)].push_back(s.tables->group(g).data());
+    }
     const bool scored = scores && p >= s.scored && p < request.prompt_len() - 1;
     if (scored || p >= s.known() - 1) batch_.logit_rows.push_back(row);
     if (request.spec.return_routed_experts && p >= s.traced) batch_.trace_rows.push_back(row);
@@ -305,7 +325,7 @@ void StepLoop::Sweep() {
   if (in_flight_) return;
   std::erase_if(running_, [](Sequence* s) {
     if (s->state != Sequence::State::kEnded) return false;
-    s->table->Clear();
+    s->tables->Clear();
     return true;
   });
   for (Request* request : to_sweep_) {

@@ -21,6 +21,7 @@
 #include "router/sample/sampler.h"
 #include "router/schedule/batch_policy.h"
 #include "router/schedule/micro_batches.h"
+#include "services/model/kv_layout.h"
 
 namespace switchyard::router {
 
@@ -80,9 +81,8 @@ class StepLoop {
   void GuessNext(Sequence& s);
   // What sequences share (step_prefix.cc).
   struct Prefix {
-    int64_t blocks = 0;   // of the sequence's tokens, that need not be computed
-    int64_t skipped = 0;  // of these, the first ones, that no token behind them sees
-    int64_t used = 0;     // of the others, by other sequences
+    int64_t blocks = 0;  // of the sequence's tokens, that need not be computed
+    int64_t used = 0;    // of these, in all groups, that the next token sees and others hold
   };
   void ExtendDigests(Sequence& s, int64_t blocks);
   Prefix FindPrefix(Sequence& s);
@@ -92,6 +92,7 @@ class StepLoop {
   // The other choices of a request whose prompt was computed: each draws its first token from the
   // same logits, or waits where there is no place for it.
   void Fork(const Sequence& leader, std::span<const float> logits, absl::Time now);
+  // `blocks`: of each group.
   bool HasPlaceFor(const Sequence& s, int64_t blocks) const;
   // The one that computed the prompt ended before it was: another takes its place.
   void Promote(Request& request);
@@ -126,7 +127,7 @@ class StepLoop {
   Outbox& outbox_;
   BlockPool pool_;
   Sampler sampler_;
-  const int64_t window_;  // of tokens that one sees in any layer; 0: all
+  const KvLayout layout_;
 
   absl::flat_hash_map<RequestKey, std::unique_ptr<Request>> requests_;
   WaitingQueue waiting_;

@@ -1,6 +1,7 @@
 // What sequences share: blocks of a common prefix, and the prompt of a request's choices.
 #include <algorithm>
 
+#include "absl/container/inlined_vector.h"
 #include "router/loop/step_loop.h"
 #include "services/base/check.h"
 
@@ -19,26 +20,36 @@ void StepLoop::ExtendDigests(Sequence& s, int64_t blocks) {
 StepLoop::Prefix StepLoop::FindPrefix(Sequence& s) {
   Prefix prefix;
   const int64_t most = options_.prefix_cache ? s.skippable() / kBlockTokens : 0;
-  int64_t missing = -1;  // the last block that is not there
-  for (int64_t i = 0; i < most && (missing < 0 || window_ > 0); ++i) {
+  const auto find = [&](int64_t block, int group) {
+    return pool_.Find(InGroup(s.digests[static_cast<size_t>(block)], group));
+  };
+  absl::InlinedVector<int64_t, 2> missing(layout_.windows.size(), -1);  // the last that is
+  bool hope = true;
+  for (int64_t i = 0; i < most && hope; ++i) {
     ExtendDigests(s, i + 1);
-    if (pool_.Find(s.digests[static_cast<size_t>(i)]) < 0) missing = i;
-    // The token behind block i sees none that is missing.
-    const int64_t first = FirstBlockSeen((i + 1) * kBlockTokens, window_);
-    if (missing < first) prefix = {.blocks = i + 1, .skipped = first};
+    bool found = true;
+    for (int g = 0; g < layout_.groups(); ++g) {
+      const int window = layout_.windows[static_cast<size_t>(g)];
+      int64_t& last = missing[static_cast<size_t>(g)];
+      if (find(i, g) < 0) last = i;
+      // The token behind block i sees none that is missing.
+      found &= last < FirstBlockSeen((i + 1) * kBlockTokens, window);
+      hope &= last < 0 || window > 0;
+    }
+    if (found) prefix.blocks = i + 1;
   }
-  for (int64_t i = prefix.skipped; i < prefix.blocks; ++i) {
-    prefix.used += pool_.references(pool_.Find(s.digests[static_cast<size_t>(i)])) > 0;
+  for (int g = 0; g < layout_.groups(); ++g) {
+    const int window = layout_.windows[static_cast<size_t>(g)];
+    for (int64_t i = FirstBlockSeen(prefix.blocks * kBlockTokens, window); i < prefix.blocks; ++i) {
+      prefix.used += pool_.references(find(i, g)) > 0;
+    }
   }
   return prefix;
 }
 
 void StepLoop::SharePrefix(Sequence& s) {
   const Prefix prefix = FindPrefix(s);
-  s.table->Skip(prefix.skipped);
-  for (int64_t i = prefix.skipped; i < prefix.blocks; ++i) {
-    s.table->Share(pool_.Find(s.digests[static_cast<size_t>(i)]));
-  }
+  s.tables->ShareFound(std::span(s.digests).first(static_cast<size_t>(prefix.blocks)));
   s.published = prefix.blocks;
   s.computed = prefix.blocks * kBlockTokens;
   if (options_.prefix_cache) observer_.OnPrefixLookup(s.known(), s.computed);
@@ -49,10 +60,10 @@ void StepLoop::SettleBlocks(Sequence& s) {
     const int64_t full = s.computed / kBlockTokens;
     ExtendDigests(s, full);
     for (; s.published < full; ++s.published) {
-      s.table->Publish(s.published, s.digests[static_cast<size_t>(s.published)]);
+      s.tables->Publish(s.published, s.digests[static_cast<size_t>(s.published)]);
     }
   }
-  s.table->DropBehind(s.computed);
+  s.tables->DropBehind(s.computed);
 }
 
 void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl::Time now) {
@@ -69,12 +80,10 @@ void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl:
     Sequence& s = *sibling;
     if (!HasPlaceFor(s, BlocksFor(length) - full)) return;
     Activate(s);
-    const int64_t first = std::min(leader.table->first(), full);
-    s.table->Skip(first);
-    for (int64_t i = first; i < full; ++i) s.table->Share(leader.table->data()[i]);
-    s.table->Grow(length);
-    if (length % kBlockTokens != 0) {
-      runner_.CopyBlock(leader.table->data()[full], s.table->data()[full]);
+    s.tables->ShareWith(*leader.tables, full);
+    s.tables->Grow(length);
+    for (int g = 0; g < layout_.groups() && length % kBlockTokens != 0; ++g) {
+      runner_.CopyBlock(leader.tables->group(g).data()[full], s.tables->group(g).data()[full]);
     }
     s.computed = length;
     s.published = leader.published;
@@ -86,10 +95,8 @@ void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl:
 
 bool StepLoop::HasPlaceFor(const Sequence& s, int64_t blocks) const {
   const auto running = static_cast<int64_t>(running_.size());
-  // As many as admission leaves for those that decode.
-  const int64_t reserve = (running + 3) / 4;
-  return running < options_.max_running && pool_.free() >= blocks + reserve &&
-         waiting_.Front() == &s;
+  const int64_t need = blocks * layout_.groups() + ReserveBlocks(running, layout_.groups());
+  return running < options_.max_running && pool_.free() >= need && waiting_.Front() == &s;
 }
 
 void StepLoop::Promote(Request& request) {

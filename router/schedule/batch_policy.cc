@@ -4,7 +4,7 @@
 #include <limits>
 #include <tuple>
 
-#include "router/kv/block_table.h"
+#include "router/kv/kv_tables.h"
 #include "services/base/check.h"
 
 namespace switchyard::router {
@@ -12,9 +12,6 @@ namespace {
 
 // Ascending: best first.
 auto Rank(const SequenceView& s) { return std::make_tuple(-int64_t{s.priority}, s.arrival); }
-
-// Rows of prompts in a step however long its decodes take: fewer would read weights for little.
-constexpr int64_t kLeastChunk = 2 * kBlockTokens;
 
 // One call of PlanBatch: the snapshot and what is left of the budgets.
 class Planner {
@@ -26,17 +23,19 @@ class Planner {
         max_running_(limits.max_running),
         step_target_ms_(limits.step_target_ms),
         cost_(limits.cost),
+        running_(now.running),
+        waiting_(now.waiting),
         free_blocks_(now.free_blocks),
         running_count_(static_cast<int64_t>(now.running.size())),
         state_(now.running.size(), State::kIdle) {
-    for (int i = 0; i < static_cast<int>(now.running.size()); ++i) by_rank_.push_back(i);
+    for (int i = 0; i < static_cast<int>(running_.size()); ++i) by_rank_.push_back(i);
     std::sort(by_rank_.begin(), by_rank_.end(),
-              [&](int a, int b) { return Rank(now.running[a]) < Rank(now.running[b]); });
+              [&](int a, int b) { return Rank(running_[a]) < Rank(running_[b]); });
   }
 
   BatchPlan Plan() {
     Displace();
-    Decode();
+    RunDecodes();
     Speculate();
     Prefill();
     return std::move(plan_);
@@ -46,12 +45,12 @@ class Planner {
   enum class State { kIdle, kHasWork, kPreempted };
   struct Cut {
     size_t work;
-    const SequenceView* view;
+    SequenceView* view;
   };
 
   void Preempt(int index) {
     state_[index] = State::kPreempted;
-    free_blocks_ += now_.running[index].own_blocks;
+    free_blocks_ += running_[index].own_blocks;
     --running_count_;
     short_of_blocks_ = true;
     plan_.preempt.push_back(index);
@@ -69,15 +68,15 @@ class Planner {
       const SequenceView& wants = now_.waiting[w];
       if (CanAdmit(wants)) return;
       // Those that it shares may be held by the very ones that it displaces.
-      const int64_t need = BlocksFor(wants.known);
+      const int64_t need = wants.admit_blocks;
       int64_t blocks = free_blocks_, running = running_count_;
       std::vector<int> victims;
       for (size_t i = by_rank_.size(); i-- > 0 && (blocks < need || running >= max_running_);) {
         const int index = by_rank_[i];
         if (state_[index] == State::kPreempted) continue;
-        if (now_.running[index].priority >= wants.priority) break;
+        if (running_[index].priority >= wants.priority) break;
         victims.push_back(index);
-        blocks += now_.running[index].own_blocks;
+        blocks += running_[index].own_blocks;
         --running;
       }
       if (victims.empty() || blocks < need || running >= max_running_) return;
@@ -87,37 +86,55 @@ class Planner {
     }
   }
 
-  // True if a block is free now or was taken from a sequence of lower rank.
-  bool FindBlock(int for_index) {
-    for (size_t i = by_rank_.size(); free_blocks_ == 0 && i-- > 0;) {
+  // Blocks that the tables of a sequence lack for its first `tokens` tokens.
+  int64_t Lacks(const SequenceView& s, int64_t tokens) const {
+    const int64_t blocks = BlocksFor(tokens);
+    return now_.full_groups * std::max<int64_t>(0, blocks - s.full_blocks) +
+           now_.window_groups * std::max<int64_t>(0, blocks - s.window_blocks);
+  }
+
+  // Gives a running sequence the blocks of its next row: free ones, or those of sequences of lower
+  // rank. False if there are too few.
+  bool FindBlocks(int for_index) {
+    SequenceView& s = running_[for_index];
+    const int64_t need = Lacks(s, s.computed + 1);
+    for (size_t i = by_rank_.size(); free_blocks_ < need && i-- > 0;) {
       const int victim = by_rank_[i];
       if (victim == for_index) break;
       if (state_[victim] == State::kIdle) Preempt(victim);
     }
-    return free_blocks_ > 0;
+    if (free_blocks_ < need) {
+      short_of_blocks_ = true;
+      return false;
+    }
+    Grow(s, s.computed + 1);
+    return true;
   }
 
-  void Decode() {
+  void Grow(SequenceView& s, int64_t tokens) {
+    const int64_t lacks = Lacks(s, tokens);
+    free_blocks_ -= lacks;
+    s.own_blocks += lacks;
+    s.full_blocks = std::max(s.full_blocks, BlocksFor(tokens));
+    s.window_blocks = std::max(s.window_blocks, BlocksFor(tokens));
+  }
+
+  // And finds blocks for prefills that have none left.
+  void RunDecodes() {
     std::vector<int> order;
     for (int index : by_rank_) {
-      if (now_.running[index].decodes()) order.push_back(index);
+      const SequenceView& s = running_[index];
+      if (s.decodes() || Lacks(s, s.computed + 1) > 0) order.push_back(index);
     }
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      const SequenceView &x = now_.running[a], &y = now_.running[b];
+      const SequenceView &x = running_[a], &y = running_[b];
       return std::make_tuple(-int64_t{x.priority}, x.last_step) <
              std::make_tuple(-int64_t{y.priority}, y.last_step);
     });
     for (int index : order) {
       if (rows_left_ == 0 || logits_left_ == 0) return;
       if (state_[index] == State::kPreempted) continue;
-      const SequenceView& s = now_.running[index];
-      if (BlocksFor(s.known) > s.blocks) {
-        if (!FindBlock(index)) {
-          short_of_blocks_ = true;
-          continue;
-        }
-        --free_blocks_;
-      }
+      if (!FindBlocks(index) || !running_[index].decodes()) continue;
       state_[index] = State::kHasWork;
       Take(false, index, 1, 1);
     }
@@ -127,11 +144,10 @@ class Planner {
   void Speculate() {
     if (short_of_blocks_) return;
     for (BatchPlan::Work& work : plan_.work) {
-      const SequenceView& s = now_.running[work.index];
+      SequenceView& s = running_[work.index];
       int64_t drafts = std::min({s.drafts, rows_left_, logits_left_});
-      const int64_t held = std::max(s.blocks, BlocksFor(s.known));
-      drafts = std::min(drafts, (held + free_blocks_) * kBlockTokens - s.known);
-      free_blocks_ -= std::max(held, BlocksFor(s.known + drafts)) - held;
+      while (drafts > 0 && Lacks(s, s.known + drafts) > free_blocks_) --drafts;
+      Grow(s, s.known + drafts);
       rows_left_ -= drafts;
       logits_left_ -= drafts;
       work.tokens += drafts;
@@ -144,6 +160,12 @@ class Planner {
     plan_.work.push_back({admitted_now, index, tokens});
   }
 
+  // Rows for which there are blocks.
+  int64_t RowsHeld(const SequenceView& s, int64_t done) const {
+    if (now_.window_groups == 0) return s.known - s.computed - done;
+    return (s.window_blocks + free_blocks_ / now_.window_groups) * kBlockTokens - s.computed - done;
+  }
+
   // Rows for the next part of a prefill of which `done` are in the plan: `most` or fewer.
   int64_t ChunkRows(const SequenceView& s, int64_t done, int64_t most) const {
     const int64_t missing = s.known - s.computed - done;
@@ -153,15 +175,16 @@ class Planner {
     return tokens;
   }
 
-  // What time and budget leave to a chunk that begins there. Some rows there always are, so that
-  // prompts go on whatever the decodes take.
+  // What time, budget and blocks leave to a chunk that begins there. Decodes leave some time
+  // always, so that prompts go on.
   int64_t MostRows(const SequenceView& s, int64_t done) const {
     const int64_t timely = cost_.RowsWithin(ms_left_, s.computed + done);
-    return std::min(rows_left_, std::max(timely, kLeastChunk - prefill_rows_));
+    return std::min({rows_left_, std::max(timely, kLeastChunk - prefill_rows_), RowsHeld(s, done)});
   }
 
-  void AddRows(BatchPlan::Work& work, const SequenceView& s, int64_t tokens) {
+  void AddRows(BatchPlan::Work& work, SequenceView& s, int64_t tokens) {
     const int64_t first = s.computed + work.tokens;
+    Grow(s, first + tokens);
     StepShape shape;
     shape.Add(first, tokens);
     ms_left_ -= cost_.Of(shape) - cost_.fixed_ms;
@@ -171,7 +194,8 @@ class Planner {
     work.tokens += tokens;
   }
 
-  void PrefillChunk(bool admitted_now, int index, const SequenceView& s, bool others_wait) {
+  void PrefillChunk(bool admitted_now, int index, bool others_wait) {
+    SequenceView& s = admitted_now ? waiting_[index] : running_[index];
     const int64_t most = MostRows(s, 0);
     int64_t tokens = ChunkRows(s, 0, most);
     const bool cut = others_wait && s.known - s.computed > most && tokens >= 2 * kBlockTokens;
@@ -197,18 +221,17 @@ class Planner {
     if (step_target_ms_ <= 0 || plan_.work.empty()) return;
     StepShape decodes;
     for (const BatchPlan::Work& work : plan_.work) {
-      decodes.Add(now_.running[work.index].computed, work.tokens);
+      decodes.Add(running_[work.index].computed, work.tokens);
     }
     ms_left_ = step_target_ms_ - cost_.Of(decodes);
   }
 
-  static int64_t MissingBlocks(const SequenceView& s) { return BlocksFor(s.known) - s.blocks; }
+  static int64_t MissingBlocks(const SequenceView& s) { return s.admit_blocks - s.shared_blocks; }
 
   // Only while nobody is preempted: then what it shares stays where it is.
   bool CanAdmit(const SequenceView& s) const {
     if (short_of_blocks_ || running_count_ >= max_running_) return false;
-    // What stays free lets those that run go on for some steps before one has to give way.
-    const int64_t reserve = (running_count_ + 3) / 4;
+    const int64_t reserve = ReserveBlocks(running_count_, now_.full_groups + now_.window_groups);
     return free_blocks_ >= MissingBlocks(s) + reserve;
   }
 
@@ -218,7 +241,7 @@ class Planner {
     size_t w = 0, r = 0;
     const auto skip = [&] {
       while (r < by_rank_.size() &&
-             (state_[by_rank_[r]] != State::kIdle || now_.running[by_rank_[r]].decodes())) {
+             (state_[by_rank_[r]] != State::kIdle || running_[by_rank_[r]].decodes())) {
         ++r;
       }
     };
@@ -227,10 +250,10 @@ class Planner {
       const bool has_running = r < by_rank_.size(), has_waiting = w < now_.waiting.size();
       if (!has_running && !has_waiting) break;
       if (!has_waiting ||
-          (has_running && now_.running[by_rank_[r]].priority >= now_.waiting[w].priority)) {
+          (has_running && running_[by_rank_[r]].priority >= now_.waiting[w].priority)) {
         const int index = by_rank_[r++];
         skip();
-        PrefillChunk(false, index, now_.running[index], r < by_rank_.size() || has_waiting);
+        PrefillChunk(false, index, r < by_rank_.size() || has_waiting);
         continue;
       }
       if (w >= displacing_) {
@@ -240,8 +263,7 @@ class Planner {
         }
         Admit(static_cast<int>(w), MissingBlocks(now_.waiting[w]));
       }
-      PrefillChunk(true, static_cast<int>(w), now_.waiting[w],
-                   has_running || w + 1 < now_.waiting.size());
+      PrefillChunk(true, static_cast<int>(w), has_running || w + 1 < now_.waiting.size());
       ++w;
     }
     FillUp();
@@ -254,6 +276,7 @@ class Planner {
   const StepCost cost_;
   double ms_left_ = std::numeric_limits<double>::infinity();  // for prefill
   std::vector<Cut> cut_;                                      // prompts that were given less
+  std::vector<SequenceView> running_, waiting_;               // with the blocks they are given
   int64_t free_blocks_, running_count_;
   std::vector<State> state_;  // of running
   std::vector<int> by_rank_;  // running, best first

@@ -9,18 +9,19 @@
 //   decode    first, within the token budget; those that waited longest since their last row go
 //             first inside a priority, so that a budget below the number of sequences starves none.
 //   drafts    after all decodes, with what is left of the budget; nobody gives way for them.
-//   preempt   a decoding sequence that needs a block when none is free takes those of the lowest
-//             ranked below it that has no row in this step; if there is none it sits this step out.
-//             A preempted sequence computes its known tokens again when it is admitted again, but
-//             for those that the cache still holds then.
-//   prefill   with the budget that is left, by rank, in chunks of any size. Beside decodes a chunk
+//   preempt   a sequence whose next row needs blocks when too few are free takes those of the
+//             lowest ranked below it that has no row in this step; if there is none it sits this
+//             step out. A preempted sequence computes its known tokens again when it is admitted
+//             again, but for those that the cache still holds then.
+//   prefill   with the budget that is left, by rank, in chunks of any size for which there are
+//             blocks (in groups with a window; others got theirs before). Beside decodes a chunk
 //             ends where the step would take longer than its target. A prompt that does not fit
 //             into a step leaves half of the rows to those behind it, and takes what they do not
 //             need: a long one holds short ones up no longer than twice their own time.
-//   admit     after the prefills that run, by turn, nobody overtakes: when the blocks of all its
-//   known tokens are free or held by
-//             sequences of the same prefix (they are taken at once) and some stay over for those
-//             that decode. A higher priority displaces running sequences of lower ones.
+//   admit     after the prefills that run, by turn, nobody overtakes: when the blocks that it
+//             takes at once (KvTables::Admit) are free or held by sequences of the same prefix and
+//             some stay over for those that run. A higher priority displaces running sequences of
+//             lower ones.
 //
 // The highest ranked sequence that runs is never preempted, so it ends in finitely many steps, and
 // so by induction do all of a priority whose turn comes. A stream of higher priorities does starve
@@ -47,11 +48,15 @@ struct SequenceView {
   uint64_t arrival = 0;  // lower first, unique
   int64_t known = 0;     // tokens, > computed
   int64_t computed = 0;
-  int64_t blocks = 0;       // held; while waiting: of the prefix, those that others hold
-  int64_t own_blocks = 0;   // of those held, the ones that nobody else holds; 0 while waiting
-  uint64_t last_step = 0;   // that computed a row of it; 0: none
-  int64_t drafts = 0;       // of one that decodes: tokens that may follow, guessed
-  bool all_logits = false;  // every row of its prefill needs logits (prompt log-probabilities)
+  // Of its tables, with those behind the window, in groups that see all and in groups that do not;
+  // while waiting: once it is admitted.
+  int64_t full_blocks = 0, window_blocks = 0;
+  int64_t own_blocks = 0;     // while running: that nobody else holds
+  int64_t admit_blocks = 0;   // while waiting: that it holds once it is admitted
+  int64_t shared_blocks = 0;  // of these, those that others hold
+  uint64_t last_step = 0;     // that computed a row of it; 0: none
+  int64_t drafts = 0;         // of one that decodes: tokens that may follow, guessed
+  bool all_logits = false;    // every row of its prefill needs logits (prompt log-probabilities)
 
   bool decodes() const { return known - computed == 1; }
 };
@@ -60,7 +65,15 @@ struct BatchSnapshot {
   std::vector<SequenceView> running;  // any order
   std::vector<SequenceView> waiting;  // by turn; the front part is enough
   int64_t free_blocks = 0;
+  // Tables of a sequence: groups of layers that see all, and those with a window.
+  int full_groups = 1, window_groups = 0;
 };
+
+// Blocks that an admission leaves to `running` sequences of so many tables each: they go on for
+// some steps before one has to give way.
+constexpr int64_t ReserveBlocks(int64_t running, int64_t groups) {
+  return (running + 3) / 4 * groups;
+}
 
 struct BatchPlan {
   struct Work {
@@ -69,8 +82,8 @@ struct BatchPlan {
     int64_t tokens = 0;  // rows: positions [computed, computed + tokens); beyond known: drafts
   };
   std::vector<int> preempt;  // of running: done first; they wait again
-  std::vector<int> admit;    // of waiting: blocks for all known tokens
-  std::vector<Work> work;    // decodes, then prefill chunks; a decode takes a block if it needs one
+  std::vector<int> admit;    // of waiting
+  std::vector<Work> work;    // decodes, then prefill chunks; they take the blocks that they need
 };
 
 // Blocks that several of those preempted hold together are not counted on: where the plan has no

@@ -1,6 +1,7 @@
 #include "services/model/memory_plan.h"
 
 #include "services/base/status.h"
+#include "services/model/kv_layout.h"
 #include "services/model/tensor_names.h"
 #include "services/tensor/kv_vector.h"
 
@@ -26,6 +27,11 @@ void AddRows(const ModelSpec& spec, const StoredTensorOf& stored, const TensorRe
   const int64_t elements = static_cast<int64_t>(Elements(tensor) / all * part);
   out->by_dtype[as.dtype] +=
       static_cast<uint64_t>(BytesOf(as.dtype, elements)) + as.scale_bytes * part / all;
+}
+
+// What one group's layers keep of a token.
+uint64_t GroupBytes(const ModelSpec& spec, const KvLayout& layout, DType kv_dtype) {
+  return static_cast<uint64_t>(KvRecordBytes(spec, kv_dtype) * layout.layers_per_block);
 }
 
 }  // namespace
@@ -80,7 +86,13 @@ int64_t KvRecordBytes(const ModelSpec& spec, DType kv_dtype) {
 }
 
 uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype) {
-  return static_cast<uint64_t>(KvRecordBytes(spec, kv_dtype)) * spec.layers.size();
+  const KvLayout layout = KvLayoutOf(spec);
+  return GroupBytes(spec, layout, kv_dtype) * static_cast<uint64_t>(layout.groups());
+}
+
+uint64_t KvBytesPerKeptToken(const ModelSpec& spec, DType kv_dtype) {
+  const KvLayout layout = KvLayoutOf(spec);
+  return GroupBytes(spec, layout, kv_dtype) * static_cast<uint64_t>(layout.groups_that_see_all());
 }
 
 absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t available_bytes) {

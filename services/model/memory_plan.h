@@ -45,8 +45,10 @@ ParameterCount CountParameters(const ModelSpec& spec);
 // What one layer keeps of a token: MLA the vector [latent | rotated key], GQA a key of each KV
 // head, then a value of each; laid out as services/tensor/kv_vector.h says.
 int64_t KvRecordBytes(const ModelSpec& spec, DType kv_dtype);
-// KV cache of one token in all layers.
+// KV cache of one token in all layers, and in those that keep it: that have no window, so that
+// later tokens never cease to see it. As blocks are laid out (kv_layout.h).
 uint64_t KvBytesPerToken(const ModelSpec& spec, DType kv_dtype);
+uint64_t KvBytesPerKeptToken(const ModelSpec& spec, DType kv_dtype);
 
 // RESOURCE_EXHAUSTED with both numbers and the mend unless weights and KV fit in what is available.
 absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t available_bytes);

@@ -119,15 +119,6 @@ struct ModelSpec {
   std::vector<int> eos_ids;
 
   int num_layers() const { return static_cast<int>(layers.size()); }
-  // Tokens that one sees at most in any layer, itself among them; 0: a layer sees all.
-  int attention_window() const {
-    int most = 0;
-    for (const LayerSpec& layer : layers) {
-      if (layer.window == 0) return 0;
-      most = layer.window > most ? layer.window : most;
-    }
-    return most;
-  }
   // Experts of one reduction group (ExpertGroup below); groups are contiguous ranges of ids.
   int experts_per_group() const { return gate.groups > 1 ? experts.count / gate.groups : 1; }
   // The reduction group of an expert: the gate's own group, or the expert itself where the model

@@ -80,18 +80,25 @@ void DecoderHarness::Add(const Chunk& chunk) {
   Sequence& sequence = *chunk.sequence;
   const int64_t end = sequence.length + static_cast<int64_t>(chunk.tokens.size());
   // A table never moves while the sequence lives: the batch points into it.
-  sequence.blocks.reserve(static_cast<size_t>(model_.spec.max_position / router::kBlockTokens) + 1);
-  while (static_cast<int64_t>(sequence.blocks.size()) * router::kBlockTokens < end) {
-    SY_CHECK(blocks_taken_ < kv_.blocks());
-    // An odd factor walks all blocks of a power of two, out of order.
-    sequence.blocks.push_back(static_cast<int32_t>((blocks_taken_++ * 37) % kv_.blocks()));
+  const auto groups = static_cast<size_t>(kv_.groups());
+  sequence.blocks.resize(groups);
+  batch_.block_tables.resize(groups);
+  for (std::vector<int32_t>& blocks : sequence.blocks) {
+    blocks.reserve(static_cast<size_t>(model_.spec.max_position / router::kBlockTokens) + 1);
+    while (static_cast<int64_t>(blocks.size()) * router::kBlockTokens < end) {
+      SY_CHECK(blocks_taken_ < kv_.blocks());
+      // An odd factor walks all blocks of a power of two, out of order.
+      blocks.push_back(static_cast<int32_t>((blocks_taken_++ * 37) % kv_.blocks()));
+    }
   }
   for (size_t i = 0; i < chunk.tokens.size(); ++i) {
     const int32_t row = static_cast<int32_t>(batch_.rows());
     const bool last = i + 1 == chunk.tokens.size();
     batch_.tokens.push_back(chunk.tokens[i]);
     batch_.positions.push_back(sequence.length++);
-    batch_.block_tables.push_back(sequence.blocks.data());
+    for (size_t group = 0; group < groups; ++group) {
+      batch_.block_tables[group].push_back(sequence.blocks[group].data());
+    }
     if (chunk.wanted == Chunk::Logits::kAll || (chunk.wanted == Chunk::Logits::kLast && last)) {
       batch_.logit_rows.push_back(row);
     }

@@ -43,7 +43,7 @@ class DecoderHarness {
  public:
   struct Sequence {
     int32_t length = 0;
-    std::vector<int32_t> blocks;
+    std::vector<std::vector<int32_t>> blocks;  // [groups]
   };
   // The next tokens of a sequence. wanted: logits of all of its rows, of the last, or of none.
   struct Chunk {

@@ -31,7 +31,11 @@ FakeRunner::FakeRunner(FakeRunnerOptions options) : options_(std::move(options))
   spec_.vocab = options_.vocab;
   spec_.eos_ids = options_.eos_ids;
   spec_.gate.top_k = options_.top_k;
-  spec_.layers.assign(options_.moe_layers, LayerSpec{.moe = true, .window = options_.window});
+  for (int i = 0; i < options_.moe_layers; ++i) {
+    const bool sees_all = options_.alternate && i % 2 == 1;
+    spec_.layers.push_back({.moe = true, .window = sees_all ? 0 : options_.window});
+  }
+  layout_ = KvLayoutOf(spec_);
   slots_.resize(options_.kv_blocks * kBlockTokens);
 }
 
@@ -69,38 +73,48 @@ void FakeRunner::Start(const StepBatch& batch) {
   rows_ += batch.rows();
   max_rows_ = std::max(max_rows_, batch.rows());
   CheckRows(batch);
+  CheckTables(batch);
 }
 
 void FakeRunner::CheckRows(const StepBatch& batch) {
-  std::map<int32_t, const int32_t*> writer_of_block;
   std::set<const int32_t*> seen;
+  const std::vector<const int32_t*>& tables = batch.block_tables.front();
   for (int64_t r = 0; r < batch.rows(); ++r) {
-    const int32_t* table = batch.block_tables[r];
-    const auto [at, fresh] =
-        writer_of_block.try_emplace(table[batch.positions[r] / kBlockTokens], table);
-    if (!fresh && at->second != table) Error("two sequences write to a block");
-  }
-  for (int64_t r = 0; r < batch.rows(); ++r) {
-    const int32_t* table = batch.block_tables[r];
     const int32_t position = batch.positions[r];
-    if (r > 0 && table == batch.block_tables[r - 1]) {
+    if (r > 0 && tables[r] == tables[r - 1]) {
       if (position != batch.positions[r - 1] + 1)
         Error("positions of a sequence are not contiguous");
-    } else if (!seen.insert(table).second) {
+    } else if (!seen.insert(tables[r]).second) {
       Error("the rows of a sequence are not consecutive");
     }
     if (batch.tokens[r] < 0 || batch.tokens[r] >= options_.vocab) Error("token out of range");
-    const auto first = static_cast<int32_t>(FirstBlockSeen(position, options_.window));
-    for (int32_t b = first; b <= position / kBlockTokens; ++b) {
-      if (table[b] < 0 || table[b] >= options_.kv_blocks) return Error("block out of range");
-      const auto at = writer_of_block.find(table[b]);
-      if (at != writer_of_block.end() && at->second != table) {
-        Error("a block of one sequence is written to by another");
-      }
-    }
   }
   if (!std::is_sorted(batch.logit_rows.begin(), batch.logit_rows.end())) Error("logit rows");
   if (!std::is_sorted(batch.trace_rows.begin(), batch.trace_rows.end())) Error("trace rows");
+}
+
+void FakeRunner::CheckTables(const StepBatch& batch) {
+  std::map<int32_t, const int32_t*> writer_of_block;
+  for (const auto& tables : batch.block_tables) {
+    for (int64_t r = 0; r < batch.rows(); ++r) {
+      const auto [at, fresh] =
+          writer_of_block.try_emplace(tables[r][batch.positions[r] / kBlockTokens], tables[r]);
+      if (!fresh && at->second != tables[r]) Error("two tables name a block that is written");
+    }
+  }
+  for (int g = 0; g < layout_.groups(); ++g) {
+    for (int64_t r = 0; r < batch.rows(); ++r) {
+      const int32_t* table = batch.block_tables[g][r];
+      const int64_t last = batch.positions[r] / kBlockTokens;
+      for (int64_t b = FirstBlockSeen(batch.positions[r], layout_.windows[g]); b <= last; ++b) {
+        if (table[b] < 0 || table[b] >= options_.kv_blocks) return Error("block out of range");
+        const auto at = writer_of_block.find(table[b]);
+        if (at != writer_of_block.end() && at->second != table) {
+          Error("a block of one table is written to through another");
+        }
+      }
+    }
+  }
 }
 
 ModelRunner::Progress FakeRunner::Advance() {
@@ -141,19 +155,19 @@ void FakeRunner::CopyBlock(int32_t from, int32_t to) {
 }
 
 void FakeRunner::Compute(const StepBatch& batch) {
-  for (int64_t r = 0; r < batch.rows(); ++r) {
-    const int32_t p = batch.positions[r];
-    slots_[int64_t{batch.block_tables[r][p / kBlockTokens]} * kBlockTokens + p % kBlockTokens] = {
-        batch.tokens[r], p};
+  for (int g = 0; g < layout_.groups(); ++g) {
+    for (int64_t r = 0; r < batch.rows(); ++r) {
+      SlotOf(batch, r, g, batch.positions[r]) = {batch.tokens[r], batch.positions[r], g};
+    }
   }
   result_ = {};
   result_.lost.assign(batch.rows(), 0);
   logits_.clear();
   for (int64_t r = 0; options_.lose_row && r < batch.rows(); ++r) {
-    result_.lost[r] = options_.lose_row(ReadBack(batch.block_tables[r], batch.positions[r]));
+    result_.lost[r] = options_.lose_row(ReadBack(batch, r));
   }
   for (int32_t r : batch.logit_rows) {
-    const std::vector<int32_t> tokens = ReadBack(batch.block_tables[r], batch.positions[r]);
+    const std::vector<int32_t> tokens = ReadBack(batch, r);
     std::vector<float> logits = Logits(tokens, options_.vocab);
     if (options_.nan_logits && options_.nan_logits(tokens)) {
       logits[options_.vocab / 2] = std::numeric_limits<float>::quiet_NaN();
@@ -161,8 +175,7 @@ void FakeRunner::Compute(const StepBatch& batch) {
     logits_.insert(logits_.end(), logits.begin(), logits.end());
   }
   for (int32_t r : batch.trace_rows) {
-    const Routing routing = RoutingOf(ReadBack(batch.block_tables[r], batch.positions[r]),
-                                      options_.moe_layers, options_.top_k);
+    const Routing routing = RoutingOf(ReadBack(batch, r), options_.moe_layers, options_.top_k);
     result_.routed_experts.insert(result_.routed_experts.end(), routing.experts.begin(),
                                   routing.experts.end());
     result_.routed_weights.insert(result_.routed_weights.end(), routing.weights.begin(),
@@ -171,13 +184,32 @@ void FakeRunner::Compute(const StepBatch& batch) {
   result_.logits = logits_.data();
 }
 
-std::vector<int32_t> FakeRunner::ReadBack(const int32_t* table, int32_t position) {
+FakeRunner::Slot& FakeRunner::SlotOf(const StepBatch& batch, int64_t row, int group,
+                                     int32_t position) {
+  const int32_t block = batch.block_tables[group][row][position / kBlockTokens];
+  return slots_[int64_t{block} * kBlockTokens + position % kBlockTokens];
+}
+
+std::vector<int32_t> FakeRunner::ReadGroup(const StepBatch& batch, int64_t row, int group) {
   std::vector<int32_t> tokens;
-  const int window = options_.window;
+  const int32_t position = batch.positions[row];
+  const int window = layout_.windows[group];
   for (int32_t p = window > 0 ? std::max(0, position - window + 1) : 0; p <= position; ++p) {
-    const Slot& slot = slots_[int64_t{table[p / kBlockTokens]} * kBlockTokens + p % kBlockTokens];
+    const Slot& slot = SlotOf(batch, row, group, p);
     if (slot.position != p) Error("a block holds another position than its table says");
+    if (slot.group != group) Error("a block holds what another group has written");
     tokens.push_back(slot.token);
+  }
+  return tokens;
+}
+
+std::vector<int32_t> FakeRunner::ReadBack(const StepBatch& batch, int64_t row) {
+  const std::vector<int32_t> tokens = ReadGroup(batch, row, 0);  // that sees all, if one does
+  for (int g = 1; g < layout_.groups(); ++g) {
+    const std::vector<int32_t> seen = ReadGroup(batch, row, g);
+    if (!std::equal(seen.rbegin(), seen.rend(), tokens.rbegin())) {
+      Error("the groups hold different tokens");
+    }
   }
   return tokens;
 }

@@ -26,11 +26,15 @@ struct FakeRunnerOptions {
   int top_k = 2;
   std::vector<int> eos_ids = {0};
   int64_t kv_blocks = 64;
-  int window = 0;  // of all layers; 0: none
-  int waits = 0;   // kWaiting answers before a step is done
+  int window = 0;          // of the layers; 0: none
+  bool alternate = false;  // every other layer sees all
+  int waits = 0;           // kWaiting answers before a step is done
   // Damage, by the sequence's tokens up to the row; unset: none.
   std::function<bool(const std::vector<int32_t>&)> lose_row;
   std::function<bool(const std::vector<int32_t>&)> nan_logits;
+
+  // Tokens that a row sees in the layers that see most; 0: all.
+  int sees() const { return alternate ? 0 : window; }
 };
 
 class FakeRunner : public ModelRunner {
@@ -71,17 +75,23 @@ class FakeRunner : public ModelRunner {
  private:
   struct Slot {
     int32_t token = -1, position = -1;
+    int group = -1;
   };
 
   void Error(std::string what) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CheckRows(const StepBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CheckTables(const StepBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Compute(const StepBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The tokens that `position` sees, as the blocks hold them.
-  std::vector<int32_t> ReadBack(const int32_t* table, int32_t position)
+  Slot& SlotOf(const StepBatch& batch, int64_t row, int group, int32_t position);
+  // The tokens that a row sees, as the blocks hold them: of a group, and where most is seen.
+  std::vector<int32_t> ReadGroup(const StepBatch& batch, int64_t row, int group)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<int32_t> ReadBack(const StepBatch& batch, int64_t row)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const FakeRunnerOptions options_;
   ModelSpec spec_;
+  KvLayout layout_;
   std::vector<Slot> slots_;  // [kv_blocks × kBlockTokens]
   const StepBatch* batch_ = nullptr;
   int waits_left_ = 0;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <numeric>
+#include <utility>
 
 #include "services/base/status.h"
 #include "services/checkpoint/content_digest.h"
@@ -79,13 +80,18 @@ Json MemoryJson(const ModelSpec& spec, const checkpoint::TensorSource& source) {
   };
   std::vector<int> all(spec.experts.count), one = {0};
   std::iota(all.begin(), all.end(), 0);
-  return {{"backbone", BytesJson(BackboneBytes(spec, stored))},
-          {"experts", BytesJson(ExpertBytes(spec, all, stored))},
-          {"one_expert_in_all_layers", ExpertBytes(spec, one, stored).total()},
-          {"kv_per_token_bfloat16", KvBytesPerToken(spec, DType::kBF16)},
-          {"kv_per_token_float32", KvBytesPerToken(spec, DType::kF32)},
-          {"kv_per_token_int8", KvBytesPerToken(spec, DType::kI8)},
-          {"kv_per_token_fp8", KvBytesPerToken(spec, DType::kF8E4M3)}};
+  Json out = {{"backbone", BytesJson(BackboneBytes(spec, stored))},
+              {"experts", BytesJson(ExpertBytes(spec, all, stored))},
+              {"one_expert_in_all_layers", ExpertBytes(spec, one, stored).total()}};
+  constexpr std::pair<const char*, DType> kKinds[] = {{"bfloat16", DType::kBF16},
+                                                      {"float32", DType::kF32},
+                                                      {"int8", DType::kI8},
+                                                      {"fp8", DType::kF8E4M3}};
+  for (const auto& [name, dtype] : kKinds) {
+    out[fmt::format("kv_per_token_{}", name)] = KvBytesPerToken(spec, dtype);
+    out[fmt::format("kv_per_token_behind_windows_{}", name)] = KvBytesPerKeptToken(spec, dtype);
+  }
+  return out;
 }
 
 Json TokenizerJson(const std::string& directory) {
@@ -193,10 +199,16 @@ std::string InspectText(const Json& r) {
   line("router", ByDType(memory["backbone"]));
   line("workers", ByDType(memory["experts"]) + ", one expert in all layers " +
                       Bytes(memory["one_expert_in_all_layers"].get<uint64_t>()));
-  line("KV a token", fmt::format("{} in bfloat16, {} in float32, {} in int8 and fp8",
-                                 Bytes(memory["kv_per_token_bfloat16"].get<uint64_t>()),
-                                 Bytes(memory["kv_per_token_float32"].get<uint64_t>()),
-                                 Bytes(memory["kv_per_token_int8"].get<uint64_t>())));
+  const auto kv = [&memory](const std::string& what) {
+    return fmt::format("{} in bfloat16, {} in float32, {} in int8 and fp8",
+                       Bytes(memory[what + "_bfloat16"].get<uint64_t>()),
+                       Bytes(memory[what + "_float32"].get<uint64_t>()),
+                       Bytes(memory[what + "_int8"].get<uint64_t>()));
+  };
+  line("KV a token", kv("kv_per_token"));
+  if (r["attention"]["layers_with_window"].get<int>() > 0) {
+    line("  once behind", "the sliding windows: " + kv("kv_per_token_behind_windows"));
+  }
   const Json& tokenizer = r["tokenizer"];
   if (tokenizer.contains("error")) {
     line("tokenizer", tokenizer["error"].get<std::string>());

@@ -18,7 +18,8 @@
 namespace switchyard::quantize {
 namespace {
 
-constexpr int64_t kWindow = 512, kStepRows = 64;  // logits of a step are held
+constexpr int64_t kWindow = 512, kStepRows = 64;             // logits of a step are held
+constexpr int64_t kBlocks = kWindow / router::kBlockTokens;  // of each group of layers
 
 // Shows jobs on their way.
 class WatchedDispatcher : public router::Dispatcher {
@@ -79,7 +80,7 @@ absl::StatusOr<std::unique_ptr<ModelProbe>> ModelProbe::Open(const std::string& 
                       worker::Worker::Create(spec, parts->model.fingerprint, parts->model.source,
                                              options, &parts->pool));
   SY_ASSIGN_OR_RETURN(router::KvStorage kv,
-                      router::KvStorage::Create(spec, kDType, kWindow / router::kBlockTokens));
+                      router::KvStorage::Create(spec, kDType, KvLayoutOf(spec).groups() * kBlocks));
   parts->kv = std::make_unique<router::KvStorage>(std::move(kv));
   parts->links = std::make_unique<expertwire::LinkSet>(expertwire::LinkSetOptions{
       .hello = expertwire::MakeHello("quantize", parts->worker->numerics(), {}, false)});
@@ -90,7 +91,9 @@ absl::StatusOr<std::unique_ptr<ModelProbe>> ModelProbe::Open(const std::string& 
   parts->decoder = std::make_unique<router::Decoder>(
       router::DecoderOptions{.dtype = kDType, .max_positions = kWindow}, spec, parts->weights,
       parts->compute, *parts->kv, *parts->watched);
-  parts->blocks.resize(kWindow / router::kBlockTokens);
+  const auto groups = static_cast<size_t>(parts->kv->groups());
+  parts->batch.block_tables.resize(groups);
+  parts->blocks.resize(groups * kBlocks);
   std::iota(parts->blocks.begin(), parts->blocks.end(), 0);
   return std::unique_ptr<ModelProbe>(new ModelProbe(std::move(parts)));
 }
@@ -112,7 +115,9 @@ absl::StatusOr<double> ModelProbe::LossOf(std::span<const int32_t> window) {
     for (int64_t p = begin; p < end; ++p) {
       batch.tokens.push_back(window[static_cast<size_t>(p)]);
       batch.positions.push_back(static_cast<int32_t>(p));
-      batch.block_tables.push_back(parts_->blocks.data());
+      for (size_t group = 0; group < batch.block_tables.size(); ++group) {
+        batch.block_tables[group].push_back(parts_->blocks.data() + group * kBlocks);
+      }
       batch.logit_rows.push_back(static_cast<int32_t>(p - begin));
     }
     parts_->decoder->Start(batch);

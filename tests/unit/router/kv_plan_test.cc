@@ -46,6 +46,26 @@ TEST(PlanKv, LengthIsBoundedByTheBlocks) {
   EXPECT_EQ(plan->max_model_len, 3 * kBlockTokens);
 }
 
+TEST(PlanKv, WhatIsBehindAWindowTakesNothing) {
+  ModelSpec spec = Spec();
+  for (size_t i = 0; i < 4; i += 2) spec.layers[i].window = 64;
+  ASSERT_EQ(KvStorage::BlockBytes(spec, DType::kBF16), kBlockBytes / 2);
+  // A window and a chunk are 127 tokens: in the layers that have one, five blocks at most.
+  const KvRequest request{.kv_bytes = 15 * kBlockBytes / 2, .available_bytes = kGiB};
+  const auto half = PlanKv(spec, DType::kBF16, request);
+  ASSERT_TRUE(half.ok()) << half.status();
+  EXPECT_EQ(half->blocks, 15);
+  EXPECT_EQ(half->tokens, 7 * kBlockTokens);
+  EXPECT_EQ(half->max_model_len, 10 * kBlockTokens);
+  spec.layers[1].window = spec.layers[3].window = 64;
+  const auto none =
+      PlanKv(spec, DType::kBF16, {.kv_bytes = 5 * kBlockBytes, .available_bytes = kGiB});
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->blocks, 5);
+  EXPECT_EQ(none->tokens, 5 * kBlockTokens);
+  EXPECT_EQ(none->max_model_len, 4096);
+}
+
 TEST(PlanKv, WhatDoesNotFitIsRefusedWithBothNumbers) {
   EXPECT_THAT(Error({.kv_bytes = int64_t{900} << 40, .available_bytes = 6 * kGiB}),
               AllOf(HasSubstr("--kv-memory 900.0 TiB"), HasSubstr("6.00 GiB")));

@@ -74,7 +74,7 @@ TEST_P(LongContextTest, ChunksDoNotMatterBeyondThirtyTwoThousandTokens) {
   }
   const std::span<const int32_t> all(tokens);
   DecoderHarness harness(
-      model, {.dtype = DType::kBF16, .kv_dtype = DType::kI8, .threads = 2, .kv_blocks = 2048});
+      model, {.dtype = DType::kBF16, .kv_dtype = DType::kI8, .threads = 2, .kv_blocks = 4096});
   Sequence head;
   for (size_t at = 0, step = 1000; at < kHead; at += step, step = 1000 + (step * 7) % 1013) {
     step = std::min(step, kHead - at);

@@ -62,6 +62,28 @@ TEST(KvStorageTest, RecordsOfABlockLieBesideEachOther) {
             2 * storage->block_stride_bytes() + record);
 }
 
+TEST(KvStorageTest, GroupsOfLayersTakeTurnsInABlock) {
+  ModelSpec spec = Gqa();
+  spec.layers = {{.window = 8}, {}, {.window = 8}, {}};
+  EXPECT_EQ(KvStorage::BlockBytes(spec, DType::kBF16), 2 * 32 * 96 * 2);
+  auto storage = KvStorage::Create(spec, DType::kBF16, 5);
+  ASSERT_TRUE(storage.ok()) << storage.status();
+  ASSERT_EQ(storage->groups(), 2);
+  EXPECT_EQ(storage->group(0), storage->group(2));
+  EXPECT_EQ(storage->group(1), storage->group(3));
+  EXPECT_NE(storage->group(0), storage->group(1));
+  EXPECT_EQ(storage->layer(0), storage->layer(1));
+  EXPECT_EQ(storage->layer(2), storage->layer(3));
+  EXPECT_EQ(storage->layer(2) - storage->layer(0), 5 * storage->block_stride_bytes());
+  // A copy is of all layers of the block's group.
+  const int32_t from = 4, to = 1;
+  *storage->Record(1, &from, 7) = std::byte{3};
+  *storage->Record(3, &from, 9) = std::byte{4};
+  storage->CopyBlock(from, to);
+  EXPECT_EQ(*storage->Record(1, &to, 7), std::byte{3});
+  EXPECT_EQ(*storage->Record(3, &to, 9), std::byte{4});
+}
+
 TEST(KvStorageTest, ImpossibleSizesAreErrorsWithTheNumbers) {
   EXPECT_EQ(KvStorage::Create(Gqa(), DType::kBF16, 0).status().code(),
             absl::StatusCode::kInvalidArgument);

@@ -24,6 +24,10 @@ TEST(PrefixDigestTest, EveryTokenEveryPredecessorAndTheSaltCount) {
     token -= 1 << 24;
   }
   EXPECT_FALSE(seen.insert(NextDigest(root, tokens)).second);
+  for (int group = 1; group < 1000; ++group) {
+    EXPECT_TRUE(seen.insert(InGroup(NextDigest(root, tokens), group)).second);
+  }
+  EXPECT_EQ(InGroup(root, 0), root);
 }
 
 }  // namespace

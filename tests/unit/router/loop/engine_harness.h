@@ -141,7 +141,7 @@ inline Output Expected(const EngineRequest& request, int choice, const EngineOpt
   while (expected.finishes.empty()) {
     std::vector<int32_t> banned;
     if (static_cast<int>(expected.tokens.size()) < request.min_tokens) banned = stops;
-    const std::vector<float> logits = FakeRunner::Logits(tokens, model.vocab, model.window);
+    const std::vector<float> logits = FakeRunner::Logits(tokens, model.vocab, model.sees());
     const SampledToken token = *sampler.Sample({.logits = logits,
                                                 .params = request.sampling,
                                                 .history = history,
@@ -161,8 +161,9 @@ inline Output Expected(const EngineRequest& request, int choice, const EngineOpt
   }
   // The last token is never computed.
   for (size_t i = 1; request.return_routed_experts && i < tokens.size(); ++i) {
-    const auto routing =
-        FakeRunner::RoutingOf({tokens.begin(), tokens.begin() + i}, model.moe_layers, model.top_k);
+    const size_t first = model.sees() > 0 ? i - std::min<size_t>(i, model.sees()) : 0;
+    const auto routing = FakeRunner::RoutingOf({tokens.begin() + first, tokens.begin() + i},
+                                               model.moe_layers, model.top_k);
     expected.routed_experts.insert(expected.routed_experts.end(), routing.experts.begin(),
                                    routing.experts.end());
     expected.routed_weights.insert(expected.routed_weights.end(), routing.weights.begin(),

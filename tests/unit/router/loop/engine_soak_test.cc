@@ -1,12 +1,14 @@
 // Random traffic over a cache that is too small: every choice gives the tokens that it must, and at
-// the end every block is free. Three fixed seeds and three fresh ones, which are printed.
+// the end every block is free. Five fixed seeds and five fresh ones, which are printed.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdio>
 #include <random>
+#include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "router/kv/kv_tables.h"
 #include "router/loop/engine.h"
 #include "tests/unit/router/loop/engine_harness.h"
 
@@ -17,10 +19,16 @@ namespace {
 void Soak(uint64_t seed) {
   std::mt19937_64 random(seed);
   const auto below = [&](int n) { return static_cast<int>(random() % n); };
-  EngineOptions options = Cut(1 + below(80), 6 + below(20), 1 + below(20), 1 + below(20));
+  // All layers see everything, or a window, or every other one that.
+  const int window = below(3) == 0 ? 0 : 1 + below(60);
+  const bool alternate = window > 0 && below(2) == 0;
+  const std::vector<int> windows = alternate ? std::vector{0, window} : std::vector{window};
+  const int64_t least = LeastBlocks(windows, 189);  // of the requests below
+  EngineOptions options = Cut(1 + below(80), least + below(20), 1 + below(20), 1 + below(20));
   options.prefix_cache = below(4) != 0;
   if (below(2)) options = Speculating(options, 1 + below(5));
-  const FakeRunnerOptions model{.kv_blocks = options.kv_blocks, .waits = below(3)};
+  const FakeRunnerOptions model{
+      .kv_blocks = options.kv_blocks, .window = window, .alternate = alternate, .waits = below(3)};
   FakeRunner runner(model);
   std::vector<EngineRequest> requests;
   auto sink = std::make_shared<CollectingSink>(), fleeting = std::make_shared<CollectingSink>();
@@ -77,7 +85,7 @@ TEST(EngineSoakTest, SoaksWithoutLosingABlockOrAToken) {
   std::random_device device;
   const uint64_t fresh = device();
   std::printf("fresh seed %llu\n", static_cast<unsigned long long>(fresh));
-  for (uint64_t i = 0; i < 3; ++i) {
+  for (uint64_t i = 0; i < 5; ++i) {
     for (uint64_t seed : {i, fresh + i}) {
       SCOPED_TRACE(testing::Message() << "seed " << seed);
       Soak(seed);

@@ -15,8 +15,9 @@ namespace switchyard::router {
 class StepLoopTest : public testing::Test {
  protected:
   explicit StepLoopTest(EngineOptions options = {.max_model_len = 256, .kv_blocks = 8},
-                        int window = 0)
-      : options_(std::move(options)), model_({.kv_blocks = options_.kv_blocks, .window = window}) {}
+                        int window = 0, bool alternate = false)
+      : options_(std::move(options)),
+        model_({.kv_blocks = options_.kv_blocks, .window = window, .alternate = alternate}) {}
 
   EngineRequest Ask(uint64_t id, int prompt_len, int max_tokens, int priority = 0) {
     EngineRequest request;

@@ -156,17 +156,37 @@ TEST_F(StepWindowTest, APromptGivesItsBlocksBackAsItIsComputed) {
   options_.max_batch_tokens = 50;
   EngineRequest request = AskLike(1, 1, 400, 3);
   loop_.Add(request, now_);
-  int64_t before = BlocksFor(400);
-  ASSERT_TRUE(Step());
-  EXPECT_EQ(loop_.pool().used(), before);
-  for (int i = 0; i < 7; ++i) {
+  for (int64_t computed = 50; computed <= 400; computed += 50) {
     ASSERT_TRUE(Step());
-    EXPECT_LT(loop_.pool().used(), before);
-    before = loop_.pool().used();
+    EXPECT_EQ(loop_.pool().used(), BlocksFor(computed) - FirstBlockSeen(computed, kWindow));
   }
-  EXPECT_EQ(before, BlocksFor(400) - FirstBlockSeen(400, kWindow));
   Finish();
   ExpectRight(request);
+}
+
+TEST_F(StepWindowTest, PromptsMayBeLongerThanTheCache) {
+  EngineOptions options = options_;
+  options.max_model_len = 4096;
+  options.kv_blocks = LeastBlocks(std::vector{kWindow}, 4096);
+  FakeRunner runner({.kv_blocks = options.kv_blocks, .window = kWindow});
+  StepLoop loop(options, runner, observer_, outbox_);
+  std::vector<EngineRequest> requests;
+  for (uint64_t id = 1; id <= 5; ++id) {
+    requests.push_back(AskLike(id, static_cast<int>(id % 3), 700 + 100 * static_cast<int>(id), 90));
+    requests.back().priority = id == 4;
+    loop.Add(requests.back(), now_);
+  }
+  for (int steps = 0; loop.BeginStep(now_); ++steps) {
+    ASSERT_LT(steps, 10000);
+    ASSERT_EQ(loop.Poll(), ModelRunner::Progress::kDone);
+    loop.FinishStep(now_);
+    outbox_.Flush(loop.steps());
+  }
+  for (const EngineRequest& request : requests) {
+    EXPECT_EQ(Difference(sink_->Of(request.request), Expected(request, 0, options, model_)), "");
+  }
+  EXPECT_THAT(runner.errors(), IsEmpty());
+  EXPECT_EQ(loop.pool().used(), 0);
 }
 
 TEST_F(StepWindowTest, APrefixIsFoundAsFarAsItsWindowIsThere) {
@@ -209,6 +229,93 @@ TEST_F(StepWindowTest, GuessesAndPreemptionChangeNothing) {
   }
   Finish();
   for (const EngineRequest& request : requests) ExpectRight(request);
+  EXPECT_EQ(loop_.pool().used(), 0);
+}
+
+// Every other layer sees the last 64 tokens, the rest all.
+class StepGroupsTest : public StepPrefixTest {
+ protected:
+  static constexpr int kWindow = 64;
+
+  StepGroupsTest() : StepPrefixTest({.max_model_len = 1024, .kv_blocks = 64}, kWindow, true) {}
+
+  // Of a sequence between steps.
+  static int64_t Held(int64_t computed) {
+    return 2 * BlocksFor(computed) - FirstBlockSeen(computed, kWindow);
+  }
+};
+
+TEST_F(StepGroupsTest, ALongSequenceCostsAboutHalf) {
+  EngineRequest request = AskLike(1, 1, 40, 900);
+  loop_.Add(request, now_);
+  for (int64_t computed = 40; computed < 939; ++computed) {
+    ASSERT_TRUE(Step());
+    ASSERT_LE(loop_.pool().used(), Held(computed) + 1) << computed;  // admitted with a chunk's
+  }
+  EXPECT_LE(loop_.pool().used(), BlocksFor(939) + BlocksFor(kWindow) + 1);
+  Finish();
+  ExpectRight(request);
+}
+
+TEST_F(StepGroupsTest, APromptTakesTheBlocksOfItsWindowAsItIsComputed) {
+  options_.max_batch_tokens = 50;
+  EngineRequest request = AskLike(1, 1, 900, 3);
+  loop_.Add(request, now_);
+  for (int64_t computed = 50; computed <= 900; computed += 50) {
+    ASSERT_TRUE(Step());
+    EXPECT_EQ(loop_.pool().used(),
+              BlocksFor(900) + BlocksFor(computed) - FirstBlockSeen(computed, kWindow));
+  }
+  Finish();
+  ExpectRight(request);
+}
+
+TEST_F(StepGroupsTest, APrefixIsFoundWhereEachGroupHasIt) {
+  EXPECT_EQ(Run(AskLike(1, 1, 320, 1)), 320);
+  EXPECT_EQ(Run(AskLike(2, 1, 320, 2)), 33);
+  EXPECT_EQ(sink_->Of(2).cached_tokens, 288);
+  EXPECT_EQ(Run(AskLike(3, 1, 100, 2)), 101 - 96);
+  // Others take what was given back first: the windows of the beginning.
+  EXPECT_EQ(Run(AskLike(4, 2, 32 * 24, 1)), 32 * 24);
+  EXPECT_EQ(Run(AskLike(5, 1, 320, 2)), 33);
+  EXPECT_EQ(sink_->Of(5).cached_tokens, 288);
+  EXPECT_EQ(Run(AskLike(6, 1, 200, 2)), 201);
+  EXPECT_EQ(sink_->Of(6).cached_tokens, 0);
+}
+
+TEST_F(StepGroupsTest, ChoicesShareWhatIsLeftInEachGroup) {
+  EngineRequest request = AskLike(1, 1, 200, 60);
+  request.n = 3;
+  request.sampling.temperature = 1;
+  loop_.Add(request, now_);
+  ASSERT_TRUE(Step());
+  // Six full blocks and a partial one; 137 … 199 in blocks 4 to 6. The last is each one's own.
+  EXPECT_EQ(loop_.pool().used(), 6 + 2 + 2 * 3);
+  EXPECT_EQ(runner_.copies(), 2 * 2);
+  Finish();
+  ExpectRight(request);
+  EXPECT_EQ(loop_.pool().used(), 0);
+}
+
+TEST_F(StepGroupsTest, GuessesPreemptionAndCancellationGiveEveryBlockBack) {
+  options_.max_drafts = 3;
+  options_.make_drafter = [] { return std::make_unique<FakeDrafter>(61); };
+  std::vector<EngineRequest> requests;
+  for (uint64_t id = 1; id <= 12; ++id) {
+    requests.push_back(AskLike(id, static_cast<int>(id % 3), 90 + 40 * static_cast<int>(id), 200));
+    requests.back().priority = id > 9;
+    requests.back().n = 1 + static_cast<int>(id % 2);
+  }
+  for (size_t i = 0; i < requests.size(); ++i) {
+    loop_.Add(requests[i], now_);
+    for (int steps = 0; steps < 20; ++steps) Step();
+    if (i % 4 == 3) loop_.Cancel({sink_.get(), requests[i].request});
+  }
+  Finish();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (i % 4 != 3) ExpectRight(requests[i]);
+  }
+  EXPECT_THAT(runner_.errors(), IsEmpty());
   EXPECT_EQ(loop_.pool().used(), 0);
 }
 

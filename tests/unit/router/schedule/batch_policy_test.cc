@@ -8,8 +8,10 @@
 #include <map>
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "router/kv/block_table.h"
+#include "router/kv/kv_tables.h"
 
 namespace switchyard::router {
 namespace {
@@ -35,7 +37,7 @@ SequenceView Decoding(uint64_t arrival, int64_t known, int priority = 0, uint64_
           .arrival = arrival,
           .known = known,
           .computed = known - 1,
-          .blocks = BlocksFor(known - 1),
+          .full_blocks = BlocksFor(known - 1),
           .own_blocks = BlocksFor(known - 1),
           .last_step = last_step};
 }
@@ -44,12 +46,27 @@ SequenceView Prefilling(uint64_t arrival, int64_t known, int64_t computed, int p
           .arrival = arrival,
           .known = known,
           .computed = computed,
-          .blocks = BlocksFor(known),
+          .full_blocks = BlocksFor(known),
           .own_blocks = BlocksFor(known),
           .last_step = 1};
 }
 SequenceView Waiting(uint64_t arrival, int64_t known, int priority = 0) {
-  return {.priority = priority, .arrival = arrival, .known = known};
+  return {.priority = priority,
+          .arrival = arrival,
+          .known = known,
+          .full_blocks = BlocksFor(known),
+          .admit_blocks = BlocksFor(known)};
+}
+// The same of a model with a window in all layers: one that runs holds `held` blocks.
+SequenceView Sliding(SequenceView s, int64_t held) {
+  s.full_blocks = 0;
+  if (s.own_blocks > 0) {
+    s.window_blocks = BlocksFor(s.computed);
+    s.own_blocks = held;
+  } else {
+    s.window_blocks = s.admit_blocks = BlocksFor(std::min(s.known, kLeastChunk));
+  }
+  return s;
 }
 
 TEST(BatchPolicyTest, NothingToDoIsAnEmptyPlan) {
@@ -153,7 +170,7 @@ TEST(BatchPolicyTest, BlocksOfAPrefixThatOthersHoldNeedNotBeFree) {
   wants.computed = 64;
   BatchSnapshot now{.running = {Decoding(1, 70)}, .waiting = {wants}, .free_blocks = 3};
   EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
-  now.waiting[0].blocks = 2;
+  now.waiting[0].shared_blocks = 2;
   EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 1), Admits(0, 36)));
 }
 
@@ -166,13 +183,13 @@ TEST(BatchPolicyTest, SharedBlocksDoNotCountAsFreedByOne) {
 
 TEST(BatchPolicyTest, WhoDisplacesIsChargedForWhatItsVictimsShareWithIt) {
   SequenceView wants = Waiting(9, 96, 1);
-  wants.computed = 64, wants.blocks = 2;
+  wants.computed = 64, wants.shared_blocks = 2;
   SequenceView victim = Decoding(1, 70);
   BatchSnapshot now{.running = {victim}, .waiting = {wants}, .free_blocks = 0};
   const BatchPlan plan = PlanBatch(now, kWide);
   EXPECT_THAT(plan.preempt, ElementsAre(0));
   EXPECT_THAT(plan.admit, ElementsAre(0));
-  now.waiting[0].known = 97;  // a fourth block
+  now.waiting[0].admit_blocks = 4;
   EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
 }
 
@@ -191,6 +208,57 @@ TEST(BatchPolicyTest, DraftsTakeWhatIsLeftAndNobodysPlace) {
   // While one gives its blocks up for another there are no drafts.
   now = {.running = {Decoding(1, 33), guesses, Decoding(3, 20)}};
   EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 1), Runs(1, 1)));
+}
+
+TEST(BatchPolicyTest, WithWindowsAPromptTakesBlocksAsItIsComputed) {
+  // 300 tokens were computed, in ten blocks of which the last three are held.
+  BatchSnapshot now{.running = {Sliding(Prefilling(1, 3000, 300), 3)},
+                    .free_blocks = 4,
+                    .full_groups = 0,
+                    .window_groups = 1};
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 20 + 4 * 32)));
+  // Another prompt needs no more than a chunk's blocks, whatever its length.
+  now.waiting = {Sliding(Waiting(2, 9000), 0)};
+  now.free_blocks = 6;
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 116), Admits(0, 96)));
+  now.free_blocks = 3;
+  EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
+}
+
+TEST(BatchPolicyTest, WithGroupsOnlyThoseWithAWindowTakeBlocksLater) {
+  SequenceView s = Prefilling(1, 3000, 320);
+  s.window_blocks = 10, s.own_blocks += 3;
+  BatchSnapshot now{.running = {s}, .free_blocks = 5, .full_groups = 1, .window_groups = 2};
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 2 * 32)));
+  // A generated token takes one in each group.
+  SequenceView decodes = Decoding(2, 65);
+  decodes.window_blocks = 2;
+  now.running = {decodes};
+  now.free_blocks = 2;
+  EXPECT_THAT(PlanBatch(now, kWide).work, IsEmpty());
+  now.free_blocks = 3;
+  EXPECT_THAT(PlanBatch(now, kWide).work, ElementsAre(Runs(0, 1)));
+}
+
+TEST(BatchPolicyTest, APromptWithoutBlocksTakesThoseOfTheLowest) {
+  BatchSnapshot now{
+      .running = {Sliding(Prefilling(1, 3000, 320), 3), Sliding(Prefilling(2, 3000, 640), 4),
+                  Sliding(Decoding(3, 20, 0, 0), 1)},
+      .waiting = {Sliding(Waiting(4, 10), 0)},
+      .free_blocks = 0,
+      .full_groups = 0,
+      .window_groups = 1};
+  // The first takes those of the second; the third has a row.
+  BatchPlan plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, ElementsAre(1));
+  EXPECT_THAT(plan.admit, IsEmpty());
+  EXPECT_THAT(plan.work, ElementsAre(Runs(2, 1), Runs(0, 4 * 32)));
+  // Of higher rank is nobody: it waits for the third to end.
+  now.running.erase(now.running.begin() + 1);
+  now.running[1].arrival = 0;
+  plan = PlanBatch(now, kWide);
+  EXPECT_THAT(plan.preempt, IsEmpty());
+  EXPECT_THAT(plan.work, ElementsAre(Runs(1, 1)));
 }
 
 TEST(BatchPolicyTest, LogitRowsAreBounded) {
@@ -214,7 +282,7 @@ TEST(BatchPolicyTest, BesideDecodesAPromptTakesTheTimeThatIsLeft) {
   BatchSnapshot now{.running = {Prefilling(1, 900, 100), Decoding(2, 10)}};
   EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(1, 1), Runs(0, 200)));
   now.running[1].drafts = 7;
-  now.running[1].blocks = 9;
+  now.running[1].full_blocks = 9;
   EXPECT_THAT(PlanBatch(now, limits).work, ElementsAre(Runs(1, 8), Runs(0, 193)));
   // Nobody waits for a token: no target.
   now.running.pop_back();
@@ -256,8 +324,12 @@ TEST(BatchPolicyTest, ALongPromptLeavesHalfOfTheRowsToThoseBehindIt) {
 // Plays random traffic and holds every plan against the promises.
 class Simulation {
  public:
-  Simulation(uint64_t seed, BatchLimits limits, int64_t blocks)
-      : random_(seed), limits_(limits), blocks_(blocks), free_(blocks) {}
+  // windows: of each group of layers.
+  Simulation(uint64_t seed, BatchLimits limits, int64_t blocks, std::vector<int> windows)
+      : random_(seed), limits_(limits), blocks_(blocks), windows_(std::move(windows)) {
+    full_ = static_cast<int>(std::count(windows_.begin(), windows_.end(), 0));
+    while (LeastBlocks(windows_, capacity_ + 1) <= blocks && capacity_ < 100 * blocks) ++capacity_;
+  }
 
   void Run(int arrivals) {
     for (int64_t steps = 0; arrivals > 0 || !running_.empty() || !waiting_.empty(); ++steps) {
@@ -267,7 +339,7 @@ class Simulation {
       Step();
       if (testing::Test::HasFatalFailure()) return;
     }
-    EXPECT_EQ(free_, blocks_);
+    EXPECT_EQ(Free(), blocks_);
     EXPECT_TRUE(limits_.max_batch_tokens < 20 || preemptions_ > 0) << "the test tests nothing";
   }
 
@@ -277,16 +349,29 @@ class Simulation {
     int64_t target = 0;  // tokens at the end
   };
 
+  int64_t Held(const Sim& s) const {
+    int64_t blocks = 0;
+    for (int window : windows_) {
+      blocks += (window == 0 ? s.view.full_blocks : s.view.window_blocks) -
+                FirstBlockSeen(s.view.computed, window);
+    }
+    return blocks;
+  }
+  int64_t Free() const {
+    int64_t blocks = blocks_;
+    for (const Sim& s : running_) blocks -= Held(s);
+    return blocks;
+  }
+
   int64_t Below(int64_t n) { return static_cast<int64_t>(random_() % n); }
 
   void Arrive() {
-    const int64_t capacity = blocks_ * kBlockTokens;
     Sim s;
     s.view.priority = static_cast<int>(Below(3));
     s.view.arrival = next_arrival_++;
-    s.view.known = 1 + Below(capacity / 2);
+    s.view.known = 1 + Below(capacity_ / 2);
     s.view.all_logits = Below(5) == 0;
-    s.target = std::min(capacity, s.view.known + 1 + Below(capacity / 2));
+    s.target = std::min(capacity_, s.view.known + 1 + Below(capacity_ / 2));
     waiting_.push_back(s);
   }
 
@@ -294,12 +379,19 @@ class Simulation {
     const auto rank = [](const Sim& s) { return std::make_pair(-s.view.priority, s.view.arrival); };
     std::sort(waiting_.begin(), waiting_.end(),
               [&](const Sim& a, const Sim& b) { return rank(a) < rank(b); });
-    BatchSnapshot now{.free_blocks = free_};
+    BatchSnapshot now{.free_blocks = Free(),
+                      .full_groups = full_,
+                      .window_groups = static_cast<int>(windows_.size()) - full_};
     for (const Sim& s : running_) {
       now.running.push_back(s.view);
-      now.running.back().own_blocks = s.view.blocks;
+      now.running.back().own_blocks = Held(s);
     }
-    for (const Sim& s : waiting_) now.waiting.push_back(s.view);
+    for (Sim& s : waiting_) {
+      s.view.full_blocks = BlocksFor(s.view.known);
+      s.view.window_blocks = BlocksFor(AdmittedTokens(1, 0, s.view.known));
+      s.view.admit_blocks = Held(s);
+      now.waiting.push_back(s.view);
+    }
     const BatchPlan plan = PlanBatch(now, limits_);
     ++step_;
     std::map<uint64_t, Sim> was_running, next;
@@ -308,16 +400,13 @@ class Simulation {
 
     for (int index : plan.preempt) {
       Sim s = running_[index];
-      free_ += s.view.blocks;
-      s.view.blocks = s.view.computed = 0;
+      s.view.computed = 0;
       ASSERT_EQ(next.erase(s.view.arrival), 1u) << "preempted twice";
       waits.push_back(s);
       ++preemptions_;
     }
     for (int index : plan.admit) {
       Sim s = waiting_[index];
-      s.view.blocks = BlocksFor(s.view.known);
-      free_ -= s.view.blocks;
       next[s.view.arrival] = s;
       std::erase_if(waits, [&](const Sim& w) { return w.view.arrival == s.view.arrival; });
     }
@@ -331,24 +420,27 @@ class Simulation {
       ASSERT_NE(v.last_step, step_) << "twice in a step";
       v.last_step = step_;
       rows += work.tokens;
+      const int64_t end = v.computed + work.tokens;
+      logits += v.all_logits ? work.tokens : end == v.known;
+      v.full_blocks = std::max(v.full_blocks, BlocksFor(end));
+      v.window_blocks = std::max(v.window_blocks, BlocksFor(end));
+    }
+    int64_t held = 0;
+    for (const auto& [id, s] : next) held += Held(s);
+    ASSERT_LE(held, blocks_) << "more blocks than there are";
+    for (const BatchPlan::Work& work : plan.work) {
+      const uint64_t id = (work.admitted_now ? waiting_ : running_)[work.index].view.arrival;
+      SequenceView& v = next[id].view;
       v.computed += work.tokens;
-      logits += v.all_logits ? work.tokens : v.computed == v.known;
-      const int64_t need = BlocksFor(v.computed);
-      if (need > v.blocks) free_ -= need - v.blocks, v.blocks = need;
       if (v.computed == v.known) ++v.known, v.all_logits = false;
     }
-    ASSERT_GE(free_, 0) << "more blocks than there are";
     ASSERT_LE(rows, limits_.max_batch_tokens);
     ASSERT_LE(logits, limits_.max_logit_rows);
     ASSERT_GT(rows, 0) << "a step that does nothing";
     ASSERT_LE(static_cast<int64_t>(next.size()), limits_.max_running);
     running_.clear();
     for (auto& [id, s] : next) {
-      if (s.view.known > s.target) {
-        free_ += s.view.blocks;
-      } else {
-        running_.push_back(s);
-      }
+      if (s.view.known <= s.target) running_.push_back(s);
     }
     waiting_ = std::move(waits);
   }
@@ -356,7 +448,9 @@ class Simulation {
   std::mt19937_64 random_;
   const BatchLimits limits_;
   const int64_t blocks_;
-  int64_t free_;
+  const std::vector<int> windows_;
+  int full_ = 0;
+  int64_t capacity_ = 0;  // tokens of a sequence
   std::vector<Sim> running_, waiting_;
   uint64_t next_arrival_ = 1, step_ = 0;
   int64_t preemptions_ = 0;
@@ -366,19 +460,22 @@ TEST(BatchPolicyTest, RandomTrafficKeepsEveryPromise) {
   std::random_device device;
   const uint64_t fresh = device();
   std::printf("fresh seed %llu\n", static_cast<unsigned long long>(fresh));
+  const std::pair<int64_t, std::vector<int>> shapes[] = {
+      {3, {0}}, {20, {0}}, {5, {40}}, {12, {40}}, {12, {0, 40}}, {30, {0, 0, 1, 40}}};
   for (uint64_t seed : {uint64_t{1}, uint64_t{2}, fresh}) {
     for (int64_t batch : {1, 7, 64, 2048}) {
-      for (int64_t blocks : {3, 20}) {
+      for (const auto& [blocks, windows] : shapes) {
         SCOPED_TRACE(testing::Message()
-                     << "seed " << seed << " batch " << batch << " blocks " << blocks);
+                     << "seed " << seed << " batch " << batch << " blocks " << blocks << " windows "
+                     << testing::PrintToString(windows));
         Simulation(seed,
                    {.max_batch_tokens = batch,
                     .max_running = 8,
                     .max_logit_rows = 5,
                     .step_target_ms = blocks == 20 ? 30.0 : 0,
                     .cost = {.fixed_ms = 5, .row_ms = 0.3, .attend_ms = 1e-3}},
-                   blocks)
-            .Run(40);
+                   blocks, windows)
+            .Run(100);
         if (HasFatalFailure()) return;
       }
     }

@@ -174,6 +174,18 @@ TEST(KvBytesPerToken, MlaKeepsTheLatentAndGqaKeysAndValues) {
   EXPECT_EQ(KvBytesPerToken(Golden("mixtral-tiny"), DType::kF32), 3u * 2 * 2 * 16 * 4);
 }
 
+TEST(KvBytesPerToken, LayersWithAWindowKeepNothingBehindIt) {
+  ModelSpec spec = AttentionOf(AttentionKind::kGqa, 8, 64);
+  EXPECT_EQ(KvBytesPerKeptToken(spec, DType::kBF16), 4u * 2048);
+  spec.layers.resize(24);
+  for (size_t i = 0; i < spec.layers.size(); i += 2) spec.layers[i].window = 128;
+  EXPECT_EQ(KvBytesPerToken(spec, DType::kBF16), 48u << 10);  // gpt-oss-20b
+  EXPECT_EQ(KvBytesPerKeptToken(spec, DType::kBF16), 24u << 10);
+  for (LayerSpec& layer : spec.layers) layer.window = 128;
+  EXPECT_EQ(KvBytesPerToken(spec, DType::kBF16), 48u << 10);
+  EXPECT_EQ(KvBytesPerKeptToken(spec, DType::kBF16), 0u);
+}
+
 TEST(CheckFits, NamesBothNumbersAndTheMend) {
   constexpr uint64_t kGib = uint64_t{1} << 30;
   EXPECT_TRUE(CheckFits(2 * kGib, kGib, 3 * kGib).ok());
