@@ -87,6 +87,14 @@ def test_inspect_says_what_it_expects():
         assert model in done.stderr and "expected a Hugging Face directory or a .gguf file" in done.stderr
 
 
+def test_inspect_shows_what_sliding_windows_give_back():
+    golden = processes.ROOT / "tests/golden/models"
+    text = run("switchyard", "inspect", str(golden / "gpt-oss-tiny")).stdout
+    assert "KV a token     512 B in bfloat16" in text
+    assert "once behind  the sliding windows: 256 B in bfloat16" in text  # one of its two layers sees all
+    assert "once behind" not in run("switchyard", "inspect", str(golden / "olmoe-tiny")).stdout
+
+
 def test_chat_takes_numbers_only(embedded):
     lines = "/temperature abc\n/temperature 0x\n/max x\n/max -1\n/temperature 0.5\n/max 3\n/quit\n"
     done = subprocess.run([str(processes.BIN / "switchyard"), "chat", "--url", embedded.url], input=lines, capture_output=True, text=True, timeout=60)
