@@ -33,20 +33,19 @@ struct RowSpan {
   }
 };
 
-// body(begin, end) over pieces of `rows` rows of `row_elements` numbers. What is too little to be
-// worth waking another thread runs inline.
+// body(begin, end) over pieces of `rows` rows of `row_elements` numbers. The pool runs inline what is
+// too little to be worth waking another thread.
 template <typename Body>
 void ForRows(const kernels::Compute& compute, int64_t rows, int64_t row_elements, Body&& body) {
   constexpr int64_t kGrainElements = 16384;  // some 5 µs of element-wise work
   const int64_t grain = std::max<int64_t>(1, kGrainElements / row_elements);
-  if (rows <= grain) return body(int64_t{0}, rows);
   compute.pool().ParallelFor(rows, grain, body);
 }
 
 // Rows of one tile of a computation whose widest intermediate takes `row_bytes` a row: bounds the
 // scratch memory of a long prefill. Rows do not depend on each other, so the cut changes nothing.
 inline int64_t TileRows(int64_t rows, int64_t row_bytes) {
-  constexpr int64_t kTileBytes = int64_t{64} << 20;
+  constexpr int64_t kTileBytes = int64_t{16} << 20;
   constexpr int64_t kMinRows = 128;  // weights are read once a tile
   return std::clamp<int64_t>(kTileBytes / row_bytes, kMinRows, std::max(rows, kMinRows));
 }
