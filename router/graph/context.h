@@ -33,8 +33,8 @@ struct RowSpan {
   }
 };
 
-// body(begin, end) over pieces of `rows` rows of `row_elements` numbers. The pool runs inline what is
-// too little to be worth waking another thread.
+// body(begin, end) over pieces of `rows` rows of `row_elements` numbers. The pool runs inline what
+// is too little to be worth waking another thread.
 template <typename Body>
 void ForRows(const kernels::Compute& compute, int64_t rows, int64_t row_elements, Body&& body) {
   constexpr int64_t kGrainElements = 16384;  // some 5 µs of element-wise work

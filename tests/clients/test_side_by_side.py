@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -39,13 +40,22 @@ def test_the_peers_output_is_read():
 
 
 def test_our_own_output_is_read():
-    assert parts.parse_dispatch("local  1 tokens x 2048: p1 3.0  p10 4.0  p50 5.5  p90 6.0  p99 7.0 us\n"
-                                "tcp    1 tokens x 2048: p1 3.0  p10 4.0  p50 65.5  p90 6.0  p99 7.0 us\n") == {"local": 5.5, "tcp": 65.5}
+    assert parts.parse_dispatch("local  1 tokens x 2048: p1 3.0  p10 4.0  p50 5.5  p90 6.0  p99 7.0 us, wire 2.1\n"
+                                "tcp    1 tokens x 2048: p1 3.0  p10 4.0  p50 65.5  p90 6.0  p99 7.0 us, wire 50.2\n") == {
+                                    "local": 5.5, "local_wire": 2.1, "tcp": 65.5, "tcp_wire": 50.2}
     assert servers.parse_metrics('# HELP x y\na{b="c d"} 1.5\na{b="e"} 2\nz 7\n') == {"a": 3.5, "z": 7}
     assert servers.parse_status("Name:\tx\nVmRSS:\t    2 kB\nRssFile:\t1 kB\n") == {"VmRSS": 2048, "RssFile": 1024}
     assert servers.parse_stat("7 (a (b) c) S " + " ".join(str(i) for i in range(4, 30))) == ("a (b) c", (14 + 15) / 100)
     assert servers.fact("http: http://127.0.0.1:1\nready\n", "http: ") == "http://127.0.0.1:1"
     assert servers.fact("http: http://127.0", "http: ") is None  # not whole yet
+
+
+def test_samples_end_with_the_time(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    b = parts.Bench(None, None, None, types.SimpleNamespace(checkpoint=tmp_path), None, parts.QUICK, None)
+    assert list(b.repeats(3)) == [0, 1, 2]
+    b.until = 0
+    assert (list(b.repeats(3)), list(b.repeats(3, least=2)), list(b.repeats(1, least=2))) == ([0], [0, 1], [0])
 
 
 def test_figures_are_made_of_samples():

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 PROGRAMS = ("switchyard", "switchyard-router", "switchyard-expert-worker", "switchyard-gateway", "machine_bench", "dispatch_bench")
 # Name for --only, figures, seconds that a quick run of it takes (for the time left), and what does it.
 PARTS = ("decode1", "prefill", "decode16", "decode32", "clients32", "rss", "load", "cluster", "wire", "step_overhead", "crowded")
+LIMITS = {True: 560, False: 3500}  # seconds, by --quick; what is begun is ended
 
 
 def parser():
@@ -52,23 +53,25 @@ def steps(b, only, types):
     wanted = set(only)
     single = wanted & {"decode1", "prefill"}
     for kind in types if single else ():
-        yield f"one stream and prefill, {kind}", [], 100, lambda kind=kind: parts.one_stream(b, kind, single)
+        yield f"one stream and prefill, {kind}", [], 85, lambda kind=kind: parts.one_stream(b, kind, single)
     for names, seconds, prefixes, body in (
             (("decode16", "decode32"), 80, ("decode16_", "decode32_"), parts.many_streams),
-            (("clients32", "rss"), 100, ("clients32_", "rss_"), parts.clients), (("load",), 60, ("load_",), parts.load),
-            (("cluster",), 60, ("cluster",), parts.cluster), (("wire",), 5, ("wire_",), parts.wire),
+            (("clients32", "rss"), 100, ("clients32_", "rss_"), parts.clients), (("load",), 30, ("load_",), parts.load),
+            (("cluster",), 50, ("cluster",), parts.cluster), (("wire",), 10, ("wire_",), parts.wire),
             (("step_overhead",), 20, ("step_",), parts.step_overhead), (("crowded",), 30, ("crowded_",), parts.crowded)):
         if wanted & set(names):
             yield ", ".join(names), [f for f in figures.FIGURES if f.startswith(prefixes)], seconds, lambda body=body: body(b)
 
 
-def run_steps(b, plan):
+def run_steps(b, plan, limit):
+    """Each part has its share of the `limit` in seconds; one that is slow takes fewer samples."""
     began, done = time.monotonic(), 0
     total = sum(seconds for _, _, seconds, _ in plan)
     for i, (title, names, seconds, body) in enumerate(plan, 1):
         passed = time.monotonic() - began
         left = passed / done * (total - done) if done else total
         print(f"[{i}/{len(plan)}] {title}; {passed:.0f} s passed, about {left:.0f} s left", flush=True)
+        b.until = began + limit * (done + seconds) / total
         try:
             body()
         except MeasureError as error:
@@ -101,7 +104,7 @@ def measure(args, llama, store):
                         parts.QUICK if args.quick else parts.FULL, ROOT / "models/tiny-r1")
         b.measure_machine()
         try:
-            run_steps(b, list(steps(b, args.only, args.types)))
+            run_steps(b, list(steps(b, args.only, args.types)), LIMITS[args.quick])
         finally:  # also of a run that is cut short
             print(report.table(b.results))
             if args.json:

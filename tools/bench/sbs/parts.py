@@ -5,6 +5,7 @@ the same place of two lists were taken one after the other.
 import dataclasses
 import json
 import statistics
+import time
 
 from . import figures, machine, models
 from .processes import MeasureError
@@ -33,10 +34,18 @@ class Bench:
     def __init__(self, processes, ours, theirs, store, bin_dir, effort, tiny):
         self.processes, self.ours, self.theirs, self.store, self.bin_dir, self.effort = processes, ours, theirs, store, bin_dir, effort
         self.tiny = tiny  # models/tiny-r1
+        self.until = float("inf")  # time.monotonic() at which the part that runs is to end
         self.config = json.loads((store.checkpoint / "config.json").read_text())
         self.results, self.caps, self.apart = {}, None, {}
         self.refusals = {}  # by type: why our server does not take it
         self.seed = 0
+
+    def repeats(self, wanted, least=1):
+        """0, 1, …: as many samples as are wanted, or as there is time for."""
+        for i in range(wanted):
+            if i >= least and time.monotonic() >= self.until:
+                return
+            yield i
 
     def figure(self, name, value, **more):
         self.results[name] = figures.result(figures.FIGURES[name], value, **more)
@@ -97,7 +106,7 @@ def one_stream(b, kind, wanted):
         theirs = b.theirs.bench(b.store.gguf(kind), *arguments)
         return b.missing(names, str(e), theirs_alone=theirs)
     ours, theirs, caps = {"decode1": [], "prefill": []}, {"decode1": [], "prefill": []}, []
-    for _ in range(b.effort.pairs):
+    for _ in b.repeats(b.effort.pairs):
         caps.append(b.measure_machine())
         if decode:
             ours["decode1"].append(b.decode_rate(server, 1, b.effort.tokens))
@@ -153,7 +162,7 @@ def many_streams(b):
     except MeasureError as e:
         return b.missing(names.values(), str(e), theirs_alone=b.theirs.batched(b.store.gguf(kind), streams, DECODE_PROMPT, tokens))
     ours, theirs = {n: [] for n in streams}, {n: [] for n in streams}
-    for _ in range(b.effort.many_pairs):
+    for _ in b.repeats(b.effort.many_pairs):
         for n in streams:
             ours[n].append(b.decode_rate(server, n, tokens))
         rates = b.theirs.batched(b.store.gguf(kind), streams, DECODE_PROMPT, tokens)
@@ -172,7 +181,7 @@ def clients(b):
     ours, theirs = [], []
     for s in (server, peer):
         b.ask(s, 1, CLIENTS_PROMPT, 2)
-    for _ in range(b.effort.many_pairs):
+    for _ in b.repeats(b.effort.many_pairs):
         ours.append(b.ask(server, CLIENTS, CLIENTS_PROMPT, CLIENTS_OUT))
         theirs.append(b.ask(peer, CLIENTS, CLIENTS_PROMPT, CLIENTS_OUT))
     rss, peer_rss = server.resident(), peer.resident()
@@ -189,7 +198,7 @@ def load(b):
     """Start to first token, of each side as it comes."""
     kind = b.kind()
     ours, theirs = [], []
-    for _ in range(b.effort.many_pairs + 1):  # the first warms the page cache
+    for _ in b.repeats(b.effort.many_pairs + 1, least=2):  # the first warms the page cache
         seconds, server = seconds_to_first_token(lambda: b.ours.serve(b.store.ours(kind)))
         b.ours.stop(server)
         ours.append(seconds)
@@ -207,7 +216,7 @@ def cluster(b):
     server = b.serve(kind)
     parts = b.ours.cluster(b.store.ours(kind), 2, "--no-weight-check", "--kv-memory", "256MiB")
     b.ask(parts, 1, DECODE_PROMPT, 4)
-    for _ in range(b.effort.many_pairs):
+    for _ in b.repeats(b.effort.many_pairs):
         for n in tokens:
             embedded[n].append(b.decode_rate(server, n, tokens[n]))
             apart[n].append(b.decode_rate(parts, n, tokens[n]))
@@ -220,19 +229,22 @@ def cluster(b):
 
 def wire(b):
     """One MoE layer of one row over the wire, less the same in place."""
-    runs = [parse_dispatch(b.processes.run(b.bin_dir / "dispatch_bench", 1, 2048, 2000)) for _ in range(b.effort.many_pairs)]
+    runs = [parse_dispatch(b.processes.run(b.bin_dir / "dispatch_bench", 1, 2048, 2000)) for _ in b.repeats(b.effort.many_pairs)]
     for name, transport in (("wire_us_p50", "tcp"), ("wire_shm_us_p50", "shm")):
         extra = [figures.wire_extra_us(r, transport) for r in runs]
-        b.figure(name, statistics.median(extra), best=min(extra), samples=extra, us_p50=runs)
+        b.figure(name, statistics.median(extra), best=min(extra), samples=extra, us_p50=runs,
+                 wire_us_mean=statistics.median(r[transport + "_wire"] for r in runs))
 
 
 def parse_dispatch(text):
-    """p50 in us by transport, of dispatch_bench's lines."""
+    """Of dispatch_bench's lines: p50 in us by transport, and the mean of the wire itself as TRANSPORT_wire."""
     out = {}
     for line in text.splitlines():
         words = line.split()
         if "p50" in words:
             out[words[0]] = float(words[words.index("p50") + 1])
+        if "wire" in words:
+            out[words[0] + "_wire"] = float(words[words.index("wire") + 1])
     return out
 
 
@@ -244,7 +256,7 @@ def step_overhead(b):
     if absent := {figures.ENGINE, figures.KERNELS} - set(server.metrics()):
         raise MeasureError(f"the server has no metric {', '.join(absent)}")
     shares, gateway = [], []
-    for _ in range(b.effort.many_pairs + 1):
+    for _ in b.repeats(b.effort.many_pairs + 1):
         before, cpu_before = server.metrics(), server.cpu_seconds()
         b.ask(server, streams, 8, 128)
         after, cpu_after = server.metrics(), server.cpu_seconds()
@@ -259,7 +271,7 @@ def crowded(b):
     """One stream beside a busy process a core."""
     kind, quiet, beside = b.kind(), [], []
     server = b.serve(kind)
-    for _ in range(b.effort.many_pairs):
+    for _ in b.repeats(b.effort.many_pairs):
         quiet.append(b.decode_rate(server, 1, b.effort.tokens))
         busy = [b.processes.start("python3", "-c", "while True: pass") for _ in range(max(2, b.ours.threads))]
         beside.append(b.decode_rate(server, 1, b.effort.tokens))

@@ -110,7 +110,7 @@ class Ours:
             raise
 
     def cluster(self, model, workers, *args):
-        """A gateway, a router and `workers` expert workers that talk over loopback TCP."""
+        """A gateway, a router and `workers` expert workers, which meet as those of one host do."""
         started = []
 
         def start(program, *options):
