@@ -191,17 +191,34 @@ inline int64_t MatMulScratchFloats(const MatMulTask& task) {
   return UpcastFloats(task.w) + PlainScratchFloats(task);
 }
 
-// Slots of a block that a row sees; none where first >= last.
+// Keys [first, last): of a sequence or of one block; none where first >= last.
 struct KeyRange {
-  int64_t first, last;  // slots of a block
+  int64_t first, last;
 };
 
+// Of the sequence, those that a row sees.
+inline KeyRange SeenBy(const AttentionTask& task, int64_t row) {
+  const int64_t end = int64_t{task.positions[row]} + 1;
+  return {task.window > 0 && end > task.window ? end - task.window : 0, end};
+}
+
+// From the first that any row of a part sees to the last.
+inline KeyRange SeenByAny(const AttentionTask& task, const AttentionPart& part) {
+  KeyRange all = SeenBy(task, part.row_begin);
+  for (int64_t row = part.row_begin + 1; row < part.row_end; ++row) {
+    const KeyRange seen = SeenBy(task, row);
+    all.first = seen.first < all.first ? seen.first : all.first;
+    all.last = seen.last > all.last ? seen.last : all.last;
+  }
+  return all;
+}
+
+// Slots of a block that a row sees.
 inline KeyRange VisibleIn(const AttentionTask& task, int64_t row, int64_t block) {
   const int64_t start = block * task.block_tokens;
-  const int64_t end = int64_t{task.positions[row]} + 1;
-  const int64_t begin = task.window > 0 && end > task.window ? end - task.window : 0;
-  return {begin > start ? begin - start : 0,
-          end - start < task.block_tokens ? end - start : task.block_tokens};
+  const KeyRange seen = SeenBy(task, row);
+  return {seen.first > start ? seen.first - start : 0,
+          seen.last - start < task.block_tokens ? seen.last - start : task.block_tokens};
 }
 
 // Per query a score row, a running sum of values and two scalars; the block's keys and values and

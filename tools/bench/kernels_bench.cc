@@ -10,6 +10,7 @@
 
 #include "services/base/ceil_div.h"
 #include "services/kernels/kernels.h"
+#include "services/kernels/ops.h"
 #include "services/kernels/thread_pool.h"
 #include "services/tensor/buffer.h"
 
@@ -166,6 +167,7 @@ struct AttentionShape {
   int heads, kv_heads, key_dim, value_dim;
   bool mla;
   DType cache = DType::kBF16;
+  int window = 0;
 };
 
 void Attention(benchmark::State& state, Isa isa, int threads, const AttentionShape& s) {
@@ -196,19 +198,95 @@ void Attention(benchmark::State& state, Isa isa, int threads, const AttentionSha
                               .key_dim = s.key_dim,
                               .value_dim = s.value_dim,
                               .values_in_key = s.mla,
+                              .window = s.window,
                               .scale = 0.01f};
   for (auto _ : state) {
     compute.Attention(task);
     benchmark::ClobberMemory();
   }
   double macs = 0;
-  for (int32_t p : positions) macs += (p + 1.0) * s.heads * (s.key_dim + s.value_dim);
+  for (int32_t p : positions) {
+    const double keys = s.window > 0 ? std::min(p + 1, s.window) : p + 1;
+    macs += keys * s.heads * (s.key_dim + s.value_dim);
+  }
   const double calls = static_cast<double>(state.iterations());
   state.counters["GFLOP/s"] =
       benchmark::Counter(2 * calls * macs / 1e9, benchmark::Counter::kIsRate);
   state.counters["GB/s"] = benchmark::Counter(calls * static_cast<double>(length * record) / 1e9,
                                               benchmark::Counter::kIsRate);
 }
+
+// One row through an element-wise kernel.
+constexpr int64_t kRow = 2048;
+struct RowData {
+  AlignedBuffer x = Filled(kRow, DType::kF32), y = Filled(kRow, DType::kF32),
+                halves = Filled(kRow, DType::kBF16), blocks = Filled(kRow, DType::kQ8_0),
+                bytes = Same(kRow), quantized = Same(QuantizedRows::RowBytes(kRow));
+};
+struct RowKernel {
+  const char* name;
+  void (*run)(const Ops& ops, RowData& row);
+};
+constexpr RowKernel kRowKernels[] = {
+    {"softmax", [](const Ops& ops, RowData& r) { ops.softmax(r.x.as<float>(), kRow); }},
+    {"sigmoid", [](const Ops& ops, RowData& r) { ops.sigmoid(r.x.as<float>(), kRow); }},
+    {"rope",
+     [](const Ops& ops, RowData& r) {
+       ops.rope(r.x.as<float>(), kRow, true, r.y.as<float>(), r.y.as<float>());
+     }},
+    {"add", [](const Ops& ops, RowData& r) { ops.add(r.x.as<float>(), r.y.as<float>(), kRow); }},
+    {"add_scaled",
+     [](const Ops& ops, RowData& r) {
+       ops.add_scaled(r.x.as<float>(), r.y.as<float>(), 0.5f, kRow);
+     }},
+    {"add_products",
+     [](const Ops& ops, RowData& r) {
+       ops.add_products(r.x.as<float>(), r.y.as<float>(), r.y.as<float>(), kRow);
+     }},
+    {"convert bf16",
+     [](const Ops& ops, RowData& r) {
+       ops.convert(r.x.as<float>(), kRow, DType::kBF16, r.halves.data());
+     }},
+    {"convert_to_float bf16",
+     [](const Ops& ops, RowData& r) {
+       ops.convert_to_float(r.halves.data(), DType::kBF16, kRow, r.x.as<float>());
+     }},
+    {"f8_to_bf16",
+     [](const Ops& ops, RowData& r) {
+       ops.f8_to_bf16(r.bytes.as<f8e4m3>(), kRow, r.halves.as<bf16>());
+     }},
+    {"quantize",
+     [](const Ops& ops, RowData& r) {
+       ops.quantize(r.halves.as<bf16>(), kRow, QuantizedRows{r.quantized.data(), kRow}.row(0));
+     }},
+    {"weights_to_float q8_0",
+     [](const Ops& ops, RowData& r) {
+       const WeightView w = {r.blocks.data(), DType::kQ8_0, WeightLayout::kOutIn, 1, kRow, kRow};
+       ops.weights_to_float(w, 0, 0, kRow, r.x.as<float>());
+     }},
+};
+
+void OneRow(benchmark::State& state, Isa isa, const RowKernel& kernel) {
+  const Ops& ops = OpsFor(isa);
+  RowData row;
+  for (auto _ : state) {
+    kernel.run(ops, row);
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * kRow);
+}
+
+void StoreKvOf(benchmark::State& state, DType dtype) {
+  RowData row;
+  for (auto _ : state) {
+    StoreKv(row.x.as<float>(), 512, dtype, row.bytes.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * 512);
+}
+BENCHMARK_CAPTURE(StoreKvOf, bfloat16, DType::kBF16);
+BENCHMARK_CAPTURE(StoreKvOf, int8, DType::kI8);
+BENCHMARK_CAPTURE(StoreKvOf, fp8, DType::kF8E4M3);
 
 void RmsNorm(benchmark::State& state, Isa isa, int64_t rows, int64_t dim) {
   ThreadPool pool(1);
@@ -240,16 +318,6 @@ void Activate(benchmark::State& state, Isa isa, int64_t rows, int64_t width) {
   state.SetItemsProcessed(state.iterations() * rows * width);
 }
 
-void SoftmaxOf(benchmark::State& state) {
-  AlignedBuffer x = Filled(state.range(0), DType::kF32);
-  for (auto _ : state) {
-    Softmax(x.as<float>(), state.range(0));
-    benchmark::ClobberMemory();
-  }
-  state.SetItemsProcessed(state.iterations() * state.range(0));
-}
-BENCHMARK(SoftmaxOf)->Arg(256)->Arg(32768);
-
 // What an empty job costs, the workers awake.
 void EmptyJob(benchmark::State& state) {
   ThreadPool pool(static_cast<int>(state.range(0)));
@@ -260,15 +328,25 @@ BENCHMARK(EmptyJob)->Arg(1)->Arg(2)->UseRealTime();
 constexpr DType kF = DType::kF32, kB = DType::kBF16;
 constexpr WeightLayout kOI = WeightLayout::kOutIn, kIO = WeightLayout::kInOut;
 constexpr MatMulShape kMatMuls[] = {
-    {1, 1, 8192, 8192, kB, kB, kOI},   {1, 4, 8192, 8192, kB, kB, kOI},
-    {1, 1, 4096, 4096, kB, kB, kIO},   {1, 4, 4096, 4096, kB, kB, kIO},
-    {1, 1, 2048, 2048, kB, kB, kOI},   {1, 8, 2048, 2048, kB, kB, kOI},
-    {1, 32, 2048, 2048, kB, kB, kOI},  {1, 512, 2048, 2048, kB, kB, kOI},
-    {1, 512, 2048, 2048, kF, kB, kOI}, {1, 512, 2048, 2048, kF, kF, kOI},
-    {1, 512, 2048, 2048, kB, kB, kIO}, {1, 64, 1536, 7168, kB, kB, kOI},
-    {1, 1, 192, 192, kB, kB, kOI},     {8, 1, 64, 192, kB, kB, kOI},
-    {64, 2, 64, 192, kB, kB, kOI},     {64, 2, 192, 32, kB, kB, kOI},
-    {16, 32, 512, 128, kB, kB, kIO},   {64, 48, 1024, 2048, kB, kB, kOI},
+    {1, 1, 8192, 8192, kB, kB, kOI},
+    {1, 4, 8192, 8192, kB, kB, kOI},
+    {1, 1, 4096, 4096, kB, kB, kIO},
+    {1, 4, 4096, 4096, kB, kB, kIO},
+    {1, 1, 2048, 2048, kB, kB, kOI},
+    {1, 8, 2048, 2048, kB, kB, kOI},
+    {1, 32, 2048, 2048, kB, kB, kOI},
+    {1, 512, 2048, 2048, kB, kB, kOI},
+    {1, 512, 2048, 2048, kF, kB, kOI},
+    {1, 512, 2048, 2048, kF, kF, kOI},
+    {1, 512, 2048, 2048, kB, kB, kIO},
+    {1, 64, 1536, 7168, kB, kB, kOI},
+    {1, 1, 192, 192, kB, kB, kOI},
+    {8, 1, 64, 192, kB, kB, kOI},
+    {64, 2, 64, 192, kB, kB, kOI},
+    {64, 2, 192, 32, kB, kB, kOI},
+    {16, 32, 512, 128, kB, kB, kIO},
+    {64, 48, 1024, 2048, kB, kB, kOI},
+    {1, 1, 8192, 8192, kB, DType::kF16, kOI},
 };
 constexpr DType kBlocked[] = {DType::kQ8_0, DType::kQ4_0, DType::kMXFP4,
                               DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
@@ -296,6 +374,8 @@ constexpr NamedAttention kAttentions[] = {
     {"mla16 decode 1x1024 fp8", {1, 1024, 16, 1, 576, 512, true, DType::kF8E4M3}},
     {"gqa32/4 decode 1x4096 int8", {1, 4096, 32, 4, 128, 128, false, DType::kI8}},
     {"gqa32/4 decode 1x4096 fp8", {1, 4096, 32, 4, 128, 128, false, DType::kF8E4M3}},
+    {"gqa64/8 window128 decode 1x32768", {1, 32768, 64, 8, 64, 64, false, DType::kBF16, 128}},
+    {"gqa64/8 window128 prefill 512 at 8192", {512, 8192, 64, 8, 64, 64, false, DType::kBF16, 128}},
 };
 
 void RegisterAll() {
@@ -339,6 +419,10 @@ void RegisterAll() {
             [=](benchmark::State& state) { Attention(state, isa, threads, a.shape); })
             ->UseRealTime();
       }
+    }
+    for (const RowKernel& kernel : kRowKernels) {
+      benchmark::RegisterBenchmark(("Row/" + name + "/" + kernel.name).c_str(),
+                                   [=](benchmark::State& state) { OneRow(state, isa, kernel); });
     }
     benchmark::RegisterBenchmark(("RmsNorm/" + name + "/32x2048").c_str(),
                                  [=](benchmark::State& state) { RmsNorm(state, isa, 32, 2048); });

@@ -397,19 +397,14 @@ void AttentionAmx(const AttentionTask& task, const AttentionPart& part, float* s
   if (!IsBF16Attention(task)) return kAvx512Ops.attention(task, part, scratch);
   ConfigureTiles(kTileConfig);
   const Sets s = SetUp(task, part, scratch);
-  int64_t end = 0, begin = INT64_MAX;
-  for (int64_t row = part.row_begin; row < part.row_end; ++row) {
-    const int64_t row_end = int64_t{task.positions[row]} + 1;
-    const int64_t row_begin = task.window > 0 && row_end > task.window ? row_end - task.window : 0;
-    end = row_end > end ? row_end : end;
-    begin = row_begin < begin ? row_begin : begin;
-  }
+  const KeyRange seen = SeenByAny(task, part);
   const int32_t* table = task.block_tables[part.row_begin];
   const auto at = [&](int64_t block) {
     return reinterpret_cast<const bf16*>(task.cache + table[block] * task.block_stride_bytes);
   };
-  for (int64_t block = begin / task.block_tokens; block * task.block_tokens < end; ++block) {
-    if ((block + 1) * task.block_tokens < end) Prefetch(s, at(block + 1));
+  for (int64_t block = seen.first / task.block_tokens; block * task.block_tokens < seen.last;
+       ++block) {
+    if ((block + 1) * task.block_tokens < seen.last) Prefetch(s, at(block + 1));
     AttendBlock(s, at(block), block);
   }
   Finish(s);
