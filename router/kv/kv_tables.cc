@@ -2,13 +2,25 @@
 
 namespace switchyard::router {
 
+namespace {
+
+// Where the rows of a chunk and what they see lie: they, and the window before the first of them,
+// which may begin inside of a block.
+int64_t WindowBlocks(int64_t window) { return BlocksFor(window - 1 + kLeastChunk - 1) + 1; }
+
+}  // namespace
+
+int64_t LaterBlocks(int64_t window, int64_t first, int64_t end, int64_t known) {
+  if (window == 0) return 0;  // has all from admission on
+  return std::max<int64_t>(0,
+                           std::min(BlocksFor(known) - end, WindowBlocks(window) - (end - first)));
+}
+
 int64_t LeastBlocks(std::span<const int> windows, int64_t tokens) {
   int64_t blocks = 0;
   for (const int64_t window : windows) {
-    // What the rows of a chunk see: they and the window before the first of them.
-    const int64_t seen = window > 0 ? window - 1 + kLeastChunk : tokens;
-    // It may begin inside of a block.
-    blocks += std::min(BlocksFor(tokens), BlocksFor(seen - 1) + 1);
+    const int64_t all = BlocksFor(tokens);
+    blocks += window > 0 ? std::min(all, WindowBlocks(window)) : all;
   }
   return blocks;
 }

@@ -24,6 +24,10 @@ constexpr int64_t AdmittedTokens(int64_t window, int64_t computed, int64_t known
   return window > 0 ? std::min(known, computed + kLeastChunk) : known;
 }
 
+// Blocks that a table of a sequence of `known` tokens will hold beside those that it has, [first,
+// end), while its prompt is computed in chunks.
+int64_t LaterBlocks(int64_t window, int64_t first, int64_t end, int64_t known);
+
 // So many blocks of the pool suffice to compute `tokens` tokens of a sequence, by and by.
 int64_t LeastBlocks(std::span<const int> windows, int64_t tokens);
 

@@ -22,8 +22,10 @@ SequenceView ViewOfRunning(const Sequence& s, std::span<const int> windows) {
                     .drafts = static_cast<int64_t>(s.drafts.size()),
                     .all_logits = s.scores_prompt()};
   for (int g = 0; g < s.tables->groups(); ++g) {
-    const bool sees_all = windows[static_cast<size_t>(g)] == 0;
-    (sees_all ? view.full_blocks : view.window_blocks) = s.tables->group(g).blocks();
+    const int window = windows[static_cast<size_t>(g)];
+    const BlockTable& table = s.tables->group(g);
+    (window == 0 ? view.full_blocks : view.window_blocks) = table.blocks();
+    view.later_blocks += LaterBlocks(window, table.first(), table.blocks(), view.known);
   }
   return view;
 }
@@ -193,7 +195,9 @@ SequenceView StepLoop::ViewOfWaiting(Sequence& s) {
   for (const int window : layout_.windows) {
     const int64_t end = BlocksFor(AdmittedTokens(window, view.computed, view.known));
     (window == 0 ? view.full_blocks : view.window_blocks) = end;
-    view.admit_blocks += end - FirstBlockSeen(view.computed, window);
+    const int64_t first = FirstBlockSeen(view.computed, window);
+    view.admit_blocks += end - first;
+    view.later_blocks += LaterBlocks(window, first, end, view.known);
   }
   return view;
 }

@@ -29,6 +29,7 @@ class Planner {
         running_count_(static_cast<int64_t>(now.running.size())),
         state_(now.running.size(), State::kIdle) {
     for (int i = 0; i < static_cast<int>(running_.size()); ++i) by_rank_.push_back(i);
+    for (const SequenceView& s : running_) promised_ += s.later_blocks;
     std::sort(by_rank_.begin(), by_rank_.end(),
               [&](int a, int b) { return Rank(running_[a]) < Rank(running_[b]); });
   }
@@ -51,6 +52,7 @@ class Planner {
   void Preempt(int index) {
     state_[index] = State::kPreempted;
     free_blocks_ += running_[index].own_blocks;
+    promised_ -= running_[index].later_blocks;
     --running_count_;
     short_of_blocks_ = true;
     plan_.preempt.push_back(index);
@@ -58,6 +60,7 @@ class Planner {
 
   void Admit(int index, int64_t blocks) {
     free_blocks_ -= blocks;
+    promised_ += waiting_[static_cast<size_t>(index)].later_blocks;
     ++running_count_;
     plan_.admit.push_back(index);
   }
@@ -112,8 +115,10 @@ class Planner {
   }
 
   void Grow(SequenceView& s, int64_t tokens) {
-    const int64_t lacks = Lacks(s, tokens);
+    const int64_t lacks = Lacks(s, tokens), promised = std::min(lacks, s.later_blocks);
     free_blocks_ -= lacks;
+    promised_ -= promised;
+    s.later_blocks -= promised;
     s.own_blocks += lacks;
     s.full_blocks = std::max(s.full_blocks, BlocksFor(tokens));
     s.window_blocks = std::max(s.window_blocks, BlocksFor(tokens));
@@ -232,7 +237,7 @@ class Planner {
   bool CanAdmit(const SequenceView& s) const {
     if (short_of_blocks_ || running_count_ >= max_running_) return false;
     const int64_t reserve = ReserveBlocks(running_count_, now_.full_groups + now_.window_groups);
-    return free_blocks_ >= MissingBlocks(s) + reserve;
+    return free_blocks_ >= MissingBlocks(s) + s.later_blocks + promised_ + reserve;
   }
 
   // Running prefills and admissions; of one priority those that run come first.
@@ -278,6 +283,7 @@ class Planner {
   std::vector<Cut> cut_;                                      // prompts that were given less
   std::vector<SequenceView> running_, waiting_;               // with the blocks they are given
   int64_t free_blocks_, running_count_;
+  int64_t promised_ = 0;      // later_blocks of those that run
   std::vector<State> state_;  // of running
   std::vector<int> by_rank_;  // running, best first
   int64_t prefill_rows_ = 0;

@@ -19,9 +19,9 @@
 //             into a step leaves half of the rows to those behind it, and takes what they do not
 //             need: a long one holds short ones up no longer than twice their own time.
 //   admit     after the prefills that run, by turn, nobody overtakes: when the blocks that it
-//             takes at once (KvTables::Admit) are free or held by sequences of the same prefix and
-//             some stay over for those that run. A higher priority displaces running sequences of
-//             lower ones.
+//             takes at once (KvTables::Admit) are free or held by sequences of the same prefix, and
+//             there are those that it and the prefills that run take later, and some for the
+//             others. A higher priority displaces running sequences of lower ones.
 //
 // The highest ranked sequence that runs is never preempted, so it ends in finitely many steps, and
 // so by induction do all of a priority whose turn comes. A stream of higher priorities does starve
@@ -54,6 +54,7 @@ struct SequenceView {
   int64_t own_blocks = 0;     // while running: that nobody else holds
   int64_t admit_blocks = 0;   // while waiting: that it holds once it is admitted
   int64_t shared_blocks = 0;  // of these, those that others hold
+  int64_t later_blocks = 0;   // that its prompt will hold beside them (LaterBlocks)
   uint64_t last_step = 0;     // that computed a row of it; 0: none
   int64_t drafts = 0;         // of one that decodes: tokens that may follow, guessed
   bool all_logits = false;    // every row of its prefill needs logits (prompt log-probabilities)

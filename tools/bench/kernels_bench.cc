@@ -198,8 +198,8 @@ void Attention(benchmark::State& state, Isa isa, int threads, const AttentionSha
                               .key_dim = s.key_dim,
                               .value_dim = s.value_dim,
                               .values_in_key = s.mla,
-                              .window = s.window,
-                              .scale = 0.01f};
+                              .scale = 0.01f,
+                              .window = s.window};
   for (auto _ : state) {
     compute.Attention(task);
     benchmark::ClobberMemory();

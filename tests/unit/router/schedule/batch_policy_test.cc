@@ -225,6 +225,31 @@ TEST(BatchPolicyTest, WithWindowsAPromptTakesBlocksAsItIsComputed) {
   EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
 }
 
+TEST(BatchPolicyTest, WithWindowsAPromptIsAdmittedWhereTheWindowsOfAllFit) {
+  // The one that runs takes half of what is free in this step, and with it the ten that it was
+  // still to hold; the other two and later eight, and one stays over.
+  SequenceView runs = Sliding(Prefilling(1, 3000, 300), 3);
+  runs.later_blocks = 10;
+  SequenceView waits = Sliding(Waiting(2, 9000), 0);
+  waits.later_blocks = 8;
+  BatchSnapshot now{.running = {runs},
+                    .waiting = {waits},
+                    .free_blocks = 20,
+                    .full_groups = 0,
+                    .window_groups = 1};
+  EXPECT_THAT(PlanBatch(now, kWide).admit, IsEmpty());
+  now.free_blocks = 22;
+  EXPECT_THAT(PlanBatch(now, kWide).admit, ElementsAre(0));
+  BatchLimits narrow = kWide;  // a chunk of two blocks leaves eight of the ten to come
+  narrow.max_batch_tokens = 128;
+  EXPECT_THAT(PlanBatch(now, narrow).admit, ElementsAre(0));
+  now.free_blocks = 18;
+  EXPECT_THAT(PlanBatch(now, narrow).admit, IsEmpty());
+  now.running.clear();
+  now.free_blocks = 10;
+  EXPECT_THAT(PlanBatch(now, kWide).admit, ElementsAre(0));
+}
+
 TEST(BatchPolicyTest, WithGroupsOnlyThoseWithAWindowTakeBlocksLater) {
   SequenceView s = Prefilling(1, 3000, 320);
   s.window_blocks = 10, s.own_blocks += 3;
@@ -357,6 +382,13 @@ class Simulation {
     }
     return blocks;
   }
+  int64_t Later(const SequenceView& s) const {
+    int64_t blocks = 0;
+    for (int window : windows_) {
+      blocks += LaterBlocks(window, FirstBlockSeen(s.computed, window), s.window_blocks, s.known);
+    }
+    return blocks;
+  }
   int64_t Free() const {
     int64_t blocks = blocks_;
     for (const Sim& s : running_) blocks -= Held(s);
@@ -385,11 +417,13 @@ class Simulation {
     for (const Sim& s : running_) {
       now.running.push_back(s.view);
       now.running.back().own_blocks = Held(s);
+      now.running.back().later_blocks = Later(s.view);
     }
     for (Sim& s : waiting_) {
       s.view.full_blocks = BlocksFor(s.view.known);
       s.view.window_blocks = BlocksFor(AdmittedTokens(1, 0, s.view.known));
       s.view.admit_blocks = Held(s);
+      s.view.later_blocks = Later(s.view);
       now.waiting.push_back(s.view);
     }
     const BatchPlan plan = PlanBatch(now, limits_);
