@@ -233,11 +233,14 @@ class Planner {
 
   static int64_t MissingBlocks(const SequenceView& s) { return s.admit_blocks - s.shared_blocks; }
 
-  // Only while nobody is preempted: then what it shares stays where it is.
+  // Only while nobody is preempted: then what it shares stays where it is. What windows will hold
+  // later must be there too, unless somebody of a lower priority would give way then.
   bool CanAdmit(const SequenceView& s) const {
     if (short_of_blocks_ || running_count_ >= max_running_) return false;
+    const bool lower = !by_rank_.empty() && running_[by_rank_.back()].priority < s.priority;
+    const int64_t later = lower ? 0 : s.later_blocks + promised_;
     const int64_t reserve = ReserveBlocks(running_count_, now_.full_groups + now_.window_groups);
-    return free_blocks_ >= MissingBlocks(s) + s.later_blocks + promised_ + reserve;
+    return free_blocks_ >= MissingBlocks(s) + later + reserve;
   }
 
   // Running prefills and admissions; of one priority those that run come first.

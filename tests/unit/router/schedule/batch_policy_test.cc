@@ -245,6 +245,8 @@ TEST(BatchPolicyTest, WithWindowsAPromptIsAdmittedWhereTheWindowsOfAllFit) {
   EXPECT_THAT(PlanBatch(now, narrow).admit, ElementsAre(0));
   now.free_blocks = 18;
   EXPECT_THAT(PlanBatch(now, narrow).admit, IsEmpty());
+  now.waiting[0].priority = 1;  // the one that runs would give way
+  EXPECT_THAT(PlanBatch(now, narrow).admit, ElementsAre(0));
   now.running.clear();
   now.free_blocks = 10;
   EXPECT_THAT(PlanBatch(now, kWide).admit, ElementsAre(0));
