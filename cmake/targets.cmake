@@ -1,6 +1,8 @@
 # sy_library(NAME SRCS ... DEPS ...)    one library a folder; sources are listed, never globbed
 # sy_binary(NAME SRCS ... DEPS ...)
-# sy_test(NAME SRCS ... DEPS ... [LABELS unit|cluster] [TIMEOUT seconds])
+# sy_test(NAME [ONE_THREAD|NUMBERS] SRCS ... DEPS ... [LABELS unit|cluster] [TIMEOUT seconds])
+#   What ThreadSanitizer's build leaves out. ONE_THREAD: neither the test nor what it tests starts a thread. NUMBERS: numbers are
+#   held against numbers, many times as slow there; the only threads are the pool's, which thread_pool_test and the engine's tests drive.
 # sy_fuzzer(NAME SRCS ... DEPS ... CORPUS dir)
 # sy_protos(NAME SRCS ... [MESSAGES_ONLY])   C++ and, but with MESSAGES_ONLY, gRPC code of .proto files
 
@@ -33,7 +35,10 @@ function(sy_binary NAME)
 endfunction()
 
 function(sy_test NAME)
-  cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(A "ONE_THREAD;NUMBERS" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  if((A_ONE_THREAD OR A_NUMBERS) AND SWITCHYARD_SANITIZE MATCHES "thread")
+    return()
+  endif()
   sy_binary(${NAME} SRCS ${A_SRCS} DEPS ${A_DEPS} GTest::gmock GTest::gtest_main PRECOMPILED tests)
   set_target_properties(${NAME} PROPERTIES UNITY_BUILD OFF)  # tests repeat the names of helpers
   target_compile_options(${NAME} PRIVATE -O1)  # a quarter less to compile; what is tested keeps its -O2
