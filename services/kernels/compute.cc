@@ -111,8 +111,8 @@ AttentionParts CutAttention(const AttentionTask& task, int64_t parts_wanted) {
 }
 
 int64_t KeysOf(const AttentionTask& task, int64_t row) {
-  const int64_t seen = int64_t{task.positions[row]} + 1;
-  return task.window > 0 ? std::min<int64_t>(seen, task.window) : seen;
+  const KeyRange seen = SeenBy(task, row);
+  return seen.last - seen.first;
 }
 
 // The longest first: what is begun last must not be what takes longest.
