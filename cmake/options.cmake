@@ -44,9 +44,7 @@ if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_compile_options(-Wno-subobject-linkage)  # an included .cc is taken for a header
 endif()
 if(SWITCHYARD_FUZZERS)
-  # Coverage feedback and memory checks for the code under test; the fuzz targets add the driver.
-  add_compile_options(-fsanitize=fuzzer-no-link,address)
-  add_link_options(-fsanitize=address)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage feedback; the fuzz targets add the driver
 endif()
 
 find_program(MOLD mold)
