@@ -347,6 +347,14 @@ constexpr MatMulShape kMatMuls[] = {
     {16, 32, 512, 128, kB, kB, kIO},
     {64, 48, 1024, 2048, kB, kB, kOI},
     {1, 1, 8192, 8192, kB, DType::kF16, kOI},
+    {64, 1, 1024, 2048, kB, DType::kQ8_0, kOI},  // experts of 16 and 32 streams
+    {64, 3, 1024, 2048, kB, DType::kQ8_0, kOI},
+    {64, 6, 1024, 2048, kB, DType::kQ8_0, kOI},
+    {64, 16, 1024, 2048, kB, DType::kQ8_0, kOI},
+    {64, 3, 1024, 2048, kB, DType::kQ4_0, kOI},
+    {64, 6, 1024, 2048, kB, DType::kQ4_0, kOI},
+    {64, 8, 1024, 2048, kB, DType::kQ4K, kOI},
+    {64, 8, 1024, 2048, kB, DType::kQ6K, kOI},
 };
 constexpr DType kBlocked[] = {DType::kQ8_0, DType::kQ4_0, DType::kMXFP4,
                               DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
@@ -403,7 +411,7 @@ void RegisterAll() {
       }
       for (const ScaledForm& form : kScaled) {
         for (int64_t rows : kBlockedRows) {
-          const int64_t width = rows <= 4 ? 8192 : 2048;
+          const int64_t width = rows <= 8 ? 8192 : 2048;
           const std::string shape = std::to_string(rows) + "x" + std::to_string(width);
           benchmark::RegisterBenchmark(
               ("ScaledMatMul/" + name + "/" + form.name + "/" + shape + suffix).c_str(),
