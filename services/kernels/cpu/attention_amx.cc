@@ -377,20 +377,6 @@ void Finish(const Sets& s) {
   }
 }
 
-// Asks for the KV head's share of a later block.
-void Prefetch(const Sets& s, const bf16* data) {
-  const Records at = RecordsOf(s);
-  for (int64_t j = 0; j < s.task.block_tokens; ++j) {
-    const bf16* record = data + j * at.record;
-    for (int64_t k = 0; k < s.task.key_dim; k += 32) {
-      _mm_prefetch(reinterpret_cast<const char*>(record + at.key + k), _MM_HINT_T1);
-    }
-    for (int64_t d = 0; !s.task.values_in_key && d < s.task.value_dim; d += 32) {
-      _mm_prefetch(reinterpret_cast<const char*>(record + at.value + d), _MM_HINT_T1);
-    }
-  }
-}
-
 }  // namespace
 
 void AttentionAmx(const AttentionTask& task, const AttentionPart& part, float* scratch) {
@@ -404,7 +390,6 @@ void AttentionAmx(const AttentionTask& task, const AttentionPart& part, float* s
   };
   for (int64_t block = seen.first / task.block_tokens; block * task.block_tokens < seen.last;
        ++block) {
-    if ((block + 1) * task.block_tokens < seen.last) Prefetch(s, at(block + 1));
     AttendBlock(s, at(block), block);
   }
   Finish(s);
