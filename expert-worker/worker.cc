@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <deque>
 #include <utility>
 #include <vector>
 
@@ -67,7 +66,7 @@ struct Worker::Parts {
   std::vector<Answer> answers;
 
   mutable absl::Mutex mutex;
-  std::deque<Pending> waiting ABSL_GUARDED_BY(mutex);
+  std::vector<Pending> waiting ABSL_GUARDED_BY(mutex);
   uint64_t waiting_pairs ABSL_GUARDED_BY(mutex) = 0;
 
   std::atomic<bool> draining = false;

@@ -67,6 +67,7 @@ void Batcher::FindPieces(std::span<const Pending> parts, std::vector<Answer>* an
   for (size_t p = 0; p < parts.size(); ++p) {
     const Call& call = parts[p].call;
     Answer answer = Identify(call);
+    answer.status = buffers_.List<pb::SegmentStatus>();
     answer.status.assign(call.segments.size(), pb::OK);
     work_[p].pair.assign(call.row_index.size(), kNoPair);
     for (size_t s = 0; s < call.segments.size(); ++s) {
@@ -180,24 +181,31 @@ void Batcher::WriteSums(const Call& call, Work& work, const float* y, Answer* an
   }
   // The fill moved each start to its end, which is the next one's start.
   const auto body = [&](int64_t begin, int64_t end) {
-    std::vector<float> acc(static_cast<size_t>(hidden_));
     for (int64_t s = begin; s < end; ++s) {
-      std::fill(acc.begin(), acc.end(), 0.0f);
       const uint32_t from = s == 0 ? 0 : work.first[s - 1];
-      for (uint32_t k = from; k < work.first[s]; ++k) {
-        const uint32_t i = work.order[k];
-        if (work.pair[i] == kNoPair) {
-          std::fill(acc.begin(), acc.end(), 0.0f);
-          break;
-        }
-        kernels::AddScaled(acc.data(), y + int64_t{work.pair[i]} * hidden_, call.weights[i],
-                           hidden_);
-      }
-      kernels::Convert(acc.data(), hidden_, dtype_, out + static_cast<size_t>(s) * row_bytes_);
+      const std::span entries = std::span(work.order).subspan(from, work.first[s] - from);
+      WriteSum(call, work, entries, y, out + static_cast<size_t>(s) * row_bytes_);
     }
   };
   constexpr int64_t kFloatsAPiece = 16384;
   compute_.pool().ParallelFor(sums, std::max<int64_t>(1, kFloatsAPiece / hidden_), body);
+}
+
+// One sum, of zeros where an expert of it is not held; a slice of the row at a time.
+void Batcher::WriteSum(const Call& call, const Work& work, std::span<const uint32_t> entries,
+                       const float* y, std::byte* out) {
+  const bool whole = std::none_of(entries.begin(), entries.end(),
+                                  [&](uint32_t i) { return work.pair[i] == kNoPair; });
+  constexpr int64_t kSlice = 1024;
+  float acc[kSlice];
+  for (int64_t from = 0; from < hidden_; from += kSlice) {
+    const int64_t n = std::min(kSlice, hidden_ - from);
+    std::fill(acc, acc + n, 0.0f);
+    for (const uint32_t i : whole ? entries : std::span<const uint32_t>()) {
+      kernels::AddScaled(acc, y + int64_t{work.pair[i]} * hidden_ + from, call.weights[i], n);
+    }
+    kernels::Convert(acc, n, dtype_, out + static_cast<size_t>(from) * SizeOf(dtype_));
+  }
 }
 
 }  // namespace switchyard::worker

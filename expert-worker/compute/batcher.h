@@ -59,6 +59,8 @@ class Batcher {
                    expertwire::Answer* answer);
   void WriteSums(const expertwire::Call& call, Work& work, const float* y,
                  expertwire::Answer* answer, std::byte* out);
+  void WriteSum(const expertwire::Call& call, const Work& work, std::span<const uint32_t> entries,
+                const float* y, std::byte* out);
 
   const int64_t hidden_;
   const uint32_t experts_per_group_;

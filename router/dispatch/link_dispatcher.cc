@@ -21,6 +21,8 @@ using expertwire::RowBuffer;
 
 // Rows are gathered and combined on the pool in pieces of this many elements.
 constexpr int64_t kElementsAPiece = 32768;
+// Rows are combined a slice at a time, so that what is between lies on the stack.
+constexpr int64_t kSlice = 1024;
 
 std::vector<bool> MoeLayers(const ModelSpec& spec) {
   std::vector<bool> layers;
@@ -142,7 +144,7 @@ void LinkDispatcher::Send(MoeTicket ticket, Job& job) {
   for (size_t p = 0; p < parts.size(); ++p) {
     PlannedPart& part = parts[p];
     ExpertLink& link = *links_.links()[static_cast<size_t>(part.link)];
-    Call call;
+    Call call = expertwire::EmptyCall(buffers_);
     call.call_id = ticket;
     call.part = static_cast<uint32_t>(p);
     call.last = part.last;
@@ -159,9 +161,9 @@ void LinkDispatcher::Send(MoeTicket ticket, Job& job) {
     }
     LinkCounters& counters = *counters_[static_cast<size_t>(part.link)];
     counters.rows.fetch_add(part.row_index.size(), std::memory_order_relaxed);
-    call.segments = part.segments;
-    call.row_index = part.row_index;
-    call.weights = part.weights;
+    call.segments.assign(part.segments.begin(), part.segments.end());
+    call.row_index.assign(part.row_index.begin(), part.row_index.end());
+    call.weights.assign(part.weights.begin(), part.weights.end());
     job.generation[p] = link.generation();
     if (absl::Status status = link.Send(std::move(call)); !status.ok()) {
       log::Debug("layer {}: {}", job.moe.layer, ToStd(status.message()));
@@ -294,8 +296,7 @@ void LinkDispatcher::Combine(Job& job) {
   const int64_t tokens = job.moe.tokens;
   pool_.ParallelFor(tokens, std::max<int64_t>(1, kElementsAPiece / (int64_t{hidden_} * top_k_)),
                     [&](int64_t begin, int64_t end) {
-                      std::vector<float> scratch(2 * static_cast<size_t>(hidden_));
-                      for (int64_t t = begin; t < end; ++t) CombineToken(job, t, scratch.data());
+                      for (int64_t t = begin; t < end; ++t) CombineToken(job, t);
                     });
   uint64_t lost = 0;
   for (int64_t t = 0; t < tokens; ++t) lost += job.moe.lost[t] != 0;
@@ -324,42 +325,49 @@ bool LinkDispatcher::Whole(const Job& job, int64_t token) const {
   return true;
 }
 
-// Group by group ascending: a sum as it came, or the same sum made here from fp32 rows.
-void LinkDispatcher::CombineToken(const Job& job, int64_t token, float* scratch) const {
-  float* out = job.moe.out + token * hidden_;
-  std::fill(out, out + hidden_, 0.0f);
+void LinkDispatcher::CombineToken(const Job& job, int64_t token) const {
   if (!Whole(job, token)) {
+    std::fill_n(job.moe.out + token * hidden_, hidden_, 0.0f);
     job.moe.lost[token] = 1;
     return;
   }
-  float* sum = scratch;
-  float* rounded = scratch + hidden_;
+  for (int64_t from = 0; from < hidden_; from += kSlice) {
+    CombineSlice(job, token, from, std::min(kSlice, hidden_ - from));
+  }
+}
+
+// Group by group ascending: a sum as it came, or the same sum made here from fp32 rows.
+void LinkDispatcher::CombineSlice(const Job& job, int64_t token, int64_t from, int64_t n) const {
+  float* out = job.moe.out + token * hidden_ + from;
+  std::fill(out, out + n, 0.0f);
+  float sum[kSlice], rounded[kSlice];
+  const PairSource* sources = &job.plan.sources[static_cast<size_t>(token * top_k_)];
   const int32_t* ids = job.moe.experts + token * top_k_;
   for (int k = 0; k < top_k_;) {
-    const PairSource& s = job.plan.sources[static_cast<size_t>(token * top_k_ + k)];
     const int group = ids[k] / experts_per_group_;
     int end = k + 1;
     while (end < top_k_ && ids[end] / experts_per_group_ == group) ++end;
-    if (s.sum) {
-      const std::byte* payload = job.answers[static_cast<size_t>(s.part)].payload.data();
-      const size_t row_bytes = static_cast<size_t>(hidden_) * SizeOf(dtype_);
-      kernels::ConvertToFloat(payload + s.slot * row_bytes, dtype_, hidden_, sum);
+    const auto payload = [&](const PairSource& s) {
+      return job.answers[static_cast<size_t>(s.part)].payload.data();
+    };
+    if (sources[k].sum) {
+      const int64_t at = int64_t{sources[k].slot} * hidden_ + from;
+      kernels::ConvertToFloat(payload(sources[k]) + static_cast<size_t>(at) * SizeOf(dtype_),
+                              dtype_, n, sum);
     } else {
-      std::fill(sum, sum + hidden_, 0.0f);
+      std::fill(sum, sum + n, 0.0f);
       for (int i = k; i < end; ++i) {
-        const PairSource& row = job.plan.sources[static_cast<size_t>(token * top_k_ + i)];
-        const size_t part = static_cast<size_t>(row.part);
-        const size_t offset =
-            job.plan.parts[part].layout.rows_offset(static_cast<uint32_t>(hidden_), dtype_);
-        const auto* rows =
-            reinterpret_cast<const float*>(job.answers[part].payload.data() + offset);
-        kernels::AddScaled(sum, rows + int64_t{row.slot} * hidden_,
-                           job.moe.weights[token * top_k_ + i], hidden_);
+        const PairSource& s = sources[i];
+        const size_t offset = job.plan.parts[static_cast<size_t>(s.part)].layout.rows_offset(
+            static_cast<uint32_t>(hidden_), dtype_);
+        const auto* rows = reinterpret_cast<const float*>(payload(s) + offset);
+        kernels::AddScaled(sum, rows + int64_t{s.slot} * hidden_ + from,
+                           job.moe.weights[token * top_k_ + i], n);
       }
-      kernels::Convert(sum, hidden_, dtype_, rounded);
-      kernels::ConvertToFloat(rounded, dtype_, hidden_, sum);
+      kernels::Convert(sum, n, dtype_, rounded);
+      kernels::ConvertToFloat(rounded, dtype_, n, sum);
     }
-    kernels::Add(out, sum, hidden_);
+    kernels::Add(out, sum, n);
     k = end;
   }
 }

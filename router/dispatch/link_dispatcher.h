@@ -71,10 +71,11 @@ class LinkDispatcher : public Dispatcher {
   void Combine(Job& job);
   std::string WorkersOfLost(const Job& job) const;  // for a log line; empty where none was asked
   bool Whole(const Job& job, int64_t token) const;
-  void CombineToken(const Job& job, int64_t token, float* scratch) const;
+  void CombineToken(const Job& job, int64_t token) const;
+  void CombineSlice(const Job& job, int64_t token, int64_t from, int64_t n) const;
   void PollLinks();
 
-  const int hidden_;
+  const int64_t hidden_;
   const int experts_;
   const int top_k_;
   const int experts_per_group_;

@@ -15,8 +15,8 @@ namespace {
 constexpr uint32_t kMagic = 0x31575953;  // "SYW1"
 constexpr size_t kPrefixBytes = 8;
 
-void StoreU32(uint32_t value, char* out) {
-  for (int i = 0; i < 4; ++i) out[i] = static_cast<char>(value >> (8 * i));
+void StoreU32(uint32_t value, std::byte* out) {
+  for (int i = 0; i < 4; ++i) out[i] = static_cast<std::byte>(value >> (8 * i));
 }
 
 uint32_t LoadU32(const std::byte* in) {
@@ -32,7 +32,36 @@ absl::StatusOr<DType> RowDType(std::string_view name) {
                          name.substr(0, 32));
 }
 
+// A header in memory of the pool's: about `expected` bytes of it; what is more is the heap's.
+class Header {
+ public:
+  Header(RowBufferPool& pool, size_t expected)
+      : memory_(pool.Take(std::clamp(expected, kLeast, kMost))),
+        arena_(reinterpret_cast<char*>(memory_.mutable_data()), memory_.bytes()),
+        frame_(google::protobuf::Arena::CreateMessage<pb::Frame>(&arena_)) {}
+  pb::Frame* operator->() { return frame_; }
+  pb::Frame* get() { return frame_; }
+
+ private:
+  static constexpr size_t kLeast = size_t{4} << 10, kMost = size_t{1} << 20;
+
+  RowBuffer memory_;
+  google::protobuf::Arena arena_;
+  pb::Frame* const frame_;
+};
+
 // ---- encoding ----
+
+// What the message of a call or an answer takes in memory, roughly.
+size_t MessageBytes(const Frame& frame) {
+  if (const Call* call = std::get_if<Call>(&frame.body)) {
+    return 1024 + call->segments.size() * 192 + call->row_index.size() * 8;
+  }
+  if (const Answer* answer = std::get_if<Answer>(&frame.body)) {
+    return 1024 + answer->status.size() * 4;
+  }
+  return 0;
+}
 
 void FillCall(const Call& call, absl::Time now, pb::Call* out) {
   out->set_call_id(call.call_id);
@@ -70,7 +99,7 @@ void FillAnswer(const Answer& answer, pb::Answer* out) {
   out->set_attempt(answer.attempt);
   out->set_part(answer.part);
   out->set_last(answer.last);
-  for (pb::SegmentStatus status : answer.status) out->add_status(status);
+  out->mutable_status()->Add(answer.status.begin(), answer.status.end());
   out->set_queue_us(answer.queue_us);
   out->set_compute_us(answer.compute_us);
   out->set_load(answer.load);
@@ -144,8 +173,8 @@ std::string TakeSegments(const pb::Call& in, const DecodeLimits& limits, Call* c
 }
 
 absl::StatusOr<Call> TakeCall(const pb::Call& in, RowBuffer payload, absl::Time now,
-                              const DecodeLimits& limits) {
-  Call call;
+                              const DecodeLimits& limits, RowBufferPool& pool) {
+  Call call = EmptyCall(pool);
   call.call_id = in.call_id();
   call.attempt = in.attempt();
   call.part = in.part();
@@ -187,8 +216,9 @@ absl::StatusOr<Call> TakeCall(const pb::Call& in, RowBuffer payload, absl::Time 
 }
 
 absl::StatusOr<Answer> TakeAnswer(const pb::Answer& in, RowBuffer payload,
-                                  const DecodeLimits& limits) {
+                                  const DecodeLimits& limits, RowBufferPool& pool) {
   Answer answer;
+  answer.status = pool.List<pb::SegmentStatus>();
   answer.call_id = in.call_id();
   answer.attempt = in.attempt();
   answer.part = in.part();
@@ -233,27 +263,28 @@ RowBuffer PayloadOf(const Frame& frame) {
   return RowBuffer();
 }
 
-std::string EncodePrefix(const Frame& frame, absl::Time now) {
-  google::protobuf::Arena arena;
-  auto* header = google::protobuf::Arena::CreateMessage<pb::Frame>(&arena);
-  std::visit(Filler{now, header}, frame.body);
+RowBuffer EncodePrefix(const Frame& frame, absl::Time now, RowBufferPool& pool) {
+  Header header(pool, MessageBytes(frame));
+  std::visit(Filler{now, header.get()}, frame.body);
   header->set_credit_bytes(frame.credit_bytes);
   header->set_credit_frames(frame.credit_frames);
   const size_t header_bytes = header->ByteSizeLong();
   const size_t all = kPrefixBytes + header_bytes;
-  std::string out(PayloadOf(frame).bytes() > 0 ? AlignUp(all) : all, '\0');
-  StoreU32(static_cast<uint32_t>(header_bytes), out.data());
-  StoreU32(kMagic, out.data() + 4);
-  header->SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(out.data()) + kPrefixBytes);
+  RowBuffer out = pool.Take(PayloadOf(frame).bytes() > 0 ? AlignUp(all) : all);
+  std::byte* at = out.mutable_data();
+  StoreU32(static_cast<uint32_t>(header_bytes), at);
+  StoreU32(kMagic, at + 4);
+  header->SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(at) + kPrefixBytes);
+  std::memset(at + all, 0, out.bytes() - all);
   return out;
 }
 
-size_t EncodedBytes(const Frame& frame, const std::string& prefix) {
-  return prefix.size() + PayloadOf(frame).bytes();
+size_t EncodedBytes(const Frame& frame, const RowBuffer& prefix) {
+  return prefix.bytes() + PayloadOf(frame).bytes();
 }
 
 absl::StatusOr<Frame> DecodeFrame(const RowBuffer& bytes, absl::Time now,
-                                  const DecodeLimits& limits) {
+                                  const DecodeLimits& limits, RowBufferPool& pool) {
   if (bytes.bytes() < kPrefixBytes || bytes.bytes() > limits.max_frame_bytes) {
     return InvalidArgument("a frame of {} bytes; {} to {} are allowed", bytes.bytes(), kPrefixBytes,
                            limits.max_frame_bytes);
@@ -263,8 +294,7 @@ absl::StatusOr<Frame> DecodeFrame(const RowBuffer& bytes, absl::Time now,
   if (header_bytes > limits.max_header_bytes || header_bytes > bytes.bytes() - kPrefixBytes) {
     return InvalidArgument("a header of {} bytes in a frame of {}", header_bytes, bytes.bytes());
   }
-  google::protobuf::Arena arena;
-  auto* header = google::protobuf::Arena::CreateMessage<pb::Frame>(&arena);
+  Header header(pool, 16 * header_bytes);
   if (!header->ParseFromArray(bytes.data() + kPrefixBytes, static_cast<int>(header_bytes))) {
     return InvalidArgument("a header of {} bytes that is no Frame", header_bytes);
   }
@@ -285,13 +315,15 @@ absl::StatusOr<Frame> DecodeFrame(const RowBuffer& bytes, absl::Time now,
       frame.body = std::move(*header->mutable_hello());
       break;
     case pb::Frame::kCall: {
-      SY_ASSIGN_OR_RETURN(Call call, TakeCall(header->call(), std::move(payload), now, limits));
+      SY_ASSIGN_OR_RETURN(Call call,
+                          TakeCall(header->call(), std::move(payload), now, limits, pool));
       call.wire_bytes = bytes.bytes();
       frame.body = std::move(call);
       break;
     }
     case pb::Frame::kAnswer: {
-      SY_ASSIGN_OR_RETURN(Answer answer, TakeAnswer(header->answer(), std::move(payload), limits));
+      SY_ASSIGN_OR_RETURN(Answer answer,
+                          TakeAnswer(header->answer(), std::move(payload), limits, pool));
       answer.wire_bytes = bytes.bytes();
       frame.body = std::move(answer);
       break;

@@ -1,11 +1,10 @@
 // Frames to bytes and back, as expert.proto lays them out. Decoding trusts nothing: a frame that
 // cannot be understood is an error (the stream ends), a call that can but is malformed is returned
 // with `bad` set (it is answered), and what comes out otherwise needs no more checks of sizes,
-// orders or ranges. Pure functions, thread-safe.
+// orders or ranges. Thread-safe.
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -22,15 +21,15 @@ struct DecodeLimits {
 
 // Everything of a frame before its payload: length, magic, header and padding. `now` turns a call's
 // deadline into what is left of it.
-std::string EncodePrefix(const Frame& frame, absl::Time now);
+RowBuffer EncodePrefix(const Frame& frame, absl::Time now, RowBufferPool& pool);
 // Of the body: empty where it has none.
 RowBuffer PayloadOf(const Frame& frame);
 // The size that a frame will have on the wire, which its sender pays in credits.
-size_t EncodedBytes(const Frame& frame, const std::string& prefix);
+size_t EncodedBytes(const Frame& frame, const RowBuffer& prefix);
 
-// `bytes` is the whole frame, 64-byte aligned; payloads share its memory. INVALID_ARGUMENT says
-// what is wrong.
+// `bytes` is the whole frame, 64-byte aligned; payloads share its memory, lists come from `pool`.
+// INVALID_ARGUMENT says what is wrong.
 absl::StatusOr<Frame> DecodeFrame(const RowBuffer& bytes, absl::Time now,
-                                  const DecodeLimits& limits);
+                                  const DecodeLimits& limits, RowBufferPool& pool);
 
 }  // namespace switchyard::expertwire

@@ -1,12 +1,12 @@
 // The frames of the expert wire in memory. Calls and answers are flat: a call's segments index into
-// one list of rows, so that a frame costs a handful of allocations whatever its number of experts.
+// one list of rows. Their lists come from the pool that their rows come from, so that a steady
+// stream of frames allocates nothing; where that does not matter they may be of the heap.
 // What is not rows is the message of expert.proto itself.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <variant>
-#include <vector>
 
 #include "absl/time/time.h"
 #include "services/expertwire/row_buffer.h"
@@ -42,9 +42,9 @@ struct Call {
   DType dtype = DType::kBF16;  // of the rows: kBF16 or kF32
   uint32_t rows = 0;
   uint32_t hidden = 0;
-  std::vector<Segment> segments;    // by (expert, result) ascending; they tile row_index
-  std::vector<uint32_t> row_index;  // of the payload's rows; ascending within a segment
-  std::vector<float> weights;       // [row_index]; unused where the segment asks for rows
+  PooledVector<Segment> segments;    // by (expert, result) ascending; they tile row_index
+  PooledVector<uint32_t> row_index;  // of the payload's rows; ascending within a segment
+  PooledVector<float> weights;       // [row_index]; unused where the segment asks for rows
   std::string trace_id;
   RowBuffer payload;  // [rows, hidden]
 
@@ -53,12 +53,21 @@ struct Call {
   size_t answer_bytes = 0;  // set by the sender: of the answer's payload, whose space it reserves
 };
 
+// Whose lists come from `pool`.
+inline Call EmptyCall(const RowBufferPool& pool) {
+  Call call;
+  call.segments = pool.List<Segment>();
+  call.row_index = pool.List<uint32_t>();
+  call.weights = pool.List<float>();
+  return call;
+}
+
 struct Answer {
   uint64_t call_id = 0;
   uint32_t attempt = 0;
   uint32_t part = 0;
   bool last = true;
-  std::vector<pb::SegmentStatus> status;  // [segments of the call's part]
+  PooledVector<pb::SegmentStatus> status;  // [segments of the call's part]
   uint64_t queue_us = 0;
   uint64_t compute_us = 0;
   float load = 0;

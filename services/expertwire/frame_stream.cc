@@ -11,8 +11,8 @@ namespace switchyard::expertwire {
 namespace {
 
 // Header and rows without a copy of the rows: the slice keeps the buffer.
-grpc::ByteBuffer ToByteBuffer(const std::string& prefix, const RowBuffer& payload) {
-  grpc::Slice slices[2] = {grpc::Slice(prefix), grpc::Slice()};
+grpc::ByteBuffer ToByteBuffer(const RowBuffer& prefix, const RowBuffer& payload) {
+  grpc::Slice slices[2] = {grpc::Slice(prefix.data(), prefix.bytes()), grpc::Slice()};
   if (payload.bytes() == 0) return grpc::ByteBuffer(slices, 1);
   auto* keep = new RowBuffer(payload);
   slices[1] = grpc::Slice(
@@ -131,7 +131,7 @@ void FrameStream::OnRead(bool ok) {
 }
 
 absl::Status FrameStream::Take(const RowBuffer& bytes) {
-  SY_ASSIGN_OR_RETURN(Frame frame, DecodeFrame(bytes, absl::Now(), limits_));
+  SY_ASSIGN_OR_RETURN(Frame frame, DecodeFrame(bytes, absl::Now(), limits_, pool_));
   return Receive(std::move(frame));
 }
 
@@ -180,9 +180,7 @@ void FrameStream::Pump() {
 
 std::optional<FrameStream::Outgoing> FrameStream::Next() {
   if (!control_.empty()) {
-    Frame frame = std::move(control_.front());
-    control_.pop_front();
-    return Free(std::move(frame));
+    return Free(control_.pop_front());
   }
   if (!paid_.empty() && ours_frames_ > 0) {
     Frame& frame = paid_.front();
@@ -190,7 +188,7 @@ std::optional<FrameStream::Outgoing> FrameStream::Next() {
     const Answer* answer = std::get_if<Answer>(&frame.body);
     frame.credit_bytes = owed_bytes_ + (answer ? answer->call_wire_bytes : 0);
     frame.credit_frames = static_cast<uint32_t>(owed_frames_ + (answer ? 1 : 0));
-    Outgoing out{EncodePrefix(frame, absl::Now()), PayloadOf(frame)};
+    Outgoing out{EncodePrefix(frame, absl::Now(), pool_), PayloadOf(frame)};
     if (const size_t cost = EncodedBytes(frame, out.prefix); cost <= ours_bytes_) {
       ours_bytes_ -= cost;
       --ours_frames_;
@@ -211,12 +209,12 @@ FrameStream::Outgoing FrameStream::Free(Frame frame) {
   frame.credit_frames = static_cast<uint32_t>(std::exchange(owed_frames_, 0));
   theirs_bytes_ += frame.credit_bytes;
   theirs_frames_ += frame.credit_frames;
-  return {EncodePrefix(frame, absl::Now()), RowBuffer()};
+  return {EncodePrefix(frame, absl::Now(), pool_), RowBuffer()};
 }
 
 void FrameStream::Write(const Outgoing& out) {
   writing_ = true;
-  bytes_written_ += out.prefix.size() + out.payload.bytes();
+  bytes_written_ += out.bytes();
   writer_->Write(ToByteBuffer(out.prefix, out.payload), &write_done_);
 }
 
@@ -248,7 +246,7 @@ void FrameStream::Ring() {
     return;
   }
   if (must_write_) return Write(*std::exchange(must_write_, std::nullopt));
-  Write({EncodePrefix(Frame{.body = pb::Credit()}, absl::Now()), RowBuffer()});
+  Write({EncodePrefix(Frame{.body = pb::Credit()}, absl::Now(), pool_), RowBuffer()});
 }
 
 bool FrameStream::Arm(bool by_bell) {
@@ -297,9 +295,8 @@ void FrameStream::PumpShared() {
     if (!leaving_) {
       leaving_ = Next();
       if (!leaving_) break;
-      const uint64_t bytes = leaving_->prefix.size() + leaving_->payload.bytes();
-      bytes_written_ += bytes;
-      leaving_->prefix.insert(0, reinterpret_cast<const char*>(&bytes), sizeof(bytes));
+      leaving_bytes_ = leaving_->bytes();
+      bytes_written_ += leaving_bytes_;
       left_ = 0;
     }
     const absl::StatusOr<bool> whole = WriteShared();
@@ -311,17 +308,21 @@ void FrameStream::PumpShared() {
 }
 
 absl::StatusOr<bool> FrameStream::WriteShared() {
-  const std::string& prefix = leaving_->prefix;
-  if (left_ < prefix.size()) {
-    SY_ASSIGN_OR_RETURN(const size_t n, pipe_->Write(prefix.data() + left_, prefix.size() - left_));
-    left_ += n;
-    if (left_ < prefix.size()) return false;
-  }
-  const RowBuffer& payload = leaving_->payload;
-  const size_t at = left_ - prefix.size();
-  SY_ASSIGN_OR_RETURN(const size_t n, pipe_->Write(payload.data() + at, payload.bytes() - at));
+  const size_t head = sizeof(leaving_bytes_), prefix = leaving_->prefix.bytes();
+  SY_ASSIGN_OR_RETURN(bool whole, WritePiece(&leaving_bytes_, head, 0));
+  if (!whole) return false;
+  SY_ASSIGN_OR_RETURN(whole, WritePiece(leaving_->prefix.data(), prefix, head));
+  if (!whole) return false;
+  return WritePiece(leaving_->payload.data(), leaving_->payload.bytes(), head + prefix);
+}
+
+absl::StatusOr<bool> FrameStream::WritePiece(const void* from, size_t bytes, size_t before) {
+  const size_t done = left_ - before;
+  if (done >= bytes) return true;
+  SY_ASSIGN_OR_RETURN(const size_t n,
+                      pipe_->Write(static_cast<const std::byte*>(from) + done, bytes - done));
   left_ += n;
-  return at + n == payload.bytes();
+  return done + n == bytes;
 }
 
 }  // namespace switchyard::expertwire

@@ -10,12 +10,11 @@
 #include <grpcpp/support/byte_buffer.h>
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
-#include <string>
 
 #include "absl/status/status.h"
+#include "services/base/fifo.h"
 #include "services/expertwire/codec.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/frame.h"
@@ -65,7 +64,7 @@ class FrameStream final : public Pollable {
   // Drops the paid frames that wait and satisfy `of`; returns how many.
   template <typename Predicate>
   size_t Drop(Predicate of) {
-    return std::erase_if(paid_, [&](const Frame& frame) {
+    return paid_.erase_if([&](const Frame& frame) {
       if (!of(frame)) return false;
       waiting_bytes_ -= PayloadOf(frame).bytes();
       return true;
@@ -108,10 +107,10 @@ class FrameStream final : public Pollable {
   void OnWritten(bool ok);
   absl::Status Receive(Frame frame);
   void Break(absl::Status why);
-  // A frame as it goes out; in the pipe with its length before it.
+  // A frame as it goes out.
   struct Outgoing {
-    std::string prefix;
-    RowBuffer payload;
+    RowBuffer prefix, payload;
+    uint64_t bytes() const { return prefix.bytes() + payload.bytes(); }
   };
 
   // Starts the next write that may go; with shared memory, all for which there is room.
@@ -126,6 +125,8 @@ class FrameStream final : public Pollable {
   // Reads on in a frame; whether it is whole now.
   absl::StatusOr<bool> ReadShared();
   absl::StatusOr<bool> WriteShared();
+  // Writes on from `from`, which begins `before` bytes into the frame and its length.
+  absl::StatusOr<bool> WritePiece(const void* from, size_t bytes, size_t before);
   absl::Status Take(const RowBuffer& bytes);
   bool PeerMayNeedCredit() const;
 
@@ -146,15 +147,16 @@ class FrameStream final : public Pollable {
   bool shares_memory_ = false;          // writes to it
   bool must_ring_ = false;              // once the write that is on its way is through
   std::optional<Outgoing> must_write_;  // the last frame that goes over gRPC
-  // The frame on its way into the pipe, and how far it is; then the one on its way out, whose
-  // length comes first.
+  // The frame on its way into the pipe, and how far it is; then the one on its way out. The length
+  // comes first.
   std::optional<Outgoing> leaving_;
+  uint64_t leaving_bytes_ = 0;
   size_t left_ = 0;
   uint64_t coming_bytes_ = 0;
   RowBuffer coming_;
   size_t came_ = 0;
 
-  std::deque<Frame> control_, paid_;
+  Fifo<Frame> control_, paid_;
   size_t waiting_bytes_ = 0;
   // What the peer may still send, and what it has not been told of yet.
   uint64_t theirs_bytes_, owed_bytes_ = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 
 #include "services/base/logging.h"
 #include "services/base/random_bits.h"
@@ -295,9 +296,7 @@ void GrpcLink::Forward() {
     for (OpenPart& open : open_[part.call_id].parts) {
       if (open.part == part.part) open.reserved = reserve;
     }
-    Frame frame{.body = std::move(waiting_.front())};
-    waiting_.pop_front();
-    lane_->stream().SendPaid(std::move(frame));
+    lane_->stream().SendPaid({.body = waiting_.pop_front()});
   }
 }
 
@@ -311,10 +310,11 @@ void GrpcLink::OnAnswer(Answer answer) {
   frames_received_.fetch_add(1, std::memory_order_relaxed);
   const auto call = open_.find(answer.call_id);
   const bool known = call != open_.end() && call->second.attempt == answer.attempt;
-  const auto part = !known ? std::vector<OpenPart>::iterator()
-                           : std::find_if(call->second.parts.begin(), call->second.parts.end(),
-                                          [&](const OpenPart& p) { return p.part == answer.part; });
-  if (!known || part == call->second.parts.end()) {
+  OpenPart* part = nullptr;
+  for (OpenPart& open : known ? std::span(call->second.parts) : std::span<OpenPart>()) {
+    if (open.part == answer.part) part = &open;
+  }
+  if (part == nullptr) {
     stale_.fetch_add(1, std::memory_order_relaxed);
     return;
   }
@@ -334,7 +334,7 @@ void GrpcLink::Cancel(uint64_t call_id, uint32_t attempt) {
   });
   const auto call = open_.find(call_id);
   if (call == open_.end() || call->second.attempt != attempt) return;
-  std::erase_if(waiting_, of_call);
+  waiting_.erase_if(of_call);
   for (const OpenPart& part : call->second.parts) Release(part);
   open_.erase(call);
   if (lane_ && !lane_->stream().ended()) {

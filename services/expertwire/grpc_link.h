@@ -6,13 +6,14 @@
 #include <grpcpp/generic/generic_stub.h>
 
 #include <atomic>
-#include <deque>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
+#include "services/base/fifo.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/expert_link.h"
 #include "services/expertwire/frame_stream.h"
@@ -55,7 +56,7 @@ class GrpcLink final : public ExpertLink {
   };
   struct OpenCall {
     uint32_t attempt = 0;
-    std::vector<OpenPart> parts;
+    absl::InlinedVector<OpenPart, 4> parts;
   };
 
   void Connect(absl::Time now);
@@ -83,7 +84,7 @@ class GrpcLink final : public ExpertLink {
   bool stopping_ = false, refused_ = false, suspect_ = false;
   absl::Time heard_;  // last frame, or when calls became open
   absl::flat_hash_map<uint64_t, OpenCall> open_;
-  std::deque<Call> waiting_;
+  Fifo<Call> waiting_;
   size_t reserved_bytes_ = 0, reserved_parts_ = 0;
   uint64_t past_written_ = 0, past_read_ = 0;  // by lanes that are gone
   std::vector<LinkEvent> inbox_;

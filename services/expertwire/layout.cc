@@ -35,7 +35,7 @@ void LayOutAnswer(std::span<const Segment> segments, std::span<const uint32_t> r
   layout->slot.resize(row_index.size());
   uint32_t* slot = layout->slot.data();
   const auto last_row = std::max_element(row_index.begin(), row_index.end());
-  std::vector<uint32_t> place(last_row == row_index.end() ? 0 : size_t{*last_row} + 1);
+  layout->place.assign(last_row == row_index.end() ? 0 : size_t{*last_row} + 1, 0);
   for (size_t i = 0; i < segments.size();) {
     const uint32_t group = segments[i].expert / experts_per_group;
     size_t end = i + 1, sum_segments = segments[i].result == pb::GROUP_SUMS;
@@ -52,7 +52,7 @@ void LayOutAnswer(std::span<const Segment> segments, std::span<const uint32_t> r
     }
     if (sum_segments > 1) {
       layout->sums +=
-          NumberGroup(segments.subspan(i, end - i), row_index, layout->sums, place, slot);
+          NumberGroup(segments.subspan(i, end - i), row_index, layout->sums, layout->place, slot);
     }
     i = end;
   }

@@ -26,6 +26,7 @@ struct AnswerLayout {
   uint32_t rows = 0;  // rows of fp32, from rows_offset
   // For each entry of the call's row_index: its sum, or its fp32 row.
   std::vector<uint32_t> slot;
+  std::vector<uint32_t> place;  // scratch of LayOutAnswer
 
   size_t rows_offset(uint32_t hidden, DType dtype) const {
     const size_t bytes = size_t{sums} * hidden * SizeOf(dtype);

@@ -4,7 +4,6 @@
 #include <array>
 #include <bit>
 #include <new>
-#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -13,42 +12,17 @@ namespace switchyard::expertwire {
 namespace {
 
 constexpr std::align_val_t kAlignment{64};
-constexpr size_t kSmallest = 4096;
+constexpr size_t kSmallest = 64;
+
+size_t OrderOf(size_t bytes) {
+  return static_cast<size_t>(std::bit_width(std::max(bytes, kSmallest) - 1));
+}
 
 }  // namespace
 
-struct RowBufferPool::Shared {
-  explicit Shared(size_t keep) : keep_bytes(keep) {}
-  ~Shared() {
-    for (auto& list : free) {
-      for (std::byte* block : list) ::operator delete(block, kAlignment);
-    }
-  }
-
-  std::byte* Take(int order) {
-    {
-      absl::MutexLock lock(&mutex);
-      if (auto& list = free[order]; !list.empty()) {
-        std::byte* block = list.back();
-        list.pop_back();
-        idle_bytes -= size_t{1} << order;
-        return block;
-      }
-    }
-    return static_cast<std::byte*>(::operator new (size_t{1} << order, kAlignment));
-  }
-
-  void Return(std::byte* block, int order) {
-    {
-      absl::MutexLock lock(&mutex);
-      if (idle_bytes + (size_t{1} << order) <= keep_bytes) {
-        idle_bytes += size_t{1} << order;
-        free[order].push_back(block);
-        return;
-      }
-    }
-    ::operator delete(block, kAlignment);
-  }
+// Idle blocks by the power of two that they are large.
+struct BlockPool::Shelves {
+  explicit Shelves(size_t keep) : keep_bytes(keep) {}
 
   const size_t keep_bytes;
   absl::Mutex mutex;
@@ -56,15 +30,47 @@ struct RowBufferPool::Shared {
   size_t idle_bytes ABSL_GUARDED_BY(mutex) = 0;
 };
 
-RowBufferPool::RowBufferPool(size_t keep_bytes) : shared_(std::make_shared<Shared>(keep_bytes)) {}
+BlockPool::BlockPool(size_t keep_bytes) : shelves_(std::make_unique<Shelves>(keep_bytes)) {}
+
+BlockPool::~BlockPool() {
+  for (auto& list : shelves_->free) {
+    for (std::byte* block : list) ::operator delete(block, kAlignment);
+  }
+}
+
+std::byte* BlockPool::Take(size_t bytes) {
+  const size_t order = OrderOf(bytes);
+  {
+    absl::MutexLock lock(&shelves_->mutex);
+    if (auto& list = shelves_->free[order]; !list.empty()) {
+      std::byte* block = list.back();
+      list.pop_back();
+      shelves_->idle_bytes -= size_t{1} << order;
+      return block;
+    }
+  }
+  return static_cast<std::byte*>(::operator new (size_t{1} << order, kAlignment));
+}
+
+void BlockPool::Give(std::byte* block, size_t bytes) {
+  const size_t order = OrderOf(bytes);
+  {
+    absl::MutexLock lock(&shelves_->mutex);
+    if (shelves_->idle_bytes + (size_t{1} << order) <= shelves_->keep_bytes) {
+      shelves_->idle_bytes += size_t{1} << order;
+      shelves_->free[order].push_back(block);
+      return;
+    }
+  }
+  ::operator delete(block, kAlignment);
+}
 
 RowBuffer RowBufferPool::Take(size_t bytes) {
-  const int order = std::bit_width(std::max(bytes, kSmallest) - 1);
-  std::byte* block = shared_->Take(order);
-  return RowBuffer(
-      std::shared_ptr<std::byte>(
-          block, [shared = shared_, order](std::byte* p) { shared->Return(p, order); }),
-      bytes);
+  return RowBuffer(std::shared_ptr<std::byte>(
+                       blocks_->Take(bytes),
+                       [blocks = blocks_, bytes](std::byte* block) { blocks->Give(block, bytes); },
+                       PoolAllocator<std::byte>(blocks_)),
+                   bytes);
 }
 
 }  // namespace switchyard::expertwire

@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace switchyard::expertwire {
 
@@ -51,17 +54,76 @@ class RowBuffer {
   size_t bytes_ = 0;
 };
 
-// Lends blocks and takes them back, so that a steady stream of frames allocates nothing large.
-// Blocks come in powers of two; at most `keep_bytes` lie idle. Thread-safe; blocks may outlive it.
-class RowBufferPool {
+// Where the blocks of a RowBufferPool lie. Thread-safe.
+class BlockPool {
  public:
-  explicit RowBufferPool(size_t keep_bytes = 64u << 20);
-  // Uninitialised.
-  RowBuffer Take(size_t bytes);
+  explicit BlockPool(size_t keep_bytes);
+  ~BlockPool();
+  BlockPool(const BlockPool&) = delete;
+  BlockPool& operator=(const BlockPool&) = delete;
+
+  // At least `bytes`, 64-byte aligned, uninitialised. Give takes it back, with the same size.
+  std::byte* Take(size_t bytes);
+  void Give(std::byte* block, size_t bytes);
 
  private:
-  struct Shared;
-  std::shared_ptr<Shared> shared_;
+  struct Shelves;
+  const std::unique_ptr<Shelves> shelves_;
+};
+
+// The allocator of lists that travel with a frame: their memory comes from a pool and goes back to
+// it, whoever drops them. Without a pool it is the heap's. Moves with the list.
+template <typename T>
+class PoolAllocator {
+ public:
+  using value_type = T;
+  using propagate_on_container_move_assignment = std::true_type;
+  using propagate_on_container_swap = std::true_type;
+
+  PoolAllocator() = default;
+  explicit PoolAllocator(std::shared_ptr<BlockPool> pool) : pool_(std::move(pool)) {}
+  template <typename U>
+  PoolAllocator(const PoolAllocator<U>& other) : pool_(other.pool()) {}  // as containers convert it
+
+  T* allocate(size_t n) {
+    if (pool_ == nullptr) return std::allocator<T>().allocate(n);
+    return reinterpret_cast<T*>(pool_->Take(n * sizeof(T)));
+  }
+  void deallocate(T* list, size_t n) {
+    if (pool_ == nullptr) return std::allocator<T>().deallocate(list, n);
+    pool_->Give(reinterpret_cast<std::byte*>(list), n * sizeof(T));
+  }
+  // A copy of a list is somebody's own.
+  PoolAllocator select_on_container_copy_construction() const { return {}; }
+
+  const std::shared_ptr<BlockPool>& pool() const { return pool_; }
+  friend bool operator==(const PoolAllocator& a, const PoolAllocator& b) {
+    return a.pool_ == b.pool_;
+  }
+
+ private:
+  std::shared_ptr<BlockPool> pool_;
+};
+
+template <typename T>
+using PooledVector = std::vector<T, PoolAllocator<T>>;
+
+// Lends blocks and takes them back, so that a steady stream of frames allocates nothing. Blocks
+// come in powers of two; at most `keep_bytes` lie idle. Thread-safe; blocks may outlive it.
+class RowBufferPool {
+ public:
+  explicit RowBufferPool(size_t keep_bytes = 64u << 20)
+      : blocks_(std::make_shared<BlockPool>(keep_bytes)) {}
+  // Uninitialised.
+  RowBuffer Take(size_t bytes);
+  // An empty list whose memory comes from here.
+  template <typename T>
+  PooledVector<T> List() const {
+    return PooledVector<T>(PoolAllocator<T>(blocks_));
+  }
+
+ private:
+  const std::shared_ptr<BlockPool> blocks_;
 };
 
 }  // namespace switchyard::expertwire

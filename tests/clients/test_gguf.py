@@ -106,6 +106,18 @@ def test_mxfp4_experts_give_the_tokens_of_the_checkpoint(tmp_path):
     assert answers(convert(floats, tmp_path / "mxfp4.gguf", "--type", "mxfp4")) == answers(mxfp4)
 
 
+# The same of every matrix but the two of tokens, which quantised checkpoints leave alone.
+@pytest.mark.parametrize(("kind", "scheme"), [("q8_0", "int8"), ("q4_0", "int4-q4_0")])
+def test_a_file_gives_the_tokens_of_the_same_integers_in_safetensors(kind, scheme, tmp_path):
+    directory, floats, quantised = servable("olmoe-tiny", tmp_path / "olmoe"), tmp_path / "floats", tmp_path / scheme
+    subprocess.run([sys.executable, CONVERTER.parent / "to_quantised.py", "--scheme", scheme, "--group", "32", "--scales", "F16",
+                    "--float", floats, directory, quantised], check=True, stdout=subprocess.DEVNULL)
+    file = convert(floats, tmp_path / f"{kind}.gguf", "--type", kind, "--keep", "token_embd.", "--keep", "output.")
+    want = answers(quantised)
+    assert answers(file) == want
+    assert want != answers(directory)  # or the rounding would not show
+
+
 def test_inspect_shows_dtypes_and_bytes(tiny_r1, tmp_path):
     q8_0 = convert(processes.MODEL, tmp_path / "q8_0.gguf", "--type", "q8_0")
     done = subprocess.run([processes.BIN / "switchyard", "inspect", "--json", q8_0], capture_output=True, text=True, timeout=60, check=True)

@@ -12,9 +12,13 @@ namespace {
 
 using namespace switchyard::expertwire;
 
-RowBuffer ToBuffer(const void* data, size_t size) {
+RowBufferPool& Pool() {
   static RowBufferPool pool(0);  // a fresh block each time, so that reads past its end are seen
-  RowBuffer out = pool.Take(size);
+  return pool;
+}
+
+RowBuffer ToBuffer(const void* data, size_t size) {
+  RowBuffer out = Pool().Take(size);
   std::memcpy(out.mutable_data(), data, size);
   return out;
 }
@@ -45,16 +49,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }();
   (void)quiet;
   const absl::Time now = absl::UnixEpoch();
-  const absl::StatusOr<Frame> frame = DecodeFrame(ToBuffer(data, size), now, {});
+  const absl::StatusOr<Frame> frame = DecodeFrame(ToBuffer(data, size), now, {}, Pool());
   if (!frame.ok()) return 0;
   if (const Call* call = std::get_if<Call>(&frame->body)) {
     CheckCall(*call);
     if (!call->bad.empty()) return 0;  // its segments were not kept
   }
-  std::string again = EncodePrefix(*frame, now);
-  const RowBuffer payload = PayloadOf(*frame);
-  again.append(reinterpret_cast<const char*>(payload.data()), payload.bytes());
-  const auto twice = DecodeFrame(ToBuffer(again.data(), again.size()), now, {});
+  const RowBuffer prefix = EncodePrefix(*frame, now, Pool()), payload = PayloadOf(*frame);
+  std::string again(prefix.as<char>(), prefix.bytes());
+  again.append(payload.as<char>(), payload.bytes());
+  const auto twice = DecodeFrame(ToBuffer(again.data(), again.size()), now, {}, Pool());
   if (!twice.ok() || twice->body.index() != frame->body.index()) std::abort();
   return 0;
 }

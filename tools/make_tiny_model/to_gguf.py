@@ -39,12 +39,12 @@ class Tensor:
     def __init__(self, name, shape, dtype, pieces):
         self.name, self.shape, self.dtype, self.pieces = name, list(shape), dtype, pieces
 
-    def stored(self, wanted):
-        """The type that it is written in, by llama.cpp's rules."""
+    def stored(self, wanted, keep):
+        """The type that it is written in, by llama.cpp's rules; bf16 where its name begins with one of `keep`."""
         vector = len(self.shape) == 1 or self.name.endswith("_norm.weight")
         if vector or "ffn_gate_inp." in self.name or not self.name.endswith(".weight"):
             return "f32"
-        if wanted == "mxfp4" and "_exps." not in self.name:
+        if wanted == "mxfp4" and "_exps." not in self.name or self.name.startswith(tuple(keep)):
             return "bf16"
         return wanted if self.shape[-1] % TYPES[wanted][1] == 0 else "f16"
 
@@ -432,7 +432,7 @@ def write(a):
         refuse(f"{directory}/config.json: model_type is {c['model_type']}; supported, unquantised: {', '.join(ARCHITECTURES)}")
     check(c)
     entries = [entry(*e) for e in metadata(directory, c, a)]
-    tensors = [(t, t.stored(a.type)) for t in Converter(directory, c, a.whole_kv_b).all()]
+    tensors = [(t, t.stored(a.type, a.keep)) for t in Converter(directory, c, a.whole_kv_b).all()]
     infos, offset = [], 0
     for t, kind in tensors:
         dims = struct.pack(f"<I{len(t.shape)}Q", len(t.shape), *reversed(t.shape))
@@ -461,6 +461,7 @@ def main():
     ap.add_argument("checkpoint", type=pathlib.Path, help="directory with config.json and safetensors")
     ap.add_argument("out", type=pathlib.Path, help="the GGUF file to write")
     ap.add_argument("--type", choices=TYPES, default="bf16", help="of matrices; mxfp4: of experts, the rest is bf16")
+    ap.add_argument("--keep", action="append", default=[], metavar="NAME", help="of tensors whose names begin so, bf16 whatever the type is")
     ap.add_argument("--pre", help="tokenizer.ggml.pre, where tokenizer.json does not tell")
     ap.add_argument("--whole-kv-b", action="store_true", help="write kv_b_proj in one piece, as llama.cpp did until 2025")
     write(ap.parse_args())

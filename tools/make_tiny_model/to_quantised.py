@@ -5,7 +5,8 @@
     python3 tools/make_tiny_model/to_quantised.py --scheme int4 --group 32 tests/golden/models/olmoe-tiny build/olmoe-int4
     python3 tools/make_tiny_model/to_quantised.py --scheme int8 --float build/olmoe-int8-float tests/golden/models/olmoe-tiny build/olmoe-int8
 
-Weights are rounded to the nearest value, nothing more: this is for tests of the layouts. --float also writes the checkpoint of
+Weights are rounded to the nearest value, nothing more: this is for tests of the layouts. int4-q4_0 takes scales as GGUF's Q4_0 does, so
+that the number of largest magnitude becomes -8. --float also writes the checkpoint of
 float32 weights that the quantised ones stand for. Needs nothing but Python, and patience with more than a few million weights.
 """
 import argparse
@@ -91,8 +92,8 @@ def nearest(values, x):
 class Integers:
     """compressed-tensors: int8 and int4."""
 
-    def __init__(self, bits, group, zeros, scale_dtype):
-        self.bits, self.group, self.zeros, self.scale_dtype = bits, group, zeros, scale_dtype
+    def __init__(self, bits, group, zeros, scale_dtype, q4_0=False):
+        self.bits, self.group, self.zeros, self.scale_dtype, self.q4_0 = bits, group, zeros, scale_dtype, q4_0
         self.low, self.high = -(1 << bits - 1), (1 << bits - 1) - 1
 
     def config(self):
@@ -105,7 +106,10 @@ class Integers:
 
     def piece(self, w):
         """Scale, zero point and elements of weights that share them; signed, as the tool has them."""
-        if not self.zeros:
+        if self.q4_0:
+            scale = rounded(max(w, key=abs) / self.low, self.scale_dtype) or 1e-6
+            zero = 0
+        elif not self.zeros:
             scale = rounded(max(max(map(abs, w)) / self.high, 1e-6), self.scale_dtype)
             zero = 0
         else:
@@ -246,7 +250,7 @@ def scheme_of(args):
     if args.scheme == "int8":
         return Integers(8, args.group, False, args.scales)
     if args.scheme.startswith("int4"):
-        return Integers(4, args.group, args.scheme == "int4-zeros", args.scales)
+        return Integers(4, args.group, args.scheme == "int4-zeros", args.scales, args.scheme == "int4-q4_0")
     return Packed(args.scheme.removesuffix("-sym"), args.group, not args.scheme.endswith("-sym"), args.scales)
 
 
@@ -264,7 +268,7 @@ def quantises(args, name, shape):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scheme", choices=["int8", "int4", "int4-zeros", "gptq", "gptq-sym", "gptq_v2", "awq", "fp8", "mxfp4"], required=True)
+    parser.add_argument("--scheme", choices=["int8", "int4", "int4-q4_0", "int4-zeros", "gptq", "gptq-sym", "gptq_v2", "awq", "fp8", "mxfp4"], required=True)
     parser.add_argument("--group", type=int, default=0, help="columns that share a scale; 0: a whole row")
     parser.add_argument("--block-rows", type=int, default=128, help="of fp8")
     parser.add_argument("--scales", choices=list(BITS), default="BF16")

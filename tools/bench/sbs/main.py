@@ -57,7 +57,7 @@ def steps(b, only, types):
     for names, seconds, prefixes, body in (
             (("decode16", "decode32"), 80, ("decode16_", "decode32_"), parts.many_streams),
             (("clients32", "rss"), 100, ("clients32_", "rss_"), parts.clients), (("load",), 30, ("load_",), parts.load),
-            (("cluster",), 50, ("cluster",), parts.cluster), (("wire",), 10, ("wire_",), parts.wire),
+            (("cluster",), 75, ("cluster",), parts.cluster), (("wire",), 10, ("wire_",), parts.wire),
             (("step_overhead",), 20, ("step_",), parts.step_overhead), (("crowded",), 30, ("crowded_",), parts.crowded)):
         if wanted & set(names):
             yield ", ".join(names), [f for f in figures.FIGURES if f.startswith(prefixes)], seconds, lambda body=body: body(b)

@@ -222,9 +222,25 @@ def cluster(b):
             apart[n].append(b.decode_rate(parts, n, tokens[n]))
     b.ours.stop(parts)
     b.ours.stop(server)
+    theirs = {1: _rpc_share(b, kind, tokens[1]), 16: {}}  # llama-batched-bench knows nothing of workers
     for n in tokens:
         b.figure(f"cluster{n}_share", figures.paired_median(apart[n], embedded[n]), best=max(apart[n]) / max(embedded[n]),
-                 cluster=apart[n], embedded=embedded[n], unit="tokens/s", type=kind)
+                 cluster=apart[n], embedded=embedded[n], unit="tokens/s", type=kind, **theirs[n])
+
+
+def _rpc_share(b, kind, tokens):
+    """The same of llama.cpp: its model on two rpc-servers of this host, against one process."""
+    arguments = (b.store.gguf(kind), "-n", tokens, "-p", 0)
+    alone, apart = [], []
+    try:
+        workers, addresses = b.theirs.workers(2)
+        for _ in b.repeats(b.effort.many_pairs):
+            alone += b.theirs.bench(*arguments)[f"tg{tokens}"]
+            apart += b.theirs.bench(*arguments, "-ngl", 99, "--rpc", addresses)[f"tg{tokens}"]
+        b.processes.stop(*workers)
+    except MeasureError as e:
+        return {"theirs_reason": str(e)}
+    return {"theirs_share": figures.paired_median(apart, alone), "theirs_rpc": apart, "theirs_alone": alone}
 
 
 def wire(b):

@@ -94,6 +94,12 @@ def free_port():
         return s.getsockname()[1]
 
 
+def connects(port):
+    """Whether something listens on this port of the loopback."""
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Ours:
     """Switchyard's programs in `bin_dir`."""
 
@@ -179,6 +185,15 @@ class Theirs:
     def bench(self, gguf, *args):
         return parse_bench(self.processes.run(self.peer.tool("llama-bench"), "-m", gguf, "-t", self.threads, "-r", 1, "-o",
                                                         "json", *args))
+
+    def workers(self, count):
+        """`count` rpc-servers and their addresses, as --rpc takes them."""
+        ports = [free_port() for _ in range(count)]
+        children = [self.processes.start(self.peer.tool("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", self.threads)
+                    for port in ports]
+        for child, port in zip(children, ports):
+            child.wait_for(lambda port=port: connects(port), "port", START_SECONDS)
+        return children, ",".join(f"127.0.0.1:{port}" for port in ports)
 
     def batched(self, gguf, streams, prompt, tokens):
         """tokens/s of decode by number of streams."""

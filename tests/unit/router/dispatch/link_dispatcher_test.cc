@@ -2,127 +2,27 @@
 #include "router/dispatch/link_dispatcher.h"
 
 #include <gmock/gmock.h>
-#include <grpcpp/security/server_credentials.h>
-#include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <thread>
 
-#include "expert-worker/worker.h"
-#include "services/expertwire/arithmetic.h"
-#include "tests/support/moe_fixture.h"
+#include "tests/support/dispatch_harness.h"
 
 namespace switchyard::router {
 namespace {
 
-using expertwire::LinkSet;
 using expertwire::LinkState;
 using ::testing::HasSubstr;
+using testing::MakeWorker;
 using testing::MemorySource;
 using testing::MoeBatch;
 using testing::MoeShape;
+using testing::Router;
+using testing::ServedWorker;
+using testing::SocketPath;
 using worker::Worker;
 using worker::WorkerOptions;
-
-constexpr char kFingerprint[] = "fingerprint-of-the-test";
-
-std::unique_ptr<Worker> MakeWorker(const ModelSpec& spec, WorkerOptions options,
-                                   kernels::ThreadPool* pool = nullptr) {
-  auto made =
-      Worker::Create(spec, kFingerprint, std::make_shared<MemorySource>(spec, 7), options, pool);
-  EXPECT_TRUE(made.ok()) << made.status();
-  return *std::move(made);
-}
-
-// A worker with a server of its own, on a port or a socket; can be killed and started again.
-class ServedWorker {
- public:
-  ServedWorker(const ModelSpec& spec, WorkerOptions options, std::string address = "127.0.0.1:0")
-      : worker_(MakeWorker(spec, std::move(options))) {
-    grpc::ServerBuilder builder;
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    int port = 0;
-    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
-    worker_->Register(builder);
-    server_ = builder.BuildAndStart();
-    EXPECT_NE(server_, nullptr);
-    worker_->Start();
-    address_ = address.starts_with("unix:") ? address : "127.0.0.1:" + std::to_string(port);
-  }
-  ~ServedWorker() { Kill(); }
-
-  void Kill() {
-    if (!server_) return;
-    server_->Shutdown(std::chrono::system_clock::now());
-    worker_->Stop();
-    server_.reset();
-  }
-  Worker& worker() { return *worker_; }
-  const std::string& address() const { return address_; }
-
- private:
-  std::unique_ptr<Worker> worker_;
-  std::unique_ptr<grpc::Server> server_;
-  std::string address_;
-};
-
-// One router: links, dispatcher and the pool of its engine thread, which is the test's.
-class Router {
- public:
-  Router(const ModelSpec& spec, DType dtype, std::vector<std::string> addresses,
-         expertwire::CreditGrant grant = {}, std::vector<Worker*> local = {})
-      : spec_(spec), dtype_(dtype), pool_(2) {
-    const auto isa = *kernels::ChooseIsa("auto");
-    expertwire::NumericsClass numerics{
-        kFingerprint, dtype, expertwire::ExpertArithmetic(spec, MemorySource(spec, 1), dtype, isa)};
-    links_ = std::make_unique<LinkSet>(expertwire::LinkSetOptions{
-        .hello = expertwire::MakeHello("test-router", numerics, grant, false)});
-    for (Worker* worker : local) links_->AddLocal("local", *worker);
-    for (const std::string& address : addresses) links_->AddGrpc({.target = address});
-    dispatcher_ = std::make_unique<LinkDispatcher>(spec, dtype, *links_, pool_);
-  }
-
-  // Drives the links until `done`; the time is only for a test that hangs.
-  template <typename Condition>
-  bool Until(Condition done) {
-    const absl::Time bound = absl::Now() + absl::Seconds(20);
-    while (!done()) {
-      if (absl::Now() > bound) return false;
-      dispatcher_->Wait(absl::Now() + absl::Milliseconds(5));
-    }
-    return true;
-  }
-  bool WhenReady() {
-    return Until([&] { return dispatcher_->Missing().empty(); });
-  }
-
-  MoeTicket Start(MoeBatch& batch, int layer = 1, absl::Time deadline = absl::InfiniteFuture()) {
-    return dispatcher_->Start({.layer = layer,
-                               .tokens = batch.tokens,
-                               .x = {batch.x.data(), dtype_, spec_.hidden},
-                               .experts = batch.experts.data(),
-                               .weights = batch.weights.data(),
-                               .out = batch.out.data(),
-                               .lost = batch.lost.data(),
-                               .deadline = deadline});
-  }
-  void Finish(MoeTicket ticket) {
-    while (!dispatcher_->Finished(ticket)) dispatcher_->Wait(absl::Now() + absl::Seconds(1));
-  }
-  void Run(MoeBatch& batch, int layer = 1) { Finish(Start(batch, layer)); }
-
-  LinkDispatcher& dispatcher() { return *dispatcher_; }
-  LinkSet& links() { return *links_; }
-
- private:
-  const ModelSpec spec_;
-  const DType dtype_;
-  kernels::ThreadPool pool_;
-  std::unique_ptr<LinkSet> links_;
-  std::unique_ptr<LinkDispatcher> dispatcher_;
-};
 
 std::vector<float> Expected(const ModelSpec& spec, DType dtype, int layer, const MoeBatch& batch) {
   MemorySource source(spec, 7);
@@ -144,11 +44,6 @@ void ExpectSame(const MoeBatch& batch, const std::vector<float>& expected) {
   ASSERT_EQ(batch.out.size(), expected.size());
   EXPECT_EQ(std::memcmp(batch.out.data(), expected.data(), expected.size() * sizeof(float)), 0);
   EXPECT_THAT(batch.lost, ::testing::Each(0));
-}
-
-std::string SocketPath() {
-  static int counter = 0;
-  return "unix:/tmp/sy-wire-" + std::to_string(::getpid()) + "-" + std::to_string(counter++);
 }
 
 enum class Over { kLocal, kTcp, kUnix };
@@ -190,7 +85,8 @@ TEST_P(FixedTree, IsTheSameForEverySplit) {
   }
 }
 
-const MoeShape kPlain{}, kGroups{.groups = 4}, kStacked{.experts = 6, .top_k = 3, .stacked = true},
+const MoeShape kPlain{}, kGroups{.groups = 4}, kWide{.hidden = 1088, .groups = 4},
+    kStacked{.experts = 6, .top_k = 3, .stacked = true},
     kBiased{.experts = 6, .top_k = 3, .biased = true};
 INSTANTIATE_TEST_SUITE_P(
     Splits, FixedTree,
@@ -200,6 +96,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{kGroups, DType::kBF16, {""}, Over::kLocal, "GroupsOneLocal"},
         Case{kGroups, DType::kF32, {"0-3,11", "4", "5-10"}, Over::kLocal, "GroupsSplitLocalF32"},
         Case{kGroups, DType::kBF16, {"0-3,11", "4", "5-10"}, Over::kLocal, "GroupsSplitLocal"},
+        Case{kWide, DType::kBF16, {"0-3,11", "4", "5-10"}, Over::kLocal, "WideSplitLocal"},
         Case{kStacked, DType::kBF16, {"0/2", "1/2"}, Over::kLocal, "StackedLocal"},
         Case{kBiased, DType::kBF16, {"0/2", "1/2"}, Over::kLocal, "BiasedLocal"},
         Case{kPlain, DType::kBF16, {"0/3", "1/3", "2/3"}, Over::kTcp, "PlainTcp"},

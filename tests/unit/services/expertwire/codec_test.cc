@@ -17,23 +17,27 @@ using ::testing::HasSubstr;
 
 const absl::Time kNow = absl::FromUnixSeconds(1'000'000);
 
-RowBuffer Bytes(std::string_view text) {
+RowBufferPool& Pool() {
   static RowBufferPool pool;
-  RowBuffer out = pool.Take(text.size());
+  return pool;
+}
+
+RowBuffer Bytes(std::string_view text) {
+  RowBuffer out = Pool().Take(text.size());
   std::memcpy(out.mutable_data(), text.data(), text.size());
   return out;
 }
 
 std::string Encode(const Frame& frame) {
-  std::string out = EncodePrefix(frame, kNow);
-  const RowBuffer payload = PayloadOf(frame);
-  out.append(reinterpret_cast<const char*>(payload.data()), payload.bytes());
-  EXPECT_EQ(out.size(), EncodedBytes(frame, EncodePrefix(frame, kNow)));
+  const RowBuffer prefix = EncodePrefix(frame, kNow, Pool()), payload = PayloadOf(frame);
+  std::string out(prefix.as<char>(), prefix.bytes());
+  out.append(payload.as<char>(), payload.bytes());
+  EXPECT_EQ(out.size(), EncodedBytes(frame, prefix));
   return out;
 }
 
 absl::StatusOr<Frame> Decode(std::string_view text, const DecodeLimits& limits = {}) {
-  return DecodeFrame(Bytes(text), kNow, limits);
+  return DecodeFrame(Bytes(text), kNow, limits, Pool());
 }
 
 // Two rows of four bf16; expert 3 sums row 0 and 1, expert 5 sums row 1 and returns row 0.

@@ -199,10 +199,9 @@ class RawRouter {
     return Next();
   }
   bool Write(const Frame& frame) {
-    std::string bytes = EncodePrefix(frame, absl::Now());
-    const RowBuffer payload = PayloadOf(frame);
-    bytes.append(reinterpret_cast<const char*>(payload.data()), payload.bytes());
-    return Write(bytes);
+    const RowBuffer prefix = EncodePrefix(frame, absl::Now(), pool_), payload = PayloadOf(frame);
+    std::string bytes(prefix.as<char>(), prefix.bytes());
+    return Write(bytes.append(payload.as<char>(), payload.bytes()));
   }
   absl::StatusOr<Frame> Read() {
     grpc::ByteBuffer buffer;
@@ -216,7 +215,7 @@ class RawRouter {
       std::memcpy(at, slice.begin(), slice.size());
       at += slice.size();
     }
-    return DecodeFrame(bytes, absl::Now(), {});
+    return DecodeFrame(bytes, absl::Now(), {}, pool_);
   }
   grpc::Status Finish() {
     grpc::Status status;
@@ -365,8 +364,10 @@ TEST(GrpcServer, UndecodableFramesEndTheStreamAndNobodyElses) {
   std::vector<LinkSet::Event> events;
   ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
   const pb::Hello hello = MakeHello("raw", kNumerics, {}, false);
+  RowBufferPool pool;
+  const RowBuffer prefix = EncodePrefix({.body = MakeCall(1)}, absl::Now(), pool);
   for (const std::string& bytes :
-       {std::string("garbage"), std::string(), EncodePrefix({.body = MakeCall(1)}, absl::Now())}) {
+       {std::string("garbage"), std::string(), std::string(prefix.as<char>(), prefix.bytes())}) {
     RawRouter raw(server.address);
     ASSERT_TRUE(raw.Write(Frame{.body = hello}));
     ASSERT_TRUE(raw.Read().ok());
