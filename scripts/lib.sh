@@ -19,7 +19,7 @@ BUILD_PACKAGES="g++ cmake ninja-build ccache mold pkg-config ca-certificates cur
   libpcre2-dev libicu-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libedit-dev zlib1g-dev
   libgtest-dev libgmock-dev libbenchmark-dev xz-utils python3"
 # What the tests need on top.
-TEST_PACKAGES="clang-14 libclang-rt-14-dev clang-format-14 git python3-venv jq openssl prometheus procps"
+TEST_PACKAGES="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 git python3-venv jq openssl prometheus procps"
 
 # What cross builds for Arm need on top (scripts/sysroot).
 CROSS_PACKAGES="g++-aarch64-linux-gnu qemu-user"
@@ -41,17 +41,20 @@ install_packages() {
   step "installing Debian packages: $missing"
   as_root apt-get update -qq
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing \
-    | grep -E '^(Setting up|Unpacking)' | sed -n '1~10p'
+    | grep -E '^(Setting up|Unpacking)' | sed -n '1~10p' || true
   missing=$(missing_packages "$@")
   [ -z "$missing" ] || fail "not installed: $missing (see apt-get's output above)"
 }
 
 build() {  # build PRESET [cmake --build arguments]
   local preset=$1; shift
-  [ -f "$ROOT/build/$preset/build.ninja" ] || {
+  local presets=$ROOT/build/$preset/presets.json  # that it was configured with
+  cmp -s "$ROOT/CMakePresets.json" "$presets" || {
     step "configuring ($preset)"
-    cmake -S "$ROOT" --preset "$preset" > "$ROOT/build-$preset.log" 2>&1 || { cat "$ROOT/build-$preset.log"; fail "cmake failed"; }
+    cmake -S "$ROOT" --preset "$preset" --fresh > "$ROOT/build-$preset.log" 2>&1 \
+      || { cat "$ROOT/build-$preset.log"; fail "cmake failed"; }
     rm -f "$ROOT/build-$preset.log"
+    cp "$ROOT/CMakePresets.json" "$presets"
   }
   cmake --build "$ROOT/build/$preset" -j "$JOBS" "$@"
 }
