@@ -284,8 +284,11 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
     if (why.empty()) {
       const bool refused = status.code() == absl::StatusCode::kFailedPrecondition;
       if (refused) peer.backoff = options_.backoff_max;
-      why = fmt::format("{}: {}", refused ? "refused" : "connecting",
-                        status.ok() ? "the router ended the stream" : ToStd(status.message()));
+      const bool lone = !was_up && status.code() == absl::StatusCode::kUnavailable;
+      why = fmt::format(
+          "{}: {}{}", refused ? "refused" : "connecting",
+          status.ok() ? "the router ended the stream" : ToStd(status.message()),
+          lone ? " (is it up, is this its address, have both sides TLS or neither?)" : "");
     }
     const bool news = was_up || why.rfind("refused", 0) == 0;
     if (!stopping_ && options_.log_states && news && why != peer.state) {

@@ -57,6 +57,9 @@ class GrpcLink::Lane final : public FrameStream::Owner {
         stream_(*this, link.loop_, link.pool_, link.grant_,
                 DecodeLimits{.max_frame_bytes = link.options_.max_frame_bytes,
                              .max_answer_bytes = link.options_.max_frame_bytes}) {
+    // The channel connects while a call waits for it: one that fails at once leaves an attempt
+    // behind that nobody polls.
+    context_.set_wait_for_ready(true);
     rpc_ = link.stub_.PrepareCall(&context_, kDispatchMethod, link.loop_.queue());
     starting_ = true;
     rpc_->StartCall(&started_);
@@ -366,7 +369,7 @@ void GrpcLink::Tick(absl::Time now) {
   }
   if (lane_->ending()) return lane_->CutOff(now);
   if (!lane_->up()) {
-    if (now >= lane_->deadline()) lane_->Close(Unavailable("{}: no hello in time", name()));
+    if (now >= lane_->deadline()) GiveUpConnecting();
     return;
   }
   if (open_.empty()) {
@@ -383,6 +386,15 @@ void GrpcLink::Tick(absl::Time now) {
     lane_->Close(
         Unavailable("{}: silent for {} with calls open", name(), absl::FormatDuration(quiet)));
   }
+}
+
+void GrpcLink::GiveUpConnecting() {
+  if (channel_->GetState(false) == GRPC_CHANNEL_READY) {
+    return lane_->Close(Unavailable("{}: no hello in time", name()));
+  }
+  backoff_ = options_.backoff_min;  // the channel has one of its own
+  lane_->Close(Unavailable(
+      "{}: no connection; is it up, is this its address, have both sides TLS or neither?", name()));
 }
 
 void GrpcLink::Stop() {

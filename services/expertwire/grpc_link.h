@@ -60,6 +60,7 @@ class GrpcLink final : public ExpertLink {
   };
 
   void Connect(absl::Time now);
+  void GiveUpConnecting();
   void OnHello(const pb::Hello& hello);
   void OnAnswer(Answer answer);
   void OnLaneEnd(absl::Status why);
