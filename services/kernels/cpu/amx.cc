@@ -251,8 +251,10 @@ void StoreTile(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const 
   }
 }
 
-inline int64_t GroupOutputs(const WeightView& w) {
-  return (w.in >= kLongK ? kLongGroupTiles : kGroupTiles) * kTileOutputs;
+// Where one set of rows passes over long rows of weights, memory gives a tile's faster than two's.
+inline int64_t GroupOutputs(const WeightView& w, int64_t sets) {
+  if (w.in < kLongK) return kGroupTiles * kTileOutputs;
+  return (sets == 1 ? 1 : kLongGroupTiles) * kTileOutputs;
 }
 
 // Outputs [n, n1) of one set of rows, no more than a group.
@@ -293,7 +295,7 @@ void RunPair(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const Pa
 void RunSets(const MatMulTask& task, int64_t m0, int64_t n, int64_t n1, const PackedRows* rows,
              int64_t sets, std::byte* edge, float* sums) {
   int64_t pairs = 0;
-  if (GroupOutputs(task.w) == 2 * kTileOutputs) {
+  if (GroupOutputs(task.w, sets) == 2 * kTileOutputs) {
     while (2 * pairs + 1 < sets && rows[2 * pairs + 1].count > kRowsNarrow) ++pairs;
   }
   Ahead ahead(task.w, n, n1, sets - pairs);
@@ -323,8 +325,9 @@ void MatMulAmx(const MatMulTask& task, int64_t m0, int64_t m1, int64_t n0, int64
       Pack(task, m, packed[sets]);
       to += (task.w.in + kTileK - 1) / kTileK * kTileBytes;
     }
-    for (int64_t n = n0; n < n1; n += GroupOutputs(task.w)) {
-      const int64_t n_end = n1 - n < GroupOutputs(task.w) ? n1 : n + GroupOutputs(task.w);
+    const int64_t group = GroupOutputs(task.w, sets);
+    for (int64_t n = n0; n < n1; n += group) {
+      const int64_t n_end = n1 - n < group ? n1 : n + group;
       RunSets(task, m0, n, n_end, packed, sets, edge, sums);
     }
   }
