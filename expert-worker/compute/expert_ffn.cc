@@ -16,13 +16,21 @@ size_t ExpertFfn::bytes_a_pair() const {
 
 const float* ExpertFfn::Run(Rows x, const int32_t* gather, std::span<const ExpertRun> runs,
                             int64_t pairs) {
-  const size_t n = static_cast<size_t>(pairs), width = static_cast<size_t>(spec_.intermediate);
-  gate_up_.Reserve(n * 2 * width * sizeof(float));
-  inner_.Reserve(n * width * SizeOf(dtype_));
-  y_.Reserve(n * static_cast<size_t>(hidden_) * sizeof(float));
-  GateUp(x, gather, runs);
-  Activate(pairs);
-  Down(runs);
+  y_.Reserve(static_cast<size_t>(pairs * hidden_) * sizeof(float));
+  const size_t width = static_cast<size_t>(spec_.intermediate);
+  const auto most = static_cast<int64_t>(kTileBytes / (2 * width * sizeof(float)));
+  while (!runs.empty()) {
+    size_t count = 1;
+    int64_t n = runs.front().count;
+    while (count < runs.size() && n + runs[count].count <= most) n += runs[count++].count;
+    gate_up_.Reserve(static_cast<size_t>(n) * 2 * width * sizeof(float));
+    inner_.Reserve(static_cast<size_t>(n) * width * SizeOf(dtype_));
+    const std::span<const ExpertRun> tile = runs.first(count);
+    GateUp(x, gather, tile);
+    Activate(n);
+    Down(tile);
+    runs = runs.subspan(count);
+  }
   return y_.as<float>();
 }
 
@@ -31,7 +39,7 @@ void ExpertFfn::GateUp(Rows x, const int32_t* gather, std::span<const ExpertRun>
   const int64_t stride = 2 * int64_t{spec_.intermediate};
   for (const ExpertRun& run : runs) {
     MatMulTask task{.x = x, .rows = run.count, .gather = gather + run.first, .y_stride = stride};
-    float* y = gate_up_.as<float>() + run.first * stride;
+    float* y = gate_up_.as<float>() + (run.first - runs.front().first) * stride;
     if (run.weights->gate_up) {
       task.w = run.weights->gate_up;
       task.bias = run.weights->gate_up_bias;
@@ -69,7 +77,8 @@ void ExpertFfn::Down(std::span<const ExpertRun> runs) {
   tasks_.clear();
   const size_t row_bytes = static_cast<size_t>(spec_.intermediate) * SizeOf(dtype_);
   for (const ExpertRun& run : runs) {
-    const std::byte* x = inner_.data() + static_cast<size_t>(run.first) * row_bytes;
+    const auto first = static_cast<size_t>(run.first - runs.front().first);
+    const std::byte* x = inner_.data() + first * row_bytes;
     tasks_.push_back({.x = {.data = x, .dtype = dtype_, .stride = spec_.intermediate},
                       .rows = run.count,
                       .w = run.weights->down,

@@ -1,5 +1,6 @@
 // The FFNs of several experts of one layer over many rows, as three parallel jobs: gate and up, the
-// activation, down. Each expert's weights are read once. Scratch is kept from call to call.
+// activation, down. Each expert's weights are read once. Scratch is kept from call to call; what is
+// between gate and down is of as many experts at a time as fit a tile of 16 MiB.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,9 @@ class ExpertFfn {
   size_t bytes_a_pair() const;
 
  private:
+  static constexpr size_t kTileBytes = size_t{16} << 20;  // of gate_up_; one expert is taken whole
+
+  // Of runs that are computed together.
   void GateUp(kernels::Rows x, const int32_t* gather, std::span<const ExpertRun> runs);
   void Activate(int64_t pairs);
   void Down(std::span<const ExpertRun> runs);
@@ -42,8 +46,8 @@ class ExpertFfn {
   const int64_t hidden_;
   const DType dtype_;
   const kernels::Compute& compute_;
-  AlignedBuffer gate_up_;  // [pairs, 2 * intermediate] fp32
-  AlignedBuffer inner_;    // [pairs, intermediate] of dtype_
+  AlignedBuffer gate_up_;  // [pairs of a tile, 2 * intermediate] fp32
+  AlignedBuffer inner_;    // [pairs of a tile, intermediate] of dtype_
   AlignedBuffer y_;        // [pairs, hidden] fp32
   std::vector<kernels::MatMulTask> tasks_;
 };

@@ -126,6 +126,21 @@ TEST_F(WorkerTest, MapsItsOwnExpertsAndNoOthers) {
   EXPECT_THAT(hello.held(0).last(), ElementsAre(3, 5));
 }
 
+// 72,000 pairs of 32 values between gate and down are more than a tile.
+TEST_F(WorkerTest, ComputesManyRowsTileByTile) {
+  Make("");
+  constexpr uint32_t kRows = 6000;
+  const std::vector<uint32_t> experts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+  const Answer all = Alone(MakeCall(1, experts, kRows));
+  ASSERT_EQ(all.sums, kRows * experts.size());
+  for (const uint32_t e : {0u, 7u, 11u}) {
+    const Answer one = Alone(MakeCall(1, {e}, kRows));
+    ASSERT_EQ(one.sums, kRows);
+    const std::byte* there = all.payload.data() + e * one.payload.bytes();
+    EXPECT_EQ(std::memcmp(there, one.payload.data(), one.payload.bytes()), 0);
+  }
+}
+
 TEST_F(WorkerTest, AnswersWhatItCannotDoBySegment) {
   Make("0-5");
   const Answer answer = Alone(MakeCall(1, {2, 8}));
