@@ -66,6 +66,8 @@ class StreamReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse
         start_(absl::Now()),
         queue_(std::make_shared<StreamQueue>(this, max_bytes)) {}
 
+  // From the method's handler only. gRPC holds OnCancel back until the handler has returned, so it
+  // finds the generation of a call that was cancelled before there was one.
   void Start(Generator& generator, const v1::GenerateRequest& request, const CallContext& call) {
     request_id_ = call.request_id;
     auto generation = generator.Start(request, call, queue_);
