@@ -105,9 +105,9 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   rpc::RouteGrpcLogs();
   const security::TlsFiles tls = {
       .cert = config.tls().tls_cert(), .key = config.tls().tls_key(), .ca = config.tls().tls_ca()};
-  SY_RETURN_IF_ERROR(rpc::CheckListen(config.listen(), tls));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(config.listen(), tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
-  SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}, "--metrics"));
   const WorkerOptions options = OptionsFrom(config);
   SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config, options));
   auto metrics = std::make_shared<telemetry::Metrics>();
@@ -116,10 +116,10 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
       "expert-worker", config::Version(), config::Commit(),
       {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(options.threads)}});
   const auto registration = Watch(*metrics, *worker);
-  SY_ASSIGN_OR_RETURN(const auto server, rpc::Server::Start({.listen = config.listen(), .tls = tls},
-                                                            [&](grpc::ServerBuilder& builder) {
-                                                              worker->Register(builder);
-                                                            }));
+  SY_ASSIGN_OR_RETURN(
+      const auto server,
+      rpc::Server::Start({.listen = config.listen(), .flag = "--listen", .tls = tls},
+                         [&](grpc::ServerBuilder& builder) { worker->Register(builder); }));
   worker->Start();
   std::unique_ptr<telemetry::Exposer> exposer;
   if (config.has_metrics()) {

@@ -82,6 +82,7 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
                                                     InferenceServiceOptions{.keys = keys});
     rpc::ServerOptions server;
     server.listen = options.grpc_address;
+    server.flag = "--grpc";
     server.tls = options.tls;
     server.metrics = registry_.get();
     server.service = kGatewayService;

@@ -299,6 +299,7 @@ absl::Status Router::Impl::Serve() {
       service, *engine_,
       RouterService::Hooks{.describe =
                                [this](pb::DescribeExpertsResponse* out) {
+                                                   .flag = "--listen",
                                  DescribeTo(model_.spec, *links_, *dispatcher_, out);
                                },
                            .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },

@@ -94,9 +94,9 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
   const RouterOptions options = OptionsFrom(config);
-  SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
-  SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}, "--metrics"));
   auto metrics = std::make_shared<telemetry::Metrics>();
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
   const int threads = options.threads > 0 ? options.threads : UsableCores();

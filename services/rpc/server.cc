@@ -54,9 +54,15 @@ std::string WhyNotBound(const std::string& address) {
   return reason;
 }
 
-absl::Status CannotListen(const std::string& address, const std::string& reason) {
-  return Unavailable("cannot listen on {}: {}; give another address, or end what listens there",
-                     address, reason.empty() ? "the address cannot be bound" : reason);
+// What cannot listen: the address, behind its flag where it has one.
+std::string Named(const std::string& address, std::string_view flag) {
+  return flag.empty() ? address : fmt::format("{} {}", flag, address);
+}
+
+absl::Status CannotListen(const std::string& address, std::string_view flag,
+                          const std::string& reason) {
+  return Unavailable("{}: cannot listen: {}; give another address, or end what listens there",
+                     Named(address, flag), reason.empty() ? "the address cannot be bound" : reason);
 }
 
 // The path is the client's own words: what names no method that this program has must not become a
@@ -149,7 +155,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Add(const ServerOptions& opt
   if (listener->local_socket()) {
     // gRPC would take the socket away from a server that lives.
     if (absl::Status s = ClearUnixSocket(options.listen.substr(5)); !s.ok()) {
-      return Annotate(s, fmt::format("cannot listen on {}", options.listen));
+      return Annotate(s, fmt::format("{}: cannot listen", Named(options.listen, options.flag)));
     }
   }
   if (!options.listen.empty()) {
@@ -169,7 +175,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Add(const ServerOptions& opt
 absl::StatusOr<std::string> Listener::Bound(grpc::Server* server) const {
   const std::string& listen = options_.listen;
   if (server == nullptr || (!listen.empty() && port_ <= 0)) {
-    return CannotListen(listen,
+    return CannotListen(listen, options_.flag,
                         local_socket() ? "the socket cannot be bound" : WhyNotBound(listen));
   }
   SetHealth(*server, false);
@@ -179,11 +185,12 @@ absl::StatusOr<std::string> Listener::Bound(grpc::Server* server) const {
   return address;
 }
 
-absl::Status CheckListen(const std::string& listen, const security::TlsFiles& tls) {
+absl::Status CheckListen(const std::string& listen, const security::TlsFiles& tls,
+                         std::string_view flag) {
   if (listen.empty() || listen.rfind("unix:", 0) == 0) return absl::OkStatus();
   if (!tls.empty()) SY_RETURN_IF_ERROR(security::CheckTlsFiles(tls));
   const std::string reason = WhyNotBound(listen);
-  return reason.empty() ? absl::OkStatus() : CannotListen(listen, reason);
+  return reason.empty() ? absl::OkStatus() : CannotListen(listen, flag, reason);
 }
 
 void SetHealth(grpc::Server& server, bool ready) {

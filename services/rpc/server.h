@@ -22,6 +22,7 @@ namespace switchyard::rpc {
 
 struct ServerOptions {
   std::string listen;      // HOST:PORT (port 0 chooses one) or unix:PATH; empty: in-process only
+  std::string flag;        // that named it, such as "--listen", for errors; empty: none did
   security::TlsFiles tls;  // not used for unix:PATH
   // Where calls that end with an error are counted, as this service; null: nowhere. Outlives the
   // server.
@@ -54,8 +55,9 @@ class Listener {
 
 // Whether a server could listen at HOST:PORT with these files now, so that a wrong flag is told
 // before a model is loaded. Sockets of unix:PATH are not tried. UNAVAILABLE as from
-// Listener::Bound, or what security::CheckTlsFiles says.
-absl::Status CheckListen(const std::string& listen, const security::TlsFiles& tls);
+// Listener::Bound, or what security::CheckTlsFiles says. `flag`: as in ServerOptions.
+absl::Status CheckListen(const std::string& listen, const security::TlsFiles& tls,
+                         std::string_view flag = {});
 
 // What the standard health service answers, for the server ("") and all its services. A server that
 // Listener::Bound has not seen says SERVING.

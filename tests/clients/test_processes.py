@@ -2,6 +2,8 @@
 import json
 import pathlib
 import signal
+import socket
+import subprocess
 
 import openai
 import pytest
@@ -139,3 +141,33 @@ def test_bad_flags_name_what_is_wrong(args, says):
         assert status not in (0, None) and status > 0, "must end with an error and not by a signal"
         processes.wait_for(lambda: None in process.log, 5)
         assert says in "\n".join(filter(None, process.log))
+
+
+def said_by(*args):
+    """Status and standard error of a command that fails."""
+    done = subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def taken():
+    """An address where something listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "127.0.0.1:%d" % server.getsockname()[1]
+
+
+@pytest.mark.parametrize("program, flags", [("gateway", ("--http", "--grpc")), ("router", ("--listen", "--metrics")), ("expert-worker", ("--listen", "--metrics"))])
+def test_a_port_that_is_taken_is_told_with_its_flag(program, flags, taken):
+    others = {"gateway": ("--routers", "127.0.0.1:1"), "router": ("--workers", "127.0.0.1:1"), "expert-worker": ("--experts", "0")}[program]
+    for flag in flags:
+        at = [part for f in flags for part in (f, taken if f == flag else "127.0.0.1:0")]
+        status, error = said_by(processes.BIN / f"switchyard-{program}", "--model", processes.MODEL, *others, *at)
+        assert status == 1 and f"{flag} {taken}: cannot listen: Address already in use" in error
+
+
+def test_quickstart_says_what_is_wrong_before_it_builds(taken):
+    script = processes.ROOT / "scripts/quickstart"
+    assert said_by(script, "--http") == (1, "✗ --http needs an address, such as --http 127.0.0.1:9000\n")
+    for args in (("--http", taken), (f"--http={taken}",), ("--http", "127.0.0.1:0", "--grpc", taken)):
+        status, error = said_by(script, "--no-serve", *args)
+        assert status == 1 and f"{taken}: something listens there" in error

@@ -96,6 +96,10 @@ TEST(Server, TakenPortIsAnErrorThatNamesIt) {
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()),
               AllOf(HasSubstr(first->address()), HasSubstr("already in use")));
+  auto flagged =
+      Server::Start({.listen = first->address(), .flag = "--grpc"}, [](::grpc::ServerBuilder&) {});
+  EXPECT_THAT(std::string(flagged.status().message()),
+              HasSubstr("--grpc " + first->address() + ": cannot listen: Address already in use"));
   auto nowhere = Server::Start({.listen = "no.such.host.invalid:1"}, [](::grpc::ServerBuilder&) {});
   EXPECT_THAT(std::string(nowhere.status().message()), HasSubstr("no.such.host.invalid:1"));
 }
@@ -104,6 +108,8 @@ TEST(Server, WhatCannotBeListenedOnIsKnownBefore) {
   auto first = MustStart({.listen = "127.0.0.1:0"});
   EXPECT_THAT(std::string(CheckListen(first->address(), {}).message()),
               AllOf(HasSubstr(first->address()), HasSubstr("in use")));
+  EXPECT_THAT(std::string(CheckListen(first->address(), {}, "--listen").message()),
+              HasSubstr("--listen " + first->address() + ": cannot listen: Address already"));
   EXPECT_FALSE(CheckListen("no-such-host.invalid:1", {}).ok());
   EXPECT_THAT(std::string(CheckListen("127.0.0.1:0", {.cert = "/none.pem", .key = "/k"}).message()),
               HasSubstr("/none.pem"));
