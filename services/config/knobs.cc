@@ -60,6 +60,8 @@ absl::Status CheckText(const Knob& knob, std::string_view text) {
       return ParseDuration(text).status();
     case v1::Knob::ADDRESS:
       return CheckAddress(text);
+    case v1::Knob::EXPERTS:
+      return ParseExpertRanges(text).status();
     default:
       return absl::OkStatus();
   }

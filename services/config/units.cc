@@ -1,7 +1,9 @@
 #include "services/config/units.h"
 
+#include <charconv>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -15,8 +17,7 @@ struct Unit {
   double bytes;
 };
 constexpr double kKi = 1024.0;
-constexpr Unit kUnits[] = {{"", 1},
-                           {"b", 1},
+constexpr Unit kUnits[] = {{"b", 1},
                            {"kb", 1e3},
                            {"mb", 1e6},
                            {"gb", 1e9},
@@ -25,6 +26,15 @@ constexpr Unit kUnits[] = {{"", 1},
                            {"mib", kKi* kKi},
                            {"gib", kKi* kKi* kKi},
                            {"tib", kKi* kKi* kKi* kKi}};
+
+// An id, or a number of parts.
+std::optional<int> Number(std::string_view text) {
+  text = ToStd(absl::StripAsciiWhitespace(ToAbsl(text)));
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
+  return value;
+}
 
 }  // namespace
 
@@ -36,6 +46,11 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
   absl::AsciiStrToLower(&unit);
   double value = 0;
   if (!number.empty() && absl::SimpleAtod(ToAbsl(number), &value)) {
+    if (unit.empty()) {
+      if (value == 0) return 0;
+      return InvalidArgument("\"{}\" has no unit; give a number and a unit, such as 4GiB or 512MiB",
+                             text);
+    }
     for (const Unit& known : kUnits) {
       if (unit != known.name) continue;
       const double bytes = std::floor(value * known.bytes);
@@ -81,6 +96,34 @@ absl::Status CheckAddress(std::string_view text) {
         "\"{}\" is not an address; give HOST:PORT (port 0 to 65535) or unix:PATH", text);
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<ExpertRanges> ParseExpertRanges(std::string_view text) {
+  text = ToStd(absl::StripAsciiWhitespace(ToAbsl(text)));
+  ExpertRanges out;
+  if (const size_t slash = text.find('/'); slash != std::string_view::npos) {
+    const auto part = Number(text.substr(0, slash)), parts = Number(text.substr(slash + 1));
+    if (!part || !parts || *parts < 1 || *part >= *parts) {
+      return InvalidArgument("\"{}\" is no part; in i/n, i runs from 0 to n - 1, such as 0/3",
+                             text);
+    }
+    out.part = *part, out.parts = *parts;
+    return out;
+  }
+  for (std::string_view rest = text; !rest.empty();) {
+    const size_t comma = rest.find(',');
+    const std::string_view item = rest.substr(0, comma);
+    rest = comma == std::string_view::npos ? "" : rest.substr(comma + 1);
+    const size_t dash = item.find('-');
+    const auto first = Number(item.substr(0, dash));
+    const auto last = dash == std::string_view::npos ? first : Number(item.substr(dash + 1));
+    if (!first || !last || *first > *last) {
+      return InvalidArgument("\"{}\" is no list of ids and ranges (0-63,70) and no part (0/3){}",
+                             text, item == text ? "" : fmt::format("; see \"{}\"", item));
+    }
+    out.ranges.push_back({*first, *last});
+  }
+  return out;
 }
 
 }  // namespace switchyard::config

@@ -149,6 +149,14 @@ def said_by(*args):
     return done.returncode, done.stderr
 
 
+def test_experts_that_cannot_be_understood_are_the_command_lines_fault():
+    name, model = "switchyard-expert-worker", processes.MODEL
+    status, error = said_by(processes.BIN / name, "--model", model, "--experts", "foo")
+    assert (status, error.splitlines()[-1]) == (2, f"See {name} --help") and f'{name}: --experts: "foo" is' in error
+    status, error = said_by(processes.BIN / name, "--model", model, "--experts", "0-400", "--listen", "127.0.0.1:0")
+    assert status == 1 and f'{name}: --experts "0-400": 400 is beyond' in error
+
+
 @pytest.fixture
 def taken():
     """An address where something listens."""

@@ -115,6 +115,7 @@ TEST_F(LoadTest, BadValuesNameTheFlagAndWhatIsExpected) {
       {{"--workers", "a:1,"}, {"--workers", "empty item"}},
       {{"--kv-memory", "lots"}, {"--kv-memory", "4GiB"}},
       {{"--drain-timeout", "-1s"}, {"--drain-timeout", "30s"}},
+      {{"--kv-memory", "9"}, {"--kv-memory: \"9\" has no unit", "512MiB"}},
       {{"stray"}, {"unknown argument stray"}},
   };
   for (const auto& [args, expected] : cases) {
@@ -163,6 +164,8 @@ TEST(Load, PositionalModelAndEveryConfigProto) {
   v1::WorkerConfig worker;
   EXPECT_TRUE(ApplyJson("f", R"({"experts": "0-63"})", &worker).ok());
 }
+  EXPECT_THAT(std::string(ApplyJson("f", R"({"experts": "foo"})", &worker).message()),
+              HasSubstr("f: experts: \"foo\" is no list"));
 
 }  // namespace
 }  // namespace switchyard::config
