@@ -239,12 +239,7 @@ absl::Status Router::Impl::Connect() {
   for (const RouterShared::LocalWorker& worker : shared_.workers) {
     links_->AddLocal(worker.name, *worker.handler);
   }
-  for (size_t i = 0; i < options_.workers.size(); ++i) {
-    const std::string& address = options_.workers[i];
-    const auto before = options_.workers.begin() + static_cast<std::ptrdiff_t>(i);
-    if (std::find(options_.workers.begin(), before, address) != before) {
-      return InvalidArgument("--workers names {} twice", address);
-    }
+  for (const std::string& address : options_.workers) {
     const bool local_socket = address.rfind("unix:", 0) == 0;
     expertwire::GrpcLinkOptions link{.target = address, .shared_memory = options_.shared_memory};
     SY_ASSIGN_OR_RETURN(link.credentials, security::ClientCredentials(
@@ -299,12 +294,12 @@ absl::Status Router::Impl::Serve() {
       service, *engine_,
       RouterService::Hooks{.describe =
                                [this](pb::DescribeExpertsResponse* out) {
-                                                   .flag = "--listen",
                                  DescribeTo(model_.spec, *links_, *dispatcher_, out);
                                },
                            .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
                            .on_slow = [this] { metrics_->OnSlow(); }});
   SY_ASSIGN_OR_RETURN(server_, rpc::Server::Start({.listen = options_.listen,
+                                                   .flag = "--listen",
                                                    .tls = options_.tls,
                                                    .metrics = &metrics,
                                                    .service = "router"},
@@ -394,6 +389,12 @@ absl::Status Router::CheckFits(const RouterOptions& options, const OpenedModel& 
 absl::StatusOr<std::unique_ptr<Router>> Router::Create(const RouterOptions& options,
                                                        const RouterShared& shared,
                                                        ReadyCallback on_ready) {
+  const auto& workers = options.workers;
+  for (auto it = workers.begin(); it != workers.end(); ++it) {
+    if (std::find(workers.begin(), it, *it) != it) {
+      return InvalidArgument("--workers names {} twice", *it);
+    }
+  }
   auto impl = std::make_unique<Impl>(options, shared, std::move(on_ready));
   SY_RETURN_IF_ERROR(impl->Load());
   SY_RETURN_IF_ERROR(impl->Connect());

@@ -174,6 +174,13 @@ TEST_F(RouterTest, LocalAndRemoteWorkersGiveTheSameTokens) {
   }
 }
 
+TEST(RouterOptions, AWorkerNamedTwiceIsToldBeforeTheModelIsRead) {
+  const auto router =
+      Router::Create({.model_dir = "/nowhere", .workers = {"a:1", "b:2", "a:1"}}, {});
+  EXPECT_EQ(router.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(std::string(router.status().message()), "--workers names a:1 twice");
+}
+
 TEST_F(RouterTest, ReadinessNamesWhatIsMissing) {
   auto half = MakeWorker("0-63", DType::kBF16, nullptr);
   absl::Notification told;
