@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "services/base/json_error.h"
 #include "services/base/status.h"
 #include "services/checkpoint/mapped_source.h"
 
@@ -108,11 +109,10 @@ class HeaderSax : public json::json_sax_t {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&,
+  bool parse_error(std::size_t, const std::string&,
                    const nlohmann::detail::exception& error) override {
     if (status_.ok()) {
-      status_ = InvalidArgument("{}: the header is not valid JSON at byte {}: {}", path_, position,
-                                error.what());
+      status_ = InvalidArgument("{}: the header is {}", path_, NotValidJson(error.what()));
     }
     return false;
   }
@@ -205,7 +205,7 @@ absl::StatusOr<Header> ParseHeader(std::string_view text, std::string_view path,
   try {
     parsed = json::sax_parse(text.begin(), text.end(), &sax);
   } catch (const json::exception& error) {
-    return InvalidArgument("{}: the header is not valid JSON: {}", path, error.what());
+    return InvalidArgument("{}: the header is {}", path, NotValidJson(error.what()));
   }
   SY_RETURN_IF_ERROR(sax.status());
   if (!parsed) return InvalidArgument("{}: the header is not valid JSON", path);

@@ -4,6 +4,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "services/base/json_error.h"
 #include "services/base/status.h"
 
 namespace switchyard::checkpoint {
@@ -43,7 +44,7 @@ absl::StatusOr<ShardIndex> ParseShardIndex(std::string_view text, std::string_vi
   try {
     tree = ParseTree(text, twice);
   } catch (const json::exception& error) {
-    return InvalidArgument("{}: not valid JSON: {}", path, error.what());
+    return InvalidArgument("{}: {}", path, NotValidJson(error.what()));
   }
   if (!tree.is_object() || !tree.contains("weight_map") || !tree["weight_map"].is_object()) {
     return InvalidArgument("{}: has no object \"weight_map\"", path);

@@ -9,6 +9,7 @@
 #include "absl/synchronization/mutex.h"
 #include "nlohmann/json.hpp"
 #include "services/base/file.h"
+#include "services/base/json_error.h"
 #include "services/base/status.h"
 #include "services/config/build_info.h"
 #include "services/config/knobs.h"
@@ -181,7 +182,7 @@ absl::Status ApplyJson(const std::string& file_name, const std::string& text, Me
   try {
     json = nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {
-    return InvalidArgument("{}: {}", file_name, error.what());
+    return InvalidArgument("{}: {}", file_name, NotValidJson(error.what()));
   }
   if (!json.is_object()) return InvalidArgument("{}: is not a JSON object", file_name);
   const std::vector<Knob> knobs = KnobsOf(*config->GetDescriptor());

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "services/base/json_error.h"
 #include "services/base/status.h"
 
 namespace switchyard::model {
@@ -126,7 +127,7 @@ absl::StatusOr<json> ParseObject(std::string_view text, std::string_view path) {
     }
     return parsed;
   } catch (const json::exception& error) {
-    return InvalidArgument("{}: not valid JSON: {}", path, error.what());
+    return InvalidArgument("{}: {}", path, NotValidJson(error.what()));
   }
 }
 
