@@ -84,6 +84,7 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
     server.listen = options.grpc_address;
     server.flag = "--grpc";
     server.tls = options.tls;
+    server.keyless = keys == nullptr;
     server.metrics = registry_.get();
     server.service = kGatewayService;
     server.receive_bytes_max = static_cast<int>(options.http.limits.body_bytes);
@@ -107,7 +108,7 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
     http.tls_key = options.tls.key;
     http.tls_ca = options.tls.ca;
     SY_ASSIGN_OR_RETURN(http_, HttpServer::Create(http, *openai_));
-    security::WarnIfExposed(http_->address(), options.tls);
+    security::WarnIfExposed(http_->address(), options.tls, keys == nullptr);
   }
   return absl::OkStatus();
 }

@@ -181,7 +181,7 @@ absl::StatusOr<std::string> Listener::Bound(grpc::Server* server) const {
   SetHealth(*server, false);
   if (listen.empty() || local_socket()) return listen;
   const std::string address = fmt::format("{}:{}", listen.substr(0, listen.rfind(':')), port_);
-  security::WarnIfExposed(address, options_.tls);
+  security::WarnIfExposed(address, options_.tls, options_.keyless);
   return address;
 }
 

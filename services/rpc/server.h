@@ -24,6 +24,7 @@ struct ServerOptions {
   std::string listen;      // HOST:PORT (port 0 chooses one) or unix:PATH; empty: in-process only
   std::string flag;        // that named it, such as "--listen", for errors; empty: none did
   security::TlsFiles tls;  // not used for unix:PATH
+  bool keyless = false;    // could ask for API keys and does not: security::WarnIfExposed
   // Where calls that end with an error are counted, as this service; null: nowhere. Outlives the
   // server.
   telemetry::Metrics* metrics = nullptr;

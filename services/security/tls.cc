@@ -115,10 +115,15 @@ bool IsLocal(std::string_view address) {
          IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
-void WarnIfExposed(std::string_view address, const TlsFiles& files) {
-  if (!files.empty() || IsLocal(address)) return;
-  log::Warning("{} can be reached from other machines without TLS; give --tls-cert and --tls-key",
-               address);
+void WarnIfExposed(std::string_view address, const TlsFiles& files, bool keyless) {
+  if (!files.ca.empty()) keyless = false;
+  if (IsLocal(address) || (!files.empty() && !keyless)) return;
+  const char* mend = files.empty()
+                         ? keyless ? "without TLS and without an API key; give --tls-cert and "
+                                     "--tls-key, and --api-key-file"
+                                   : "without TLS; give --tls-cert and --tls-key"
+                         : "without an API key; give --api-key-file";
+  log::Warning("{} can be reached from other machines {}", address, mend);
 }
 
 }  // namespace switchyard::security

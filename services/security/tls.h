@@ -40,7 +40,8 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ClientCredentials(cons
 // socket.
 bool IsLocal(std::string_view address);
 
-// Logs one warning if the listener can be reached from elsewhere without TLS.
-void WarnIfExposed(std::string_view address, const TlsFiles& files);
+// Logs one warning if the listener can be reached from elsewhere without TLS or, where it could ask
+// for API keys and does not (`keyless`), without a key. A client's certificate is as good as a key.
+void WarnIfExposed(std::string_view address, const TlsFiles& files, bool keyless = false);
 
 }  // namespace switchyard::security

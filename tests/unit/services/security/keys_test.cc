@@ -53,5 +53,25 @@ TEST(IsLocal, KnowsLoopbackAndSockets) {
   }
 }
 
+std::string Warned(std::string_view address, const TlsFiles& files, bool keyless) {
+  ::testing::internal::CaptureStderr();
+  WarnIfExposed(address, files, keyless);
+  return ::testing::internal::GetCapturedStderr();
+}
+
+TEST(WarnIfExposed, NamesEachThingThatIsMissing) {
+  const TlsFiles tls = {.cert = "c", .key = "k"}, mutual = {.cert = "c", .key = "k", .ca = "a"};
+  EXPECT_THAT(Warned("0.0.0.0:1", {}, true),
+              AllOf(HasSubstr("0.0.0.0:1 can be reached"), HasSubstr("without TLS and without an"),
+                    HasSubstr("--tls-cert"), HasSubstr("--api-key-file")));
+  EXPECT_THAT(Warned("0.0.0.0:1", {}, false),
+              AllOf(HasSubstr("without TLS;"), ::testing::Not(HasSubstr("key-file"))));
+  EXPECT_THAT(Warned("0.0.0.0:1", tls, true),
+              AllOf(HasSubstr("without an API key"), ::testing::Not(HasSubstr("TLS"))));
+  EXPECT_EQ(Warned("0.0.0.0:1", tls, false), "");
+  EXPECT_EQ(Warned("0.0.0.0:1", mutual, true), "");
+  EXPECT_EQ(Warned("127.0.0.1:1", {}, true), "");
+}
+
 }  // namespace
 }  // namespace switchyard::security
