@@ -167,10 +167,13 @@ void Gateway::Drain(absl::Duration timeout) {
   generator_->BeginDrain();
   UpdateHealth();
   if (http_) http_->BeginDrain();
-  log::Info("draining, for up to {}: {} requests are open", absl::FormatDuration(timeout),
+  log::Info("draining, for up to {}; open requests: {}", absl::FormatDuration(timeout),
             generator_->open());
   const absl::Time deadline = absl::Now() + timeout;
-  generator_->FinishWithin(timeout);
+  if (const int cut_off = generator_->FinishWithin(timeout); cut_off > 0) {
+    log::Warning("requests cut off at the end of the drain: {} (--drain-timeout {})", cut_off,
+                 absl::FormatDuration(timeout));
+  }
   // Answers that are complete still have to reach clients that read slowly.
   const auto left = [deadline] { return std::max(deadline - absl::Now(), kLastAnswersMin); };
   if (http_ && !http_->WaitUntilAnswered(left())) {

@@ -83,8 +83,13 @@ void Drain(Router& router, absl::Duration timeout, rpc::ShutdownSignal& signal) 
   while (!router.WaitDrained(absl::Milliseconds(20)) && absl::Now() < end) {
     if (signal.WaitFor(absl::ZeroDuration())) break;
   }
-  const int left = router.Snapshot().running + router.Snapshot().waiting;
-  if (left > 0) log::Warning("{} requests did not finish in time", left);
+  const EngineSnapshot left = router.Snapshot();
+  if (left.running + left.waiting > 0) {
+    log::Warning(
+        "sequences cut off at the end of the drain: {}, requests that still waited: {} "
+        "(--drain-timeout {})",
+        left.running, left.waiting, absl::FormatDuration(timeout));
+  }
   router.Stop(absl::Seconds(1));
 }
 

@@ -108,13 +108,14 @@ void Generation::Cancel() {
   CancelAtRouterIfNeeded();
 }
 
-void Generation::Abort(const absl::Status& status) {
+bool Generation::Abort(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
-    if (done_) return;
+    if (done_) return false;
     End(status, 0);
   }
   CancelAtRouterIfNeeded();
+  return true;
 }
 
 void Generation::OnBroken(const absl::Status& status) {
@@ -478,12 +479,14 @@ v1::ListModelsResponse Generator::ListModels() const {
   return out;
 }
 
-void Generator::FinishWithin(absl::Duration timeout) {
+int Generator::FinishWithin(absl::Duration timeout) {
   BeginDrain();
-  if (open_->WaitUntilNone(timeout)) return;
+  if (open_->WaitUntilNone(timeout)) return 0;
+  int cut_off = 0;
   for (const auto& generation : open_->All()) {
-    generation->Abort(Unavailable("the gateway is shutting down"));
+    if (generation->Abort(Unavailable("the gateway is shutting down"))) ++cut_off;
   }
+  return cut_off;
 }
 
 }  // namespace switchyard::gateway

@@ -82,8 +82,8 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
 
   // The client left. Idempotent; the sink is not called again once this has returned, nor kept.
   void Cancel();
-  // Ends with an error that the sink is told.
-  void Abort(const absl::Status& status);
+  // Ends with an error that the sink is told. False: it had ended before.
+  bool Abort(const absl::Status& status);
   const std::string& request_id() const { return chunk_head_id_; }
 
   void OnToken(const internal::v1::Token& token) override;
@@ -176,8 +176,8 @@ class Generator {
   // From now on Start is UNAVAILABLE.
   void BeginDrain() { draining_ = true; }
   bool draining() const { return draining_; }
-  // Waits for what runs, then ends the rest with UNAVAILABLE.
-  void FinishWithin(absl::Duration timeout);
+  // Waits for what runs, then ends the rest with UNAVAILABLE. How many those were.
+  int FinishWithin(absl::Duration timeout);
 
  private:
   const ServedModel& model_;

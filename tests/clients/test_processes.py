@@ -76,6 +76,20 @@ def test_drain_finishes_what_runs():
         assert [w.stop() for w in cluster.workers] == [0, 0, 0]
 
 
+def test_what_a_drain_cuts_off_is_counted_in_the_log():
+    body = {"model": "tiny-r1", "prompt": [5], "max_tokens": 4000, "ignore_eos": True, "stream": True, "n": 4}
+    for which, says in (("gateway", "requests cut off at the end of the drain: 1 (--drain-timeout 10ms)"),
+                        ("router", "sequences cut off at the end of the drain: 4, requests that still waited: 0 (--drain-timeout 10ms)")):
+        with processes.Cluster(**{which + "_args": ("--drain-timeout", "10ms")}) as cluster, \
+             requests.post(cluster.url + "/v1/completions", json=body, stream=True, timeout=60) as stream:
+            lines = stream.iter_lines()  # held: the client stays
+            assert next(lines)
+            process = getattr(cluster, which)
+            assert process.stop() == 0
+            processes.wait_for(lambda: None in process.log, 5)
+            assert any(says in line for line in filter(None, process.log)), process.log
+
+
 def test_serve_ends_with_zero_on_sigterm():
     with processes.serve() as server:
         server.fact("ready")

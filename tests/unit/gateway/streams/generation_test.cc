@@ -442,10 +442,11 @@ TEST_F(GenerationTest, DrainRefusesNewAndEndsOldRequests) {
   Answer(TokensOf(Ids("one"), Token::NONE));
   auto sink = std::make_shared<Sink>();
   ASSERT_TRUE(generator_.Start(Request(R"(prompt: "x")"), {}, sink).ok());
-  generator_.FinishWithin(absl::Milliseconds(20));
+  EXPECT_EQ(generator_.FinishWithin(absl::Milliseconds(20)), 1);
   ASSERT_TRUE(sink->WaitForEnd());
   EXPECT_EQ(sink->status.code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(router_.WaitForCancels(1));
+  EXPECT_EQ(generator_.FinishWithin(kPatience), 0);
   EXPECT_EQ(generator_.Start(Request(R"(prompt: "x")"), {}, sink).status().code(),
             absl::StatusCode::kUnavailable);
 }
