@@ -222,6 +222,7 @@ absl::Status ReadMessage(const json& value, size_t index, v1::Message* out) {
     return FieldError("messages[" + std::to_string(index) + "]", "is not an object");
   }
   JsonFields fields(value, prefix);
+  if (fields.Find("role") == nullptr) return FieldError(prefix + "role", "is missing");
   const std::string role = fields.String("role").value_or("");
   SY_RETURN_IF_ERROR(fields.status());
   static constexpr std::array kRoles = {"system", "developer", "user", "assistant", "tool"};

@@ -150,9 +150,9 @@ absl::Status Engine::Impl::Submit(EngineRequest request) {
   const int waiting = queued_requests_ + snapshot_.waiting;
   if (waiting >= PlacesFor(request.fair_key)) {
     const int ms = RetryAfterMsNow();
-    absl::Status full =
-        ResourceExhausted("{} requests wait and the queue holds {}; try again in {} ms", waiting,
-                          PlacesFor(request.fair_key), ms);
+    absl::Status full = ResourceExhausted(
+        "the queue is full: it holds {}, waiting requests: {}; try again in {} ms",
+        PlacesFor(request.fair_key), waiting, ms);
     full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
     return full;
   }

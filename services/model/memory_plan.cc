@@ -100,11 +100,16 @@ absl::Status CheckFits(uint64_t weight_bytes, uint64_t kv_bytes, uint64_t availa
     return absl::OkStatus();
   }
   const auto gib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  const char* mend =
+      weight_bytes > available_bytes ? "spread the experts over workers on other machines"
+      : weight_bytes < kv_bytes      ? "give less --kv-memory"
+                                     : "give less --kv-memory, or spread the experts over workers "
+                                       "on other machines";
   return ResourceExhausted(
       "the model needs {:.2f} GiB ({:.2f} GiB of weights and {:.2f} GiB of KV cache), but {:.2f} "
-      "GiB are available; give less --kv-memory, or spread the experts over workers on other "
-      "machines",
-      gib(weight_bytes) + gib(kv_bytes), gib(weight_bytes), gib(kv_bytes), gib(available_bytes));
+      "GiB are available; {}",
+      gib(weight_bytes) + gib(kv_bytes), gib(weight_bytes), gib(kv_bytes), gib(available_bytes),
+      mend);
 }
 
 }  // namespace switchyard

@@ -136,6 +136,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{R"("messages":"hi")", "messages", "at least one"},
         BadCase{R"("messages":["hi"])", "messages[0]", "not an object"},
         BadCase{R"("messages":[{"role":"king","content":"x"}])", "messages[0].role", "\"king\""},
+        BadCase{R"("messages":[{"content":"x"}])", "messages[0].role", "is missing"},
+        BadCase{R"("messages":[{"role":"","content":"x"}])", "messages[0].role", "\"\" is not"},
         BadCase{R"("messages":[{"role":"user"}])", "messages[0].content", "missing"},
         BadCase{R"("messages":[{"role":"user","content":5}])", "messages[0].content", "a string"},
         BadCase{R"("messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}])",

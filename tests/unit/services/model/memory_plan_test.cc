@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "services/base/text.h"
+#include "services/base/status.h"
 #include "services/model/spec_from_hf.h"
 
 namespace switchyard {
@@ -196,6 +196,12 @@ TEST(CheckFits, NamesBothNumbersAndTheMend) {
               testing::HasSubstr("needs 4.00 GiB (2.00 GiB of weights and 2.00 GiB of KV cache), "
                                  "but 3.00 GiB are available; give less --kv-memory, or spread the "
                                  "experts over workers on other machines"));
+  const auto ends = [](uint64_t weights, uint64_t kv, const char* mend) {
+    EXPECT_THAT(std::string(CheckFits(weights, kv, 3 * kGib).message()),
+                testing::EndsWith(fmt::format("GiB are available; {}", mend)));
+  };
+  ends(kGib, 9000 * kGib, "give less --kv-memory");
+  ends(8 * kGib, 9 * kGib, "spread the experts over workers on other machines");
 }
 
 }  // namespace
