@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "gateway/streams/field_error.h"
 #include "nlohmann/json.hpp"
+#include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/gguf/header.h"
 #include "services/model/model_config.h"
@@ -72,6 +73,17 @@ PromptJson ToPromptJson(const v1::Message& message, bool template_knows_develope
   return out;
 }
 
+// Most vocabularies are padded to a round number: a model may choose such an id, if it rarely does.
+void TellOfUnknownIds(const Tokenizer& tokenizer, int vocab_size) {
+  int unknown = 0;
+  for (int32_t id = 0; id < vocab_size; ++id) unknown += tokenizer.IsKnown(id) ? 0 : 1;
+  if (unknown == 0) return;
+  log::Info(
+      "the tokenizer lacks {} of the model's {} ids; where the model chooses one, texts leave "
+      "it out",
+      unknown, vocab_size);
+}
+
 }  // namespace
 
 absl::StatusOr<GenerationDefaults> ReadGenerationDefaults(const json& object) {
@@ -124,6 +136,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
     model->longest_token_bytes_ =
         std::max(model->longest_token_bytes_, tokenizer.TokenBytes(id).size());
   }
+  TellOfUnknownIds(tokenizer, model->vocab_size_);
   model->reasoning_ = FindReasoningTokens(tokenizer);
   if (const std::string* text = tokenizer.chat_template(); text != nullptr) {
     ChatTemplateOptions options;

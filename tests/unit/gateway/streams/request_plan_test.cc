@@ -3,11 +3,15 @@
 #include <gmock/gmock.h>
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "gateway/streams/field_error.h"
+#include "services/base/status.h"
 
 namespace switchyard::gateway {
 namespace {
@@ -20,6 +24,25 @@ const ServedModel& TinyR1() {
           .value()
           .release();
   return *model;
+}
+
+// tiny-r1's texts with another vocab_size in config.json.
+std::unique_ptr<ServedModel> WithVocab(int vocab_size) {
+  namespace fs = std::filesystem;
+  const fs::path from = fs::path(std::getenv("SWITCHYARD_SOURCE_DIR")) / "models/tiny-r1";
+  const fs::path to = ::testing::TempDir() + fmt::format("vocab_{}_{}", ::getpid(), vocab_size);
+  fs::create_directories(to);
+  for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}) {
+    fs::copy_file(from / name, to / name, fs::copy_options::overwrite_existing);
+  }
+  std::ifstream in(from / "config.json");
+  nlohmann::json config = nlohmann::json::parse(in);
+  config["vocab_size"] = vocab_size;
+  std::ofstream(to / "config.json") << config;
+  auto model = ServedModel::Load(to, "tiny-r1");
+  EXPECT_TRUE(model.ok()) << model.status();
+  fs::remove_all(to);
+  return std::move(model).value();
 }
 
 v1::GenerateRequest Request(const std::string& text) {
@@ -100,6 +123,27 @@ TEST(RequestPlanTest, OverlongPromptsAreRefusedWithBothNumbers) {
   // So long that it need not be tokenised.
   const auto huge = Plan("prompt: \"" + std::string(1 << 20, 'x') + "\"", 16);
   EXPECT_THAT(std::string(huge.status().message()), HasSubstr("has at least "));
+}
+
+TEST(RequestPlanTest, ATextWhoseIdsTheModelLacksIsRefused) {
+  const auto small = WithVocab(300);
+  const ModelInfo info = {.max_model_len = 4096, .vocab = 300};
+  const auto plan = PlanRequest(Request(R"(prompt: "What is 2+2?")"), *small, info, 77);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(FieldOf(plan.status()), "prompt");
+  EXPECT_THAT(std::string(plan.status().message()),
+              ::testing::MatchesRegex(
+                  "prompt: the tokenizer gives id [0-9]+, but the model has only 300 ids"));
+}
+
+TEST(ServedModelTest, TellsOfIdsThatTheTokenizerLacks) {
+  const auto log_of = [](int vocab_size) {
+    ::testing::internal::CaptureStderr();
+    WithVocab(vocab_size);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(log_of(2600), HasSubstr("the tokenizer lacks 40 of the model's 2600 ids"));
+  EXPECT_EQ(log_of(2560), "");
 }
 
 struct BadCase {
