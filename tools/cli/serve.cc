@@ -44,8 +44,9 @@ absl::Status Serve(const config::v1::ServeConfig& config) {
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));
   const embedded::LocalClusterOptions options = OptionsFrom(config);
-  SY_RETURN_IF_ERROR(rpc::CheckListen(options.gateway.grpc_address, options.gateway.tls));
-  SY_RETURN_IF_ERROR(rpc::CheckListen(options.gateway.http.address, options.gateway.tls));
+  const gateway::GatewayOptions& front = options.gateway;
+  SY_RETURN_IF_ERROR(rpc::CheckListen(front.grpc_address, front.tls, "--grpc"));
+  SY_RETURN_IF_ERROR(rpc::CheckListen(front.http.address, front.tls, "--http"));
   SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(options));
   gateway::AnnounceAndWait(cluster->gateway(), signal);
   cluster->Drain(timeout);
