@@ -1,6 +1,11 @@
 """The programs at the terminal: exit statuses, what they say of errors, and where they connect to."""
+import contextlib
+import http.server
 import json
+import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -102,3 +107,84 @@ def test_chat_takes_numbers_only(embedded):
     for line in ("/temperature abc: expected", "/temperature 0x: expected", "/max x: expected", "/max -1: expected"):
         assert line in done.stdout
     assert done.stdout.count("expected") == 4
+
+
+def talk(url, lines, *args):
+    return subprocess.run([str(processes.BIN / "switchyard"), "chat", "--url", url, "--temperature", "0", *args], input=lines, capture_output=True, text=True, timeout=60)
+
+
+def test_chat_says_that_an_answer_was_cut_off(embedded):
+    done = run("switchyard", "chat", "--url", embedded.url, "--once", "Who are you?", "--temperature", "0", "--max-tokens", 3)
+    assert (done.returncode, done.stderr) == (0, "(cut off after 3 tokens; --max-tokens)\n")
+    done = run("switchyard", "chat", "--url", embedded.url, "--once", "Who are you?", "--temperature", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = talk(embedded.url, "/max 2\nWho are you?\n")
+    assert (done.returncode, done.stderr) == (0, "(cut off after 2 tokens; /max)\n")
+
+
+@contextlib.contextmanager
+def fake_server(answer):
+    """A server that lists a model; `answer(handler)` answers a chat."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            self.say(200, b'{"data":[{"id":"m"}]}')
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            answer(self)
+
+        def say(self, status, body):
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def test_a_script_that_chats_ends_at_an_error():
+    with fake_server(lambda handler: handler.say(503, b'{"error":{"message":"not now"}}')) as url:
+        done = talk(url, "hello\n/max oops\n")
+        assert done.returncode == 1
+        assert done.stderr.startswith("switchyard chat: ") and "HTTP 503: not now" in done.stderr
+        assert "/max oops" not in done.stdout
+        assert talk(url, "/again\n/quit\n").returncode == 0  # nothing to ask again
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupt_ends_chat_while_the_server_is_silent(once, begun):
+    asked, over = threading.Event(), threading.Event()
+
+    def answer(handler):
+        if begun:
+            handler.send_response(200)
+            handler.end_headers()
+            handler.wfile.write(b'data: {"choices":[{"delta":{"content":"Well"}}]}\n\n')
+        asked.set()
+        over.wait(60)
+
+    with fake_server(answer) as url:
+        args = ["--once", "hello"] if once else []
+        chat = subprocess.Popen([str(processes.BIN / "switchyard"), "chat", "--url", url, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            if not once:
+                chat.stdin.write("hello\n")
+                chat.stdin.flush()
+            assert asked.wait(30)
+            time.sleep(0.2)  # for what was sent to arrive
+            chat.send_signal(signal.SIGINT)
+            out, err = chat.communicate(timeout=20)
+        finally:
+            over.set()
+            chat.kill()
+    assert (chat.returncode, err) == (130, "")
+    assert ("Well" in out) == begun

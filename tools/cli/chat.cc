@@ -68,6 +68,24 @@ class AnswerPrinter {
   bool in_reasoning_ = false, at_start_ = true;
 };
 
+// What came of a question.
+struct Answer {
+  std::string text;
+  std::string error;
+  bool cut_off = false;  // by a limit of tokens
+  int64_t tokens = -1;   // -1: the server does not say
+};
+
+// Not on standard output: it is no part of the answer. `max_tokens` is what the user set, 0
+// nothing.
+void SayCutOff(const Answer& answer, int max_tokens, std::string_view knob) {
+  const std::string after = answer.tokens < 0 ? "" : fmt::format(" after {} tokens", answer.tokens);
+  const bool wanted = max_tokens > 0 && (answer.tokens < 0 || answer.tokens >= max_tokens);
+  const bool colour = isatty(STDERR_FILENO) != 0;
+  std::cerr << fmt::format("{}(cut off{}; {}){}\n", colour ? "\x1b[2m" : "", after,
+                           wanted ? knob : "the server's limit", colour ? "\x1b[0m" : "");
+}
+
 class Chat {
  public:
   explicit Chat(ChatOptions options)
@@ -82,37 +100,37 @@ class Chat {
 
   const std::string& model() const { return options_.model; }
 
-  // Asks and prints; the exchange is kept if an answer came.
+  // Asks and prints; the exchange is kept if an answer came. CANCELLED: Ctrl-C ended it.
   absl::Status Ask(const std::string& question) {
     messages_.push_back({{"role", "user"}, {"content", question}});
     AnswerPrinter printer(options_.show_reasoning);
-    std::string answer;
+    Answer answer;
     SseParser sse;
-    std::string error;
     interrupted.store(false);
-    const absl::Status status =
-        http_.Post("/v1/chat/completions", Body().dump(), [&](std::string_view bytes) {
+    absl::Status status = http_.Post(
+        "/v1/chat/completions", Body().dump(),
+        [&](std::string_view bytes) {
           return sse.Feed(bytes, [&](std::string_view event) {
-            OnEvent(event, printer, answer, error);
+            OnEvent(event, printer, answer);
             return !interrupted.load();
           });
-        });
+        },
+        [] { return interrupted.load(); });
     printer.End();
-    if (status.ok() && error.empty()) {
-      messages_.push_back({{"role", "assistant"}, {"content", answer}});
-      return absl::OkStatus();
+    if (status.ok() && !answer.error.empty()) status = Internal("{}", answer.error);
+    if (status.ok() || (absl::IsCancelled(status) && !answer.text.empty())) {
+      messages_.push_back({{"role", "assistant"}, {"content", answer.text}});
+    } else {
+      messages_.erase(messages_.size() - 1);
     }
-    if (absl::IsCancelled(status) && !answer.empty()) {
-      messages_.push_back({{"role", "assistant"}, {"content", answer}});
-      return absl::OkStatus();
+    if (status.ok() && answer.cut_off) {
+      SayCutOff(answer, options_.max_tokens, options_.once.has_value() ? "--max-tokens" : "/max");
     }
-    messages_.erase(messages_.size() - 1);
-    if (absl::IsCancelled(status)) return absl::OkStatus();
-    return status.ok() ? Internal("{}", error) : status;
+    return status;
   }
 
   // False: the user wants to end.
-  bool Command(const std::string& line) {
+  absl::StatusOr<bool> Command(const std::string& line) {
     const size_t space = line.find(' ');
     const std::string name = line.substr(0, space);
     const std::string rest = space == std::string::npos ? "" : line.substr(space + 1);
@@ -125,7 +143,7 @@ class Chat {
       Undo();
     } else if (name == "/again") {
       const std::string question = Undo();
-      if (!question.empty()) Report(Ask(question));
+      if (!question.empty()) SY_RETURN_IF_ERROR(Ask(question));
     } else if (name == "/system") {
       options_.system = rest;
     } else if (name == "/temperature") {
@@ -146,17 +164,12 @@ class Chat {
       options_.show_reasoning = !options_.show_reasoning;
       std::cout << (options_.show_reasoning ? "reasoning is shown\n" : "reasoning is hidden\n");
     } else if (name == "/save") {
-      const absl::Status saved = WriteFile(rest, messages_.dump(2) + "\n");
-      if (saved.ok()) std::cout << "saved\n";
-      Report(saved);
+      SY_RETURN_IF_ERROR(WriteFile(rest, messages_.dump(2) + "\n"));
+      std::cout << "saved\n";
     } else {
       std::cout << "unknown command " << name << "; /help lists them\n";
     }
     return true;
-  }
-
-  static void Report(const absl::Status& status) {
-    if (!status.ok()) std::cout << "error: " << ToStd(status.message()) << "\n";
   }
 
  private:
@@ -166,29 +179,37 @@ class Chat {
       messages.push_back({{"role", "system"}, {"content", options_.system}});
     }
     for (const auto& message : messages_) messages.push_back(message);
-    nlohmann::json body = {{"model", options_.model}, {"messages", messages}, {"stream", true}};
+    nlohmann::json body = {{"model", options_.model},
+                           {"messages", messages},
+                           {"stream", true},
+                           {"stream_options", {{"include_usage", true}}}};
     if (options_.temperature >= 0) body["temperature"] = options_.temperature;
     if (options_.max_tokens > 0) body["max_completion_tokens"] = options_.max_tokens;
     return body;
   }
 
-  static void OnEvent(std::string_view event, AnswerPrinter& printer, std::string& answer,
-                      std::string& error) {
+  static void OnEvent(std::string_view event, AnswerPrinter& printer, Answer& answer) {
     if (event == "[DONE]") return;
     const auto json = nlohmann::json::parse(event, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) return;
-    if (json.contains("error")) error = ErrorText(event);
+    if (json.contains("error")) answer.error = ErrorText(event);
+    if (const auto usage = json.find("usage"); usage != json.end() && usage->is_object()) {
+      const auto tokens = usage->find("completion_tokens");
+      if (tokens != usage->end() && tokens->is_number_integer()) answer.tokens = *tokens;
+    }
     if (!json.contains("choices") || !json["choices"].is_array()) return;
     for (const auto& choice : json["choices"]) {
-      if (!choice.is_object() || !choice.contains("delta") || !choice["delta"].is_object())
-        continue;
+      if (!choice.is_object()) continue;
+      const auto finish = choice.find("finish_reason");
+      if (finish != choice.end() && *finish == "length") answer.cut_off = true;
+      if (!choice.contains("delta") || !choice["delta"].is_object()) continue;
       const auto& delta = choice["delta"];
       if (delta.contains("reasoning_content") && delta["reasoning_content"].is_string()) {
         printer.Reasoning(delta["reasoning_content"].get<std::string>());
       }
       if (delta.contains("content") && delta["content"].is_string()) {
         const auto text = delta["content"].get<std::string>();
-        answer += text;
+        answer.text += text;
         printer.Content(text);
       }
     }
@@ -273,6 +294,29 @@ class LineReader {
   std::string file_;
 };
 
+// In a terminal an error is told and the user goes on; a script cannot, and ends with it.
+absl::Status Converse(Chat& chat) {
+  const bool terminal = isatty(STDIN_FILENO) != 0;
+  std::cout << "talking to " << chat.model() << "; /help lists the commands, Ctrl-D ends\n";
+  LineReader reader;
+  for (std::string line; reader.Next(line);) {
+    if (line.empty()) continue;
+    absl::StatusOr<bool> more = true;
+    if (line.front() == '/') {
+      more = chat.Command(line);
+    } else if (const absl::Status asked = chat.Ask(line); !asked.ok()) {
+      more = asked;
+    }
+    if (more.ok() && !*more) break;
+    if (more.ok()) continue;
+    if (!terminal) return more.status();
+    if (absl::IsCancelled(more.status())) continue;
+    std::cout << "error: " << ToStd(more.status().message()) << "\n";
+  }
+  // Between answers Ctrl-C ends the wait for a script's next line.
+  return !terminal && interrupted.load() ? Cancelled("interrupted") : absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status RunChat(ChatOptions options) {
@@ -285,19 +329,7 @@ absl::Status RunChat(ChatOptions options) {
   struct sigaction action = {};
   action.sa_handler = &OnInterrupt;
   sigaction(SIGINT, &action, nullptr);
-  if (once.has_value()) return chat.Ask(*once);
-
-  std::cout << "talking to " << chat.model() << "; /help lists the commands, Ctrl-D ends\n";
-  LineReader reader;
-  for (std::string line; reader.Next(line);) {
-    if (line.empty()) continue;
-    if (line.front() == '/') {
-      if (!chat.Command(line)) break;
-    } else {
-      Chat::Report(chat.Ask(line));
-    }
-  }
-  return absl::OkStatus();
+  return once.has_value() ? chat.Ask(*once) : Converse(chat);
 }
 
 }  // namespace switchyard::cli

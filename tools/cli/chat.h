@@ -20,6 +20,7 @@ struct ChatOptions {
   bool show_reasoning = true;
 };
 
+// CANCELLED: Ctrl-C ended it. In a terminal it ends only the answer that comes.
 absl::Status RunChat(ChatOptions options);
 
 }  // namespace switchyard::cli

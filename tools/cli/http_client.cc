@@ -12,6 +12,7 @@ namespace {
 struct Transfer {
   CURL* curl;
   const DataCallback* on_data;
+  const StopCallback* stop;
   std::string error_body;
   bool stopped = false;
 };
@@ -28,6 +29,13 @@ size_t OnBytes(char* data, size_t size, size_t count, void* user) {
   if ((*transfer.on_data)(bytes)) return bytes.size();
   transfer.stopped = true;
   return 0;
+}
+
+int OnProgress(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
+  auto& transfer = *static_cast<Transfer*>(user);
+  if (!(*transfer.stop)()) return 0;
+  transfer.stopped = true;
+  return 1;  // ends the transfer
 }
 
 }  // namespace
@@ -83,22 +91,23 @@ HttpClient::~HttpClient() { curl_easy_cleanup(curl_); }
 
 absl::StatusOr<std::string> HttpClient::Get(std::string_view path) {
   std::string body;
-  SY_RETURN_IF_ERROR(Perform(path, nullptr, [&body](std::string_view bytes) {
+  const auto append = [&body](std::string_view bytes) {
     body += bytes;
     return true;
-  }));
+  };
+  SY_RETURN_IF_ERROR(Perform(path, nullptr, append, nullptr));
   return body;
 }
 
 absl::Status HttpClient::Post(std::string_view path, const std::string& json,
-                              const DataCallback& on_data) {
-  return Perform(path, &json, on_data);
+                              const DataCallback& on_data, const StopCallback& stop) {
+  return Perform(path, &json, on_data, stop);
 }
 
 absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
-                                 const DataCallback& on_data) {
+                                 const DataCallback& on_data, const StopCallback& stop) {
   const std::string url = target_.base + std::string(path);
-  Transfer transfer{curl_, &on_data, {}};
+  Transfer transfer{curl_, &on_data, &stop, {}};
   curl_easy_reset(curl_);
   curl_slist* headers = curl_slist_append(nullptr, "Content-Type: application/json");
   if (!options_.api_key.empty()) {
@@ -108,6 +117,11 @@ absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
   curl_easy_setopt(curl_, CURLOPT_HTTPHEADER, headers);
   curl_easy_setopt(curl_, CURLOPT_WRITEFUNCTION, &OnBytes);
   curl_easy_setopt(curl_, CURLOPT_WRITEDATA, &transfer);
+  if (stop != nullptr) {
+    curl_easy_setopt(curl_, CURLOPT_NOPROGRESS, 0L);
+    curl_easy_setopt(curl_, CURLOPT_XFERINFOFUNCTION, &OnProgress);
+    curl_easy_setopt(curl_, CURLOPT_XFERINFODATA, &transfer);
+  }
   curl_easy_setopt(curl_, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(curl_, CURLOPT_CONNECTTIMEOUT, 10L);
   curl_easy_setopt(curl_, CURLOPT_NOPROXY, "127.0.0.1,localhost,::1");

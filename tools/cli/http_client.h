@@ -29,6 +29,8 @@ HttpTarget TargetOf(std::string_view url);
 
 // Return false to end the transfer early; Post then returns CANCELLED.
 using DataCallback = std::function<bool(std::string_view)>;
+// The same by returning true; asked at least once a second, also while nothing comes.
+using StopCallback = std::function<bool()>;
 
 class HttpClient {
  public:
@@ -39,10 +41,12 @@ class HttpClient {
 
   absl::StatusOr<std::string> Get(std::string_view path);
   // The body of a 2xx answer goes to `on_data` as it comes.
-  absl::Status Post(std::string_view path, const std::string& json, const DataCallback& on_data);
+  absl::Status Post(std::string_view path, const std::string& json, const DataCallback& on_data,
+                    const StopCallback& stop = nullptr);
 
  private:
-  absl::Status Perform(std::string_view path, const std::string* json, const DataCallback& on_data);
+  absl::Status Perform(std::string_view path, const std::string* json, const DataCallback& on_data,
+                       const StopCallback& stop);
 
   const HttpOptions options_;
   const HttpTarget target_;

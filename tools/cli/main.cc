@@ -99,8 +99,9 @@ void AddQuantize(CLI::App& app, QuantizeCommand& command) {
 
 // `command`: "chat".
 int Report(const std::string& command, const absl::Status& status) {
-  return status.ok() ? 0
-                     : config::ReportError("switchyard " + command, status, config::kExitFailure);
+  if (status.ok()) return 0;
+  if (absl::IsCancelled(status)) return kExitInterrupted;
+  return config::ReportError("switchyard " + command, status, config::kExitFailure);
 }
 
 int RunInspect(const std::string& directory, bool json) {
@@ -113,6 +114,8 @@ int RunInspect(const std::string& directory, bool json) {
 // Prints what --help and --version ask for; an error names the command it is of.
 int ReportParse(const CLI::App& app, const CLI::ParseError& error, const std::string& first) {
   if (error.get_exit_code() == 0) return app.exit(error);
+constexpr int kExitInterrupted = 130;  // what a shell says of a program that Ctrl-C ended
+
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
   if (!first.empty() && first.front() != '-' && std::ranges::count(names, first) == 0) {
