@@ -85,6 +85,31 @@ def test_unix_sockets_are_printed_and_taken_as_they_are(tmp_path):
         assert all(s["isa"] and s["version"] and s["commit"] and s["threads"] == "1" for s in report["server"].values())
 
 
+def bench_at_rate(url, *args):
+    done = run("switchyard", "bench", "--url", url, "--rate", 400, "--requests", 24, "--max-tokens", 16, "--json", "-", *args)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_rate_counts_times_from_the_arrival(embedded):
+    free = bench_at_rate(embedded.url)
+    assert free["options"]["concurrency"] == 1024 and free["delayed"] == 0
+    capped = bench_at_rate(embedded.url, "--concurrency", 1)
+    assert capped["options"]["concurrency"] == 1 and 0 < capped["delayed"] < 24
+    # The last waits for nearly all others: its time to first token is near that of the whole run.
+    assert capped["delay_ms"]["max"] < capped["ttft_ms"]["max"] <= 1e3 * capped["seconds"]
+    assert capped["ttft_ms"]["max"] > 0.5e3 * capped["seconds"]
+    done = run("switchyard", "bench", "--url", embedded.url, "--rate", 400, "--requests", 24, "--max-tokens", 16, "--concurrency", 1)
+    assert "requests waited for another to end, as --concurrency allows no more" in done.stdout
+
+
+def test_where_every_request_fails_the_error_is_told_once(embedded):
+    done = run("switchyard", "bench", "--url", embedded.url, "--model", "nope", "--requests", 4)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("switchyard bench: every request failed: HTTP 404: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_inspect_says_what_it_expects():
     for model in ("/nowhere", __file__):
         done = run("switchyard", "inspect", model)

@@ -103,7 +103,7 @@ absl::Status WriteJson(const BenchOptions& options, const BenchReport& report,
   nlohmann::ordered_json json = ToJson(report);
   json["options"] = {{"url", options.load.http.url},
                      {"model", options.load.model},
-                     {"concurrency", options.load.concurrency},
+                     {"concurrency", options.load.streams()},
                      {"rate", options.load.rate},
                      {"prompt_tokens", options.prompt_tokens},
                      {"max_tokens", options.load.max_tokens},
@@ -143,13 +143,12 @@ absl::Status RunBench(BenchOptions options) {
       RunLoad(options.load, prompts, [total](const LoadProgress& p) { ShowProgress(p, total); }));
   if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r\x1b[K");
   const BenchReport report = MakeReport(records);
-  if (options.json_file != "-") std::cout << ToText(report);
+  const bool none = report.failed == report.requests;  // then there is nothing to show but why
+  if (options.json_file != "-" && !none) std::cout << ToText(report);
   if (!options.json_file.empty()) {
     SY_RETURN_IF_ERROR(WriteJson(options, report, ServerInfo(http)));
   }
-  if (report.failed == report.requests)
-    return Unavailable("every request failed: {}", report.first_error);
-  return absl::OkStatus();
+  return none ? Unavailable("every request failed: {}", report.first_error) : absl::OkStatus();
 }
 
 }  // namespace switchyard::cli

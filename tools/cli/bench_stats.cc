@@ -37,10 +37,11 @@ Distribution Summarise(std::vector<float>& values) {
 
 BenchReport MakeReport(const std::vector<RequestRecord>& records) {
   BenchReport report;
-  std::vector<float> ttft, itl, whole;
+  std::vector<float> ttft, itl, whole, delays;
   double begin = 1e300, end = 0;
   for (const RequestRecord& record : records) {
     ++report.requests;
+    if (record.delay_ms > 0) delays.push_back(static_cast<float>(record.delay_ms));
     if (!record.error.empty()) {
       if (report.failed++ == 0) report.first_error = record.error;
       continue;
@@ -59,6 +60,8 @@ BenchReport MakeReport(const std::vector<RequestRecord>& records) {
   report.ttft_ms = Summarise(ttft);
   report.itl_ms = Summarise(itl);
   report.request_ms = Summarise(whole);
+  report.delayed = static_cast<int64_t>(delays.size());
+  report.delay_ms = Summarise(delays);
   return report;
 }
 
@@ -73,7 +76,9 @@ nlohmann::ordered_json ToJson(const BenchReport& report) {
           {"requests_per_s", report.requests_per_s()},
           {"ttft_ms", ToJson(report.ttft_ms)},
           {"itl_ms", ToJson(report.itl_ms)},
-          {"request_ms", ToJson(report.request_ms)}};
+          {"request_ms", ToJson(report.request_ms)},
+          {"delayed", report.delayed},
+          {"delay_ms", ToJson(report.delay_ms)}};
 }
 
 std::string ToText(const BenchReport& report) {
@@ -85,6 +90,13 @@ std::string ToText(const BenchReport& report) {
   out += Line("time to first, ms", report.ttft_ms);
   out += Line("between tokens, ms", report.itl_ms);
   out += Line("whole request, ms", report.request_ms);
+  if (report.delayed > 0) {
+    out += fmt::format(
+        "{} requests waited for another to end, as --concurrency allows no more at once; the times "
+        "include it\n",
+        report.delayed);
+    out += Line("so delayed, ms", report.delay_ms);
+  }
   if (!report.first_error.empty()) out += "first error: " + report.first_error + "\n";
   return out;
 }

@@ -1,6 +1,7 @@
 #include "tools/cli/load.h"
 
 #include <curl/curl.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +15,18 @@ namespace switchyard::cli {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr double kNever = 1e300;
+
+// A stream is a socket, and many systems allow a process 1,024 of them unless it asks for more.
+void AllowSockets(int streams) {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const rlim_t wanted = std::min<rlim_t>(limit.rlim_max, static_cast<rlim_t>(streams) + 256);
+  if (limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = wanted;
+  setrlimit(RLIMIT_NOFILE, &limit);  // where it fails, the connections that do say so
+}
 
 // One open request.
 class Load;
@@ -43,7 +56,8 @@ class Load {
       headers_ =
           curl_slist_append(headers_, ("Authorization: Bearer " + options.http.api_key).c_str());
     }
-    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(options.concurrency));
+    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(options.streams()));
+    AllowSockets(options.streams());
   }
 
   ~Load() {
@@ -53,16 +67,9 @@ class Load {
   }
 
   std::vector<RequestRecord> Run(const std::function<void(const LoadProgress&)>& progress) {
-    double next_arrival = 0, next_report = 0.5;
+    double next_report = 0.5;
     while (done_ < options_.requests) {
-      while (started_ < options_.requests &&
-             static_cast<int>(open_.size()) < options_.concurrency &&
-             (options_.rate <= 0 || Now() >= next_arrival)) {
-        Start();
-        if (options_.rate > 0) {
-          next_arrival += std::exponential_distribution<double>(options_.rate)(random_);
-        }
-      }
+      while (NextStart() <= Now()) Start();
       int running = 0;
       curl_multi_perform(multi_, &running);
       if (Reap()) continue;  // the next may start at once
@@ -70,17 +77,31 @@ class Load {
         progress({done_, static_cast<int>(open_.size()), output_tokens_, Now()});
         next_report = Now() + 0.5;
       }
-      int wait_ms = 200;
-      if (options_.rate > 0) {
-        wait_ms = std::clamp(static_cast<int>((next_arrival - Now()) * 1e3), 0, wait_ms);
-      }
-      curl_multi_poll(multi_, nullptr, 0, wait_ms, nullptr);
+      const double wait_ms = std::clamp((NextStart() - Now()) * 1e3, 0.0, 200.0);
+      curl_multi_poll(multi_, nullptr, 0, static_cast<int>(wait_ms), nullptr);
     }
     return std::move(records_);
   }
 
  private:
   double Now() const { return std::chrono::duration<double>(Clock::now() - began_).count(); }
+
+  bool Full() const { return static_cast<int>(open_.size()) >= options_.streams(); }
+
+  // When the next request may be sent, if none of those that are open ends before.
+  double NextStart() const {
+    if (started_ == options_.requests || Full()) return kNever;
+    return options_.rate > 0 ? next_arrival_ : 0;
+  }
+
+  // When the request that is sent now arrived.
+  void Arrive(RequestRecord& record) {
+    record.start_s = Now();
+    if (options_.rate <= 0) return;
+    if (next_arrival_ < last_full_) record.delay_ms = (record.start_s - next_arrival_) * 1e3;
+    record.start_s = next_arrival_;
+    next_arrival_ += std::exponential_distribution<double>(options_.rate)(random_);
+  }
 
   void Start() {
     auto stream = std::make_unique<Stream>();
@@ -113,7 +134,7 @@ class Load {
     if (!options_.http.ca_file.empty()) {
       curl_easy_setopt(curl, CURLOPT_CAINFO, options_.http.ca_file.c_str());
     }
-    stream->record.start_s = Now();
+    Arrive(stream->record);
     curl_multi_add_handle(multi_, curl);
     open_.push_back(std::move(stream));
   }
@@ -187,6 +208,7 @@ class Load {
       curl_easy_getinfo(message->easy_handle, CURLINFO_RESPONSE_CODE, &code);
       RequestRecord& record = stream->record;
       record.end_s = Now();
+      if (Full()) last_full_ = record.end_s;
       if (message->data.result != CURLE_OK) {
         record.error = TransferError(message->data.result, options_.http.url);
       } else if (code != 200) {
@@ -213,6 +235,8 @@ class Load {
   CURLM* multi_;
   curl_slist* headers_ = nullptr;
   std::mt19937_64 random_;
+  double next_arrival_ = 0;  // with a rate: of the request that is sent next
+  double last_full_ = -1;    // when it last was that no further stream could be opened
   std::vector<std::unique_ptr<Stream>> open_;
   std::vector<RequestRecord> records_;
   int started_ = 0, done_ = 0;
@@ -227,8 +251,8 @@ absl::StatusOr<std::vector<RequestRecord>> RunLoad(
     const std::function<void(const LoadProgress&)>& progress) {
   if (options.requests < 1)
     return InvalidArgument("--requests is {}; at least 1", options.requests);
-  if (options.concurrency < 1 || options.concurrency > 4096) {
-    return InvalidArgument("--concurrency is {}; 1 to 4096", options.concurrency);
+  if (options.concurrency < 0 || options.concurrency > kConcurrencyMax) {
+    return InvalidArgument("--concurrency is {}; 1 to {}", options.concurrency, kConcurrencyMax);
   }
   if (options.max_tokens < 1)
     return InvalidArgument("--max-tokens is {}; at least 1", options.max_tokens);

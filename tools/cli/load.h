@@ -14,15 +14,24 @@
 
 namespace switchyard::cli {
 
+inline constexpr int kStreamsKept = 8;     // by a closed loop
+inline constexpr int kStreamsMost = 1024;  // with a rate: arrivals do not wait for answers
+inline constexpr int kConcurrencyMax = 4096;
+
 struct LoadOptions {
   HttpOptions http;
   std::string model;
   int requests = 64;
-  int concurrency = 8;  // closed loop: streams kept open; with `rate`: the most open at once
+  int concurrency = 0;  // closed loop: streams kept open; with `rate`: the most open at once; 0: as
+                        // many as the constants above say
   double rate = 0;      // requests/s of Poisson arrivals; 0: closed loop
   int max_tokens = 128;
   bool ignore_eos = true;  // every answer has max_tokens tokens, so that runs compare
   uint64_t seed = 1;       // of arrivals
+
+  int streams() const {
+    return concurrency > 0 ? concurrency : rate > 0 ? kStreamsMost : kStreamsKept;
+  }
 };
 
 // Called about twice a second.
@@ -32,7 +41,8 @@ struct LoadProgress {
   double seconds = 0;
 };
 
-// `prompts` are token ids or texts as JSON values of "prompt", used in turn.
+// `prompts` are token ids or texts as JSON values of "prompt", used in turn. With a rate, times
+// count from a request's arrival, also where it could not be sent before another ended.
 absl::StatusOr<std::vector<RequestRecord>> RunLoad(
     const LoadOptions& options, const std::vector<nlohmann::json>& prompts,
     const std::function<void(const LoadProgress&)>& progress);

@@ -1,9 +1,13 @@
 #include "tools/cli/bench_stats.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 namespace switchyard::cli {
 namespace {
+
+using testing::HasSubstr;
+using testing::Not;
 
 TEST(BenchStatsTest, PercentilesAreNearestRank) {
   std::vector<float> values;
@@ -43,6 +47,19 @@ TEST(BenchStatsTest, FailedRequestsCountButDoNotEnterTheTimes) {
   EXPECT_DOUBLE_EQ(report.output_tokens_per_s(), 10);
   EXPECT_DOUBLE_EQ(report.ttft_ms.max, 500);
   EXPECT_DOUBLE_EQ(report.itl_ms.mean, 2);
+  EXPECT_THAT(ToText(report), Not(HasSubstr("waited")));
+}
+
+TEST(BenchStatsTest, DelayedRequestsAreTold) {
+  std::vector<RequestRecord> records(3);
+  records[1].delay_ms = 10;
+  records[2].delay_ms = 30;
+  records[2].error = "HTTP 429";
+  const BenchReport report = MakeReport(records);
+  EXPECT_EQ(report.delayed, 2);
+  EXPECT_DOUBLE_EQ(report.delay_ms.mean, 20);
+  EXPECT_THAT(ToText(report), HasSubstr("2 requests waited"));
+  EXPECT_EQ(ToJson(report)["delay_ms"]["max"], 30);
 }
 
 }  // namespace
