@@ -12,6 +12,7 @@
 #include "services/base/json_error.h"
 #include "services/base/status.h"
 #include "services/config/build_info.h"
+#include "services/config/help.h"
 #include "services/config/knobs.h"
 
 namespace switchyard::config {
@@ -32,7 +33,7 @@ class CommandLine {
  public:
   CommandLine(const Program& program, const std::vector<Knob>& knobs)
       : program_(program), knobs_(knobs), app_(program.description, program.name) {
-    app_.set_help_flag("-h,--help", "Print this help and exit");
+    FormatHelp(app_);
     version_ = app_.add_flag("--version")->description("Print the version and exit");
     print_ =
         app_.add_flag("--print-config")->description("Print the effective config as JSON and exit");

@@ -56,6 +56,25 @@ def test_help_and_version_end_with_0(args):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
+@pytest.mark.parametrize("args", [[], ["chat"], ["bench"], ["inspect"], ["quantize"], ["version"], ["serve"]])
+def test_help_of_every_command_looks_the_same(args):
+    text = run("switchyard", *args, "--help").stdout
+    assert "Print this help and exit" in text
+    for raw in ("\n\n\n", "TEXT:", "TEXT=", "INT", "FLOAT", "REQUIRED", "{false}", "Env:"):
+        assert raw not in text
+    assert not text.endswith("\n\n")
+    assert max(map(len, text.partition("Examples:")[0].splitlines())) <= 100
+
+
+def test_examples_are_those_of_the_command():
+    assert "Examples:" not in run("switchyard", "version", "--help").stdout
+    assert "switchyard serve models/tiny-r1" not in run("switchyard", "bench", "--help").stdout
+
+
+def test_the_version_flag_and_command_print_the_same():
+    assert run("switchyard", "--version").stdout == run("switchyard", "version").stdout
+
+
 @pytest.mark.parametrize("args", [["chat", "--once", "x"], ["bench"], ["bench", "--model", "m", "--prompts", __file__, "--warmup", "0", "--requests", "1"]])
 def test_where_nobody_listens_they_say_what_to_do(args, tmp_path):
     for url in ("http://127.0.0.1:1/v1", f"unix:{tmp_path}/none"):
