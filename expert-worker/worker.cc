@@ -105,6 +105,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
   parts->numerics = {fingerprint, options.dtype, std::move(arithmetic)};
   parts->hello = expertwire::MakeHello(options.worker_id, parts->numerics, options.grant,
                                        options.allow_mixed_numerics);
+  *parts->hello.mutable_runs_on() = expertwire::RunsOn(isa, pool->threads());
   worker::Describe(spec, held, &parts->hello);
   return std::unique_ptr<Worker>(new Worker(std::move(parts)));
 }

@@ -103,6 +103,7 @@ void DescribeTo(const ModelSpec& spec, const expertwire::LinkSet& links,
     const auto peer = links.links()[i]->peer();
     if (peer == nullptr) continue;
     view->set_numerics_id(peer->numerics_id());
+    if (peer->has_runs_on()) *view->mutable_runs_on() = peer->runs_on();
     uint64_t held = 0;
     for (const pb::HeldExperts& layer : peer->held()) {
       if (layer.layer() < 0 || layer.layer() >= spec.num_layers()) continue;
@@ -295,6 +296,8 @@ absl::Status Router::Impl::Serve() {
       RouterService::Hooks{.describe =
                                [this](pb::DescribeExpertsResponse* out) {
                                  DescribeTo(model_.spec, *links_, *dispatcher_, out);
+                                 *out->mutable_runs_on() = expertwire::RunsOn(
+                                     compute_->isa(), compute_->pool().threads());
                                },
                            .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
                            .on_slow = [this] { metrics_->OnSlow(); }});

@@ -58,6 +58,15 @@ AnswerFormat FormatOf(const ApiCall& call, const std::string& request_id, const 
   return format;
 }
 
+// Null of an older peer, or one that has not been met yet.
+json RunsOnJson(bool known, const internal::v1::RunsOn& runs_on) {
+  if (!known) return nullptr;
+  return {{"version", runs_on.version()},
+          {"commit", runs_on.commit()},
+          {"isa", runs_on.isa()},
+          {"threads", runs_on.threads()}};
+}
+
 json ExpertsJson(const std::vector<internal::v1::DescribeExpertsResponse>& answers) {
   json routers = json::array();
   for (const auto& answer : answers) {
@@ -68,7 +77,8 @@ json ExpertsJson(const std::vector<internal::v1::DescribeExpertsResponse>& answe
                          {"numerics_id", w.numerics_id()},
                          {"experts", w.experts()},
                          {"frames_out", w.frames_out()},
-                         {"rows_out", w.rows_out()}});
+                         {"rows_out", w.rows_out()},
+                         {"runs_on", RunsOnJson(w.has_runs_on(), w.runs_on())}});
     }
     json experts = json::array();
     for (const auto& e : answer.experts()) {
@@ -78,8 +88,10 @@ json ExpertsJson(const std::vector<internal::v1::DescribeExpertsResponse>& answe
            {"rows", e.rows()},
            {"workers", std::vector<std::string>(e.workers().begin(), e.workers().end())}});
     }
-    routers.push_back(
-        {{"router_id", answer.router_id()}, {"workers", workers}, {"experts", experts}});
+    routers.push_back({{"router_id", answer.router_id()},
+                       {"runs_on", RunsOnJson(answer.has_runs_on(), answer.runs_on())},
+                       {"workers", workers},
+                       {"experts", experts}});
   }
   return {{"routers", std::move(routers)}};
 }

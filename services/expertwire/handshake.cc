@@ -7,6 +7,7 @@
 #include "services/base/file.h"
 #include "services/base/random_bits.h"
 #include "services/base/status.h"
+#include "services/config/build_info.h"
 
 namespace switchyard::expertwire {
 namespace {
@@ -48,6 +49,15 @@ pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
   hello.set_credits_frames(grant.frames);
   hello.set_allow_mixed_numerics(allow_mixed_numerics);
   return hello;
+}
+
+pb::RunsOn RunsOn(kernels::Isa isa, int threads) {
+  pb::RunsOn out;
+  out.set_version(config::Version());
+  out.set_commit(config::Commit());
+  out.set_isa(std::string(kernels::Name(isa)));
+  out.set_threads(threads);
+  return out;
 }
 
 absl::Status CheckPeer(const pb::Hello& mine, const pb::Hello& theirs) {

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "services/expertwire/frame.h"
 #include "services/expertwire/numerics_id.h"
+#include "services/kernels/kernels.h"
 
 namespace switchyard::expertwire {
 
@@ -26,6 +27,9 @@ std::string HostId();
 // A hello without held experts. The incarnation is drawn at random.
 pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
                     const CreditGrant& grant, bool allow_mixed_numerics);
+
+// Of this process, with kernels of `isa` on `threads` threads.
+pb::RunsOn RunsOn(kernels::Isa isa, int threads);
 
 // OK, or FAILED_PRECONDITION that names the field and both sides. Numerics ids that differ only in
 // their arithmetic pass where either side allows mixed numerics.

@@ -100,8 +100,22 @@ def test_unix_sockets_are_printed_and_taken_as_they_are(tmp_path):
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert report["output_tokens"] == 32 and report["client"]["commit"]
-        assert set(report["server"]) == {"gateway", "router", "expert-worker"}
-        assert all(s["isa"] and s["version"] and s["commit"] and s["threads"] == "1" for s in report["server"].values())
+        assert report["server"]["gateway"]["threads"] == "1"
+        check_server(report["server"], workers=1)
+
+
+def check_server(server, workers):
+    router, = server["routers"]
+    assert server["gateway"]["version"] and router["router_id"] and len(router["workers"]) == workers
+    assert all(w["address"] for w in router["workers"])
+    for service in (router, *router["workers"]):
+        assert service["isa"] and service["version"] and service["commit"] and service["threads"] == 1
+
+
+def test_bench_tells_what_a_clusters_services_run_on(cluster):
+    done = run("switchyard", "bench", "--url", cluster.url, "--requests", 2, "--max-tokens", 4, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    check_server(json.loads(done.stdout)["server"], workers=3)
 
 
 def bench_at_rate(url, *args):

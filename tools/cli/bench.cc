@@ -73,23 +73,52 @@ nlohmann::ordered_json Labels(std::string_view labels) {
   return out;
 }
 
-// Of each service that the server's metrics tell of, the labels of its switchyard_build_info: what
-// it runs on.
-nlohmann::ordered_json ServerInfo(HttpClient& http) {
-  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+// The labels of the gateway's switchyard_build_info; null where the server has none.
+nlohmann::ordered_json GatewayInfo(HttpClient& http) {
   const auto metrics = http.Get("/metrics");
-  if (!metrics.ok()) return out;
+  if (!metrics.ok()) return nullptr;
   constexpr std::string_view kName = "switchyard_build_info{";
   size_t at = 0;
   while ((at = metrics->find(kName, at)) != std::string::npos) {
     at += kName.size();
     nlohmann::ordered_json one = Labels(metrics->substr(at, metrics->find('}', at) - at));
-    if (!one.contains("service")) continue;
-    const std::string service = one["service"];
+    if (one.value("service", "") != "gateway") continue;
     one.erase("service");
-    out[service] = std::move(one);
+    return one;
+  }
+  return nullptr;
+}
+
+// `name` of `from` with what that service runs on.
+nlohmann::ordered_json RunsOn(const nlohmann::ordered_json& from, const char* name) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+  if (from.contains(name)) out[name] = from[name];
+  if (from.contains("runs_on") && from["runs_on"].is_object()) out.update(from["runs_on"]);
+  return out;
+}
+
+// Of each router behind the gateway what it runs on, and the same of its workers.
+nlohmann::ordered_json RoutersInfo(HttpClient& http) {
+  const auto body = http.Get("/admin/experts");
+  if (!body.ok()) return nullptr;
+  const auto json = nlohmann::ordered_json::parse(*body, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("routers")) return nullptr;
+  nlohmann::ordered_json out = nlohmann::ordered_json::array();
+  for (const auto& router : json["routers"]) {
+    if (!router.is_object() || !router.contains("workers")) continue;
+    nlohmann::ordered_json one = RunsOn(router, "router_id");
+    one["workers"] = nlohmann::ordered_json::array();
+    for (const auto& worker : router["workers"]) {
+      if (worker.is_object()) one["workers"].push_back(RunsOn(worker, "address"));
+    }
+    out.push_back(std::move(one));
   }
   return out;
+}
+
+// What the server's services run on, as far as it tells; other servers tell nothing.
+nlohmann::ordered_json ServerInfo(HttpClient& http) {
+  return {{"gateway", GatewayInfo(http)}, {"routers", RoutersInfo(http)}};
 }
 
 void ShowProgress(const LoadProgress& p, int requests) {
