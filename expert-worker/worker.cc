@@ -235,18 +235,23 @@ uint64_t Worker::Parts::TakeBatch() {
   const int32_t layer = first->call.layer;
   const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / batcher.bytes_a_pair());
   size_t pairs = first->call.row_index.size();
-  batch.push_back(std::move(*first));
-  waiting.erase(first);
-  for (auto it = waiting.begin(); it != waiting.end();) {
-    const size_t more = it->call.row_index.size();
-    if (it->call.layer == layer && pairs + more <= pairs_max) {
-      pairs += more;
+  const auto joins = [&](const Pending& p) {
+    if (&p == &*first) return true;
+    const size_t more = p.call.row_index.size();
+    if (p.call.layer != layer || pairs + more > pairs_max) return false;
+    pairs += more;
+    return true;
+  };
+  auto kept = waiting.begin();
+  for (auto it = waiting.begin(); it != waiting.end(); ++it) {
+    if (joins(*it)) {
       batch.push_back(std::move(*it));
-      it = waiting.erase(it);
     } else {
-      ++it;
+      if (kept != it) *kept = std::move(*it);
+      ++kept;
     }
   }
+  waiting.erase(kept, waiting.end());
   waiting_pairs -= pairs;
   computing.store(true);
   return waiting_pairs;

@@ -48,10 +48,11 @@ install_packages() {
 
 build() {  # build PRESET [cmake --build arguments]
   local preset=$1; shift
-  local presets=$ROOT/build/$preset/presets.json  # that it was configured with
-  cmp -s "$ROOT/CMakePresets.json" "$presets" || {
+  local presets=$ROOT/build/$preset/presets.json fresh=  # that it was configured with, if by this
+  [ ! -f "$presets" ] || cmp -s "$ROOT/CMakePresets.json" "$presets" || fresh=--fresh
+  [ -f "$ROOT/build/$preset/build.ninja" ] && [ -z "$fresh" ] || {
     step "configuring ($preset)"
-    cmake -S "$ROOT" --preset "$preset" --fresh > "$ROOT/build-$preset.log" 2>&1 \
+    cmake -S "$ROOT" --preset "$preset" $fresh > "$ROOT/build-$preset.log" 2>&1 \
       || { cat "$ROOT/build-$preset.log"; fail "cmake failed"; }
     rm -f "$ROOT/build-$preset.log"
     cp "$ROOT/CMakePresets.json" "$presets"

@@ -8,11 +8,7 @@ using kernels::Rows;
 ExpertFfn::ExpertFfn(const ModelSpec& spec, DType activations, const kernels::Compute& compute)
     : spec_(spec.experts), hidden_(spec.hidden), dtype_(activations), compute_(compute) {}
 
-size_t ExpertFfn::bytes_a_pair() const {
-  const size_t width = static_cast<size_t>(spec_.intermediate);
-  return 2 * width * sizeof(float) + width * SizeOf(dtype_) +
-         static_cast<size_t>(hidden_) * sizeof(float);
-}
+size_t ExpertFfn::bytes_a_pair() const { return static_cast<size_t>(hidden_) * sizeof(float); }
 
 const float* ExpertFfn::Run(Rows x, const int32_t* gather, std::span<const ExpertRun> runs,
                             int64_t pairs) {

@@ -31,7 +31,7 @@ class ExpertFfn {
   const float* Run(kernels::Rows x, const int32_t* gather, std::span<const ExpertRun> runs,
                    int64_t pairs);
 
-  // Scratch that a pair takes.
+  // Scratch that a pair takes beside the tile.
   size_t bytes_a_pair() const;
 
  private:

@@ -22,8 +22,8 @@ grpc::ByteBuffer ToByteBuffer(const RowBuffer& prefix, const RowBuffer& payload)
 }
 
 // One copy, which also aligns the payload.
-absl::StatusOr<RowBuffer> ToRowBuffer(const grpc::ByteBuffer& in, RowBufferPool& pool) {
-  std::vector<grpc::Slice> slices;
+absl::StatusOr<RowBuffer> ToRowBuffer(const grpc::ByteBuffer& in, RowBufferPool& pool,
+                                      std::vector<grpc::Slice>& slices) {
   if (!in.Dump(&slices).ok()) return InvalidArgument("a message that cannot be read");
   RowBuffer out = pool.Take(in.Length());
   std::byte* at = out.mutable_data();
@@ -31,6 +31,7 @@ absl::StatusOr<RowBuffer> ToRowBuffer(const grpc::ByteBuffer& in, RowBufferPool&
     std::memcpy(at, slice.begin(), slice.size());
     at += slice.size();
   }
+  slices.clear();
   return out;
 }
 
@@ -122,7 +123,7 @@ void FrameStream::OnRead(bool ok) {
     return Break(InvalidArgument("a frame of {} bytes; at most {}", incoming_.Length(),
                                  limits_.max_frame_bytes));
   }
-  absl::StatusOr<RowBuffer> bytes = ToRowBuffer(incoming_, pool_);
+  absl::StatusOr<RowBuffer> bytes = ToRowBuffer(incoming_, pool_, slices_);
   incoming_.Clear();
   reading_ = true;
   reader_->Read(&incoming_, &read_done_);

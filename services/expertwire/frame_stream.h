@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "services/base/fifo.h"
@@ -140,6 +141,7 @@ class FrameStream final : public Pollable {
   ReadDone read_done_{*this};
   WriteDone write_done_{*this};
   grpc::ByteBuffer incoming_;
+  std::vector<grpc::Slice> slices_;  // of a message that is read, for its memory
   bool reading_ = false, writing_ = false, ended_ = false;
 
   std::unique_ptr<SharedPipe> pipe_;

@@ -51,15 +51,14 @@ std::shared_ptr<grpc::Channel> MakeChannel(const GrpcLinkOptions& options) {
 // One stream, from its start to its last completion.
 class GrpcLink::Lane final : public FrameStream::Owner {
  public:
-  Lane(GrpcLink& link, absl::Time deadline)
+  // `waits` for the channel, or fails with it.
+  Lane(GrpcLink& link, absl::Time now, bool waits)
       : link_(link),
-        deadline_(deadline),
+        deadline_(now + link.options_.connect_timeout),
         stream_(*this, link.loop_, link.pool_, link.grant_,
                 DecodeLimits{.max_frame_bytes = link.options_.max_frame_bytes,
                              .max_answer_bytes = link.options_.max_frame_bytes}) {
-    // The channel connects while a call waits for it: one that fails at once leaves an attempt
-    // behind that nobody polls.
-    context_.set_wait_for_ready(true);
+    context_.set_wait_for_ready(waits);
     rpc_ = link.stub_.PrepareCall(&context_, kDispatchMethod, link.loop_.queue());
     starting_ = true;
     rpc_->StartCall(&started_);
@@ -116,7 +115,7 @@ class GrpcLink::Lane final : public FrameStream::Owner {
   }
 
   GrpcLink& link_;
-  const absl::Time deadline_;  // of the hello
+  absl::Time deadline_;  // of the channel, then of the hello
   absl::Time cut_off_at_ = absl::InfiniteFuture();
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> rpc_;
@@ -132,6 +131,7 @@ class GrpcLink::Lane final : public FrameStream::Owner {
 void GrpcLink::Lane::OnStarted(bool ok) {
   starting_ = false;
   if (!why_.ok() || !ok) return Finish();
+  deadline_ = absl::Now() + link_.options_.connect_timeout;
   stream_.Open(rpc_.get(), rpc_.get());
   stream_.Send({.body = link_.hello_});
 }
@@ -140,7 +140,10 @@ void GrpcLink::Lane::OnFinished(bool) {
   finished_done_ = true;
   // gRPC's own words say more than "the stream ended".
   if (!status_.ok() && !closed_ && (why_.ok() || absl::IsUnavailable(why_))) {
-    why_ = Unavailable("{}: {}", link_.name(), status_.error_message());
+    const bool lone = !up_ && status_.error_code() == grpc::StatusCode::UNAVAILABLE;
+    why_ = Unavailable(
+        "{}: {}{}", link_.name(), status_.error_message(),
+        lone ? " (is it up, is this its address, have both sides TLS or neither?)" : "");
   } else if (why_.ok()) {
     why_ = Unavailable("{} ended the stream", link_.name());
   }
@@ -249,9 +252,11 @@ void GrpcLink::SetState(LinkState state, absl::Status why, std::shared_ptr<const
   generation_.fetch_add(1, std::memory_order_release);
 }
 
+// The channel connects while a call waits for it: one that fails at once leaves an attempt behind
+// that nobody polls. But only such a one tells why there is no connection; so they take turns.
 void GrpcLink::Connect(absl::Time now) {
   refused_ = false;
-  lane_ = std::make_unique<Lane>(*this, now + options_.connect_timeout);
+  lane_ = std::make_unique<Lane>(*this, now, std::exchange(waits_, !waits_));
 }
 
 void GrpcLink::OnHello(const pb::Hello& hello) {
@@ -262,6 +267,7 @@ void GrpcLink::OnHello(const pb::Hello& hello) {
     return lane_->Close(std::move(fits));
   }
   backoff_ = options_.backoff_min;
+  waits_ = false;
   connects_.fetch_add(1, std::memory_order_relaxed);
   lane_->stream().SetPeerGrant(hello.credits_bytes(), hello.credits_frames());
   SetState(LinkState::kUp, absl::OkStatus(), std::make_shared<const pb::Hello>(hello));
@@ -393,8 +399,8 @@ void GrpcLink::GiveUpConnecting() {
     return lane_->Close(Unavailable("{}: no hello in time", name()));
   }
   backoff_ = options_.backoff_min;  // the channel has one of its own
-  lane_->Close(Unavailable(
-      "{}: no connection; is it up, is this its address, have both sides TLS or neither?", name()));
+  absl::Status before = why();
+  lane_->Close(before.ok() ? Unavailable("{}: no connection", name()) : std::move(before));
 }
 
 void GrpcLink::Stop() {

@@ -83,7 +83,8 @@ class GrpcLink final : public ExpertLink {
   absl::Time next_attempt_ = absl::InfinitePast();
   absl::Duration backoff_;
   bool stopping_ = false, refused_ = false, suspect_ = false;
-  absl::Time heard_;  // last frame, or when calls became open
+  bool waits_ = false;  // the next lane, for its channel
+  absl::Time heard_;    // last frame, or when calls became open
   absl::flat_hash_map<uint64_t, OpenCall> open_;
   Fifo<Call> waiting_;
   size_t reserved_bytes_ = 0, reserved_parts_ = 0;

@@ -109,7 +109,8 @@ template <typename T>
 using PooledVector = std::vector<T, PoolAllocator<T>>;
 
 // Lends blocks and takes them back, so that a steady stream of frames allocates nothing. Blocks
-// come in powers of two; at most `keep_bytes` lie idle. Thread-safe; blocks may outlive it.
+// come in powers of two; at most `keep_bytes` of large ones and of small ones lie idle.
+// Thread-safe; blocks may outlive it.
 class RowBufferPool {
  public:
   explicit RowBufferPool(size_t keep_bytes = 64u << 20)

@@ -150,7 +150,7 @@ void Compute::MatMul(std::span<const MatMulTask> tasks) const {
     total_ns += MatMulNs(task, ops);
   }
   const bool serial = total_ns < kInlineNs || pool_.threads() == 1;
-  absl::InlinedVector<Cut, 64> cuts;
+  absl::InlinedVector<Cut, 256> cuts;  // gate and up of every expert, of most models
   int64_t items = 0;
   for (const MatMulTask& task : tasks) {
     Cut cut;

@@ -29,8 +29,8 @@ class QuantizedInputs {
   size_t Find(const MatMulTask& task);
   void Run(const Ops& ops, ThreadPool& pool, int64_t count) const;
 
-  absl::InlinedVector<Source, 8> sources_;
-  absl::InlinedVector<size_t, 64> source_of_;
+  absl::InlinedVector<Source, 128> sources_;  // a run of each expert
+  absl::InlinedVector<size_t, 256> source_of_;
 };
 
 }  // namespace switchyard::kernels

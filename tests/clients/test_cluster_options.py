@@ -61,7 +61,7 @@ def test_tls_on_every_hop_and_strangers_are_refused(tmp_path):
         with processes.router([work.fact("listening")], "--tls-cert", wrong_cert, "--tls-key", wrong_key, "--tls-ca", ca) as other, \
              processes.gateway([other.fact("listening")], "--router-tls-ca", stranger, "--router-tls-cert", cert, "--router-tls-key", key) as gate:
             other_url = gate.fact("http")
-            processes.wait_for(lambda: all(words in requests.get(other_url + "/ready", timeout=10).text for words in ("no live worker", "no connection")))
+            processes.wait_for(lambda: all(words in requests.get(other_url + "/ready", timeout=10).text for words in ("no live worker", "failed to connect")))
         assert len(ask(url, verify=ca)[0]) == 4
 
 
@@ -71,7 +71,7 @@ def test_a_worker_that_comes_late_is_found_within_a_second_or_two(tmp_path):
         where = f"unix:{tmp_path}/worker{i}"
         with processes.router([where]) as route, processes.gateway([route.fact("listening")]) as gate:
             url = gate.fact("http")
-            processes.wait_for(lambda: "no connection" in requests.get(url + "/ready", timeout=10).text)
+            processes.wait_for(lambda: "failed to connect" in requests.get(url + "/ready", timeout=10).text)
             with processes.worker("0-127", listen=where) as late:
                 late.fact("listening")
                 began = time.monotonic()

@@ -233,13 +233,14 @@ def _rpc_share(b, kind, tokens):
     arguments = (b.store.gguf(kind), "-n", tokens, "-p", 0)
     alone, apart = [], []
     try:
-        workers, addresses = b.theirs.workers(2)
+        addresses = b.theirs.workers(2)
         for _ in b.repeats(b.effort.many_pairs):
             alone += b.theirs.bench(*arguments)[f"tg{tokens}"]
             apart += b.theirs.bench(*arguments, "-ngl", 99, "--rpc", addresses)[f"tg{tokens}"]
-        b.processes.stop(*workers)
     except MeasureError as e:
         return {"theirs_reason": str(e)}
+    finally:
+        b.processes.stop_all()  # ours have ended already
     return {"theirs_share": figures.paired_median(apart, alone), "theirs_rpc": apart, "theirs_alone": alone}
 
 

@@ -187,13 +187,13 @@ class Theirs:
                                                         "json", *args))
 
     def workers(self, count):
-        """`count` rpc-servers and their addresses, as --rpc takes them."""
+        """The addresses of `count` rpc-servers, as --rpc takes them."""
         ports = [free_port() for _ in range(count)]
         children = [self.processes.start(self.peer.tool("ggml-rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", self.threads)
                     for port in ports]
         for child, port in zip(children, ports):
             child.wait_for(lambda port=port: connects(port), "port", START_SECONDS)
-        return children, ",".join(f"127.0.0.1:{port}" for port in ports)
+        return ",".join(f"127.0.0.1:{port}" for port in ports)
 
     def batched(self, gguf, streams, prompt, tokens):
         """tokens/s of decode by number of streams."""
