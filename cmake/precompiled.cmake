@@ -1,6 +1,6 @@
 # The headers that most files begin with, compiled once for the libraries and once for the tests:
-# a third of a clean build. Not where each file is compiled alone (debug), so that a file that leans
-# on a header it does not include is found.
+# a third of a clean build. Not where each file is compiled alone (the preset debug), which finds a
+# file that leans on a header it does not include.
 set(SWITCHYARD_PRECOMPILED OFF)
 if(CMAKE_UNITY_BUILD)
   set(SWITCHYARD_PRECOMPILED ON)
