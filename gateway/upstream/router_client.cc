@@ -15,6 +15,7 @@
 #include "gateway/upstream/router_stream.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
+#include "services/rpc/channel.h"
 #include "services/rpc/status_map.h"
 
 namespace switchyard::gateway {
@@ -285,10 +286,9 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
       const bool refused = status.code() == absl::StatusCode::kFailedPrecondition;
       if (refused) peer.backoff = options_.backoff_max;
       const bool lone = !was_up && status.code() == absl::StatusCode::kUnavailable;
-      why = fmt::format(
-          "{}: {}{}", refused ? "refused" : "connecting",
-          status.ok() ? "the router ended the stream" : ToStd(status.message()),
-          lone ? " (is it up, is this its address, have both sides TLS or neither?)" : "");
+      why = fmt::format("{}: {}{}", refused ? "refused" : "connecting",
+                        status.ok() ? "the router ended the stream" : ToStd(status.message()),
+                        lone ? rpc::kUnreachedHint : "");
     }
     const bool news = was_up || why.rfind("refused", 0) == 0;
     if (!stopping_ && options_.log_states && news && why != peer.state) {

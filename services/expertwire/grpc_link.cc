@@ -141,9 +141,8 @@ void GrpcLink::Lane::OnFinished(bool) {
   // gRPC's own words say more than "the stream ended".
   if (!status_.ok() && !closed_ && (why_.ok() || absl::IsUnavailable(why_))) {
     const bool lone = !up_ && status_.error_code() == grpc::StatusCode::UNAVAILABLE;
-    why_ = Unavailable(
-        "{}: {}{}", link_.name(), status_.error_message(),
-        lone ? " (is it up, is this its address, have both sides TLS or neither?)" : "");
+    why_ = Unavailable("{}: {}{}", link_.name(), status_.error_message(),
+                       lone ? rpc::kUnreachedHint : "");
   } else if (why_.ok()) {
     why_ = Unavailable("{} ended the stream", link_.name());
   }

@@ -17,6 +17,10 @@ namespace switchyard::rpc {
 // Largest message in either direction, on every listener and channel.
 inline constexpr int kMessageBytesMax = 64 << 20;
 
+// What may be wrong where a service that was never connected is UNAVAILABLE; behind gRPC's words.
+inline constexpr char kUnreachedHint[] =
+    " (is it up, is this its address, have both sides TLS or neither?)";
+
 // The arguments that every channel of ours has: sizes, keepalive, reconnects after 50 ms to 1 s,
 // and a connection of its own (no sharing between channels to one address).
 grpc::ChannelArguments DefaultChannelArguments();
