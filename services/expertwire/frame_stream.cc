@@ -296,8 +296,7 @@ void FrameStream::PumpShared() {
     if (!leaving_) {
       leaving_ = Next();
       if (!leaving_) break;
-      leaving_bytes_ = leaving_->bytes();
-      bytes_written_ += leaving_bytes_;
+      bytes_written_ += leaving_->bytes();
       left_ = 0;
     }
     const absl::StatusOr<bool> whole = WriteShared();
@@ -309,8 +308,9 @@ void FrameStream::PumpShared() {
 }
 
 absl::StatusOr<bool> FrameStream::WriteShared() {
-  const size_t head = sizeof(leaving_bytes_), prefix = leaving_->prefix.bytes();
-  SY_ASSIGN_OR_RETURN(bool whole, WritePiece(&leaving_bytes_, head, 0));
+  const uint64_t length = leaving_->bytes();
+  const size_t head = sizeof(length), prefix = leaving_->prefix.bytes();
+  SY_ASSIGN_OR_RETURN(bool whole, WritePiece(&length, head, 0));
   if (!whole) return false;
   SY_ASSIGN_OR_RETURN(whole, WritePiece(leaving_->prefix.data(), prefix, head));
   if (!whole) return false;

@@ -152,7 +152,6 @@ class FrameStream final : public Pollable {
   // The frame on its way into the pipe, and how far it is; then the one on its way out. The length
   // comes first.
   std::optional<Outgoing> leaving_;
-  uint64_t leaving_bytes_ = 0;
   size_t left_ = 0;
   uint64_t coming_bytes_ = 0;
   RowBuffer coming_;
