@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -238,9 +237,14 @@ def test_an_interrupt_ends_chat_while_the_server_is_silent(once, begun):
                 chat.stdin.write("hello\n")
                 chat.stdin.flush()
             assert asked.wait(30)
-            time.sleep(0.2)  # for what was sent to arrive
+            out = ""
+            while begun and "Well" not in out:
+                letter = chat.stdout.read(1)
+                assert letter, f"chat ended: {out}"
+                out += letter
             chat.send_signal(signal.SIGINT)
-            out, err = chat.communicate(timeout=20)
+            rest, err = chat.communicate(timeout=20)
+            out += rest
         finally:
             over.set()
             chat.kill()
