@@ -16,7 +16,31 @@
 namespace switchyard::checkpoint {
 namespace {
 
+constexpr uint64_t kHugePage = uint64_t{2} << 20;
+
 uint64_t PageSize() { return static_cast<uint64_t>(sysconf(_SC_PAGESIZE)); }
+
+// Maps a range at an address that lies as far behind a border of huge pages as its offset in the
+// file does: elsewhere the kernel can map neither of them as one. Null where it refuses.
+std::byte* MapForHugePages(int fd, ByteRange range) {
+  const uint64_t span = range.bytes + kHugePage;
+  void* const room =
+      mmap(nullptr, span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return nullptr;
+  auto* const begin = static_cast<std::byte*>(room);
+  const uint64_t skip = (range.offset - reinterpret_cast<uintptr_t>(begin)) % kHugePage;
+  void* const data = mmap(begin + skip, range.bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd,
+                          static_cast<off_t>(range.offset));
+  const int error = errno;
+  if (data == MAP_FAILED) {
+    munmap(room, span);
+    errno = error;
+    return nullptr;
+  }
+  if (skip > 0) munmap(begin, skip);
+  if (skip < kHugePage) munmap(begin + skip + range.bytes, kHugePage - skip);
+  return static_cast<std::byte*>(data);
+}
 
 // The gap size from which on gaps must stay open so that at most max_ranges ranges are left.
 uint64_t SmallestOpenGap(const std::vector<ByteRange>& ranges, size_t max_ranges) {
@@ -103,15 +127,16 @@ absl::Status MappedFile::Map(std::vector<ByteRange> ranges, size_t max_mappings)
   std::erase_if(ranges, [this](const ByteRange& range) { return Find(range) != nullptr; });
   batches_.push_back(mappings_.size());
   for (const ByteRange& range : MergeRanges(std::move(ranges), PageSize(), max_mappings)) {
-    void* data =
-        mmap(nullptr, range.bytes, PROT_READ, MAP_PRIVATE, fd_, static_cast<off_t>(range.offset));
-    if (data == MAP_FAILED) {
+    std::byte* const data = MapForHugePages(fd_, range);
+    if (data == nullptr) {
       return ResourceExhausted("{}: cannot map {} bytes at {}: {}", path_, range.bytes,
                                range.offset, std::strerror(errno));
     }
-    // Start reading ahead; a hint, so its failure does not matter.
-    (void)madvise(data, range.bytes, MADV_WILLNEED);
-    mappings_.push_back({range, static_cast<std::byte*>(data)});
+    // What is not in the page cache yet is read in huge pages, and such are mapped as one: fewer
+    // faults while loading, and no page to look up every 4 KiB of a row. File systems without
+    // large folios refuse; a hint, so that does not matter.
+    (void)madvise(data, range.bytes, MADV_HUGEPAGE);
+    mappings_.push_back({range, data});
   }
   return absl::OkStatus();
 }

@@ -62,6 +62,18 @@ TEST(MappedFile, MapsOnlyWhatIsAskedFor) {
   EXPECT_NE(file->Find({39 * 4096, 4096}), nullptr);
 }
 
+// Else the kernel could not map a huge page of the file as one.
+TEST(MappedFile, LiesAsFarBehindAHugePageAsInTheFile) {
+  const TempDirectory dir;
+  WriteFile(dir / "f", std::string(50 * 4096, 'x'));
+  auto file = *MappedFile::Open(dir / "f");
+  for (uint64_t page : {0, 7, 20, 49}) {
+    ASSERT_TRUE(file->Map({{page * 4096, 4096}}, 1).ok());
+    const auto at = reinterpret_cast<uintptr_t>(file->Find({page * 4096, 4096}));
+    EXPECT_EQ(at % (2 << 20), page * 4096);
+  }
+}
+
 TEST(MappedFile, RefusesWhatIsNoRegularFile) {
   const TempDirectory dir;
   EXPECT_EQ(MappedFile::Open(dir / "none").status().code(), absl::StatusCode::kNotFound);
