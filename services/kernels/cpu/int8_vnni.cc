@@ -22,13 +22,14 @@ namespace {
 #include "services/kernels/cpu/int8_rows.inc"
 #include "services/kernels/cpu/int8_outputs.inc"
 #include "services/kernels/cpu/int8_direct.inc"
+#include "services/kernels/cpu/int8_one_row.inc"
 #include "services/kernels/cpu/int8_direct_k.inc"
 // clang-format on
 }  // namespace
 
 void MatMulInt8Vnni(const MatMulTask& task, const QuantizedRows& x, int64_t m0, int64_t m1,
                     int64_t n0, int64_t n1, float* scratch) {
-  if (const MatMulDirectFn direct = MatMulDirectFor(task.w.dtype, m1 - m0)) {
+  if (const MatMulDirectFn direct = MatMulDirectFor(task.w, m1 - m0)) {
     return direct(task, x, m0, m1, n0, n1);
   }
   MatMulInt8<RowWalk>(task, x, m0, m1, n0, n1, scratch);
