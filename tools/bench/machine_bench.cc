@@ -1,7 +1,9 @@
-// machine_bench [THREADS]: what this machine can do at most, as JSON, best of several rounds with
-// all threads at once: bytes read from memory a second (GB/s) and floating point operations of
-// register-only loops (GFLOP/s) with each instruction that the kernels multiply with. Null: the CPU
-// has no such instruction. The denominators of the shares that tools/bench/side_by_side reports.
+// machine_bench [THREADS [FILE]]: what this machine can do at most, as JSON, best of several rounds
+// with all threads at once: bytes read a second (GB/s) from memory in huge pages and from the first
+// GiB of FILE, mapped as the servers map weights, and floating point operations of register-only
+// loops (GFLOP/s) with each instruction that the kernels multiply with. Null: the CPU has no such
+// instruction, or there is no FILE. The denominators of the shares that tools/bench/side_by_side
+// reports.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -13,9 +15,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "services/checkpoint/mapped_file.h"
 #include "services/kernels/kernels.h"
 
 #if defined(__x86_64__)
@@ -164,27 +168,55 @@ bool Has(Isa isa) {
   return std::find(supported.begin(), supported.end(), isa) != supported.end();
 }
 
-double ReadRate(int threads) {
-  const int64_t bytes = std::max(kReadBytes / threads, kLeastReadBytes) / 4096 * 4096;
+int64_t BytesOfThread(int threads) {
+  return std::max(kReadBytes / threads, kLeastReadBytes) / 4096 * 4096;
+}
+
+// Bytes a second, in GB; `data`: `bytes` for each thread, one behind the other.
+double ReadRate(int threads, const char* data, int64_t bytes) {
   uint64_t (*read)(const char*, int64_t) = ReadPortable;
 #if defined(__x86_64__)
   if (Has(Isa::kAvx2)) read = ReadAvx2;
   if (Has(Isa::kAvx512)) read = ReadAvx512;
 #endif
-  void* const memory = ::mmap(nullptr, static_cast<size_t>(bytes * threads), PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  std::vector<uint64_t> seen(static_cast<size_t>(threads));
+  const double seconds = BestSeconds(
+      threads, [&](int t) { seen[static_cast<size_t>(t)] = read(data + t * bytes, bytes); });
+  return static_cast<double>(bytes * threads) / seconds * 1e-9;
+}
+
+double MemoryRate(int threads) {
+  const int64_t bytes = BytesOfThread(threads);
+  const auto all = static_cast<size_t>(bytes * threads);
+  void* const memory =
+      ::mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     std::perror("machine_bench: memory to read");
     std::exit(1);
   }
-  ::madvise(memory, static_cast<size_t>(bytes * threads), MADV_HUGEPAGE);
+  ::madvise(memory, all, MADV_HUGEPAGE);
   auto* const data = static_cast<char*>(memory);
-  std::memset(data, 1, static_cast<size_t>(bytes * threads));
-  std::vector<uint64_t> seen(static_cast<size_t>(threads));
-  const double seconds = BestSeconds(
-      threads, [&](int t) { seen[static_cast<size_t>(t)] = read(data + t * bytes, bytes); });
-  ::munmap(memory, static_cast<size_t>(bytes * threads));
-  return static_cast<double>(bytes * threads) / seconds * 1e-9;
+  std::memset(data, 1, all);
+  const double rate = ReadRate(threads, data, bytes);
+  ::munmap(memory, all);
+  return rate;
+}
+
+double FileRate(int threads, const char* path) {
+  const auto file = checkpoint::MappedFile::Open(path);
+  const int64_t bytes = BytesOfThread(threads);
+  const auto all = static_cast<uint64_t>(bytes * threads);
+  if (!file.ok() || (*file)->size() < all) {
+    std::fprintf(stderr, "machine_bench: %s: %s\n", path,
+                 file.ok() ? "shorter than a GiB" : std::string(file.status().message()).c_str());
+    std::exit(1);
+  }
+  if (const absl::Status mapped = (*file)->Map({{0, all}}, 1); !mapped.ok()) {
+    std::fprintf(stderr, "machine_bench: %s\n", std::string(mapped.message()).c_str());
+    std::exit(1);
+  }
+  const auto* data = reinterpret_cast<const char*>((*file)->Find({0, all}));
+  return ReadRate(threads, data, bytes);
 }
 
 void Print(const char* name, bool has, double value, bool last = false) {
@@ -205,8 +237,10 @@ int Run(int argc, char** argv) {
   const int threads = argc > 1 ? std::max(1, std::atoi(argv[1]))
                                : static_cast<int>(std::thread::hardware_concurrency());
   std::printf("{\n  \"threads\": %d,\n", threads);
+  const bool has_file = argc > 2;
+  Print("file_read_gb_s", has_file, has_file ? FileRate(threads, argv[2]) : 0);
 #if defined(__x86_64__)
-  Print("read_gb_s", true, ReadRate(threads));
+  Print("read_gb_s", true, MemoryRate(threads));
   PrintPeak("avx2_fma_gflop_s", Has(Isa::kAvx2), threads, FmaAvx2, kLoops * kInstructions * 16,
             false);
   PrintPeak("avx512_fma_gflop_s", Has(Isa::kAvx512), threads, FmaAvx512,
@@ -216,7 +250,7 @@ int Run(int argc, char** argv) {
   PrintPeak("amx_bf16_gflop_s", Has(Isa::kAmx), threads, TileBf16,
             kTileLoops * kTileInstructions * 16 * 16 * 64, true);
 #else
-  Print("read_gb_s", true, ReadRate(threads), true);
+  Print("read_gb_s", true, MemoryRate(threads), true);
 #endif
   std::printf("}\n");
   return 0;

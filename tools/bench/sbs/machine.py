@@ -29,11 +29,11 @@ def describe(cores):
     return {"cpu": cpu_model(), "cores": cores, "memory_gb": round(memory_bytes() / 1e9, 1), "system": platform.platform()}
 
 
-def capabilities(processes, bin_dir, threads):
+def capabilities(processes, bin_dir, threads, file=None):
     """Bandwidth and peaks, as machine_bench measures them now."""
-    return json.loads(processes.run(bin_dir / "machine_bench", threads))
+    return json.loads(processes.run(bin_dir / "machine_bench", threads, *([file] if file else [])))
 
 
 def better(first, second):
     """Of two runs of machine_bench the larger of each figure."""
-    return {k: v if v is None else max(v, second[k]) for k, v in first.items()}
+    return {k: second.get(k) if v is None else max(v, second.get(k) or v) for k, v in first.items()}

@@ -58,6 +58,11 @@ def stored_bytes(path):
     return sum(f.stat().st_size for f in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size
 
 
+def largest_file(path):
+    """The GGUF file, or the largest safetensors of a directory."""
+    return max(path.glob("*.safetensors"), key=lambda f: f.stat().st_size) if path.is_dir() else path
+
+
 def tensor_sizes(path):
     """{name: (shape, bytes)} of a checkpoint directory or a GGUF file."""
     return safetensors_sizes(path) if path.is_dir() else gguf_sizes(path)

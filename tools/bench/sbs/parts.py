@@ -57,9 +57,9 @@ class Bench:
         for name in names:
             self.figure(name, None, reason=reason, **more)
 
-    def measure_machine(self):
-        """Bandwidth and peaks of this moment; the best seen so far stay in `caps`."""
-        now = machine.capabilities(self.processes, self.bin_dir, self.ours.threads)
+    def measure_machine(self, weights=None):
+        """Bandwidth and peaks of this moment, of a file of weights too; the best seen so far stay in `caps`."""
+        now = machine.capabilities(self.processes, self.bin_dir, self.ours.threads, weights)
         self.caps = machine.better(self.caps or now, now)
         return now
 
@@ -68,7 +68,7 @@ class Bench:
         if kind in self.refusals:
             raise MeasureError(self.refusals[kind])
         try:
-            server = self.ours.serve(self.store.ours(kind), "--no-weight-check", "--kv-memory", "256MiB", *args)
+            server = self.ours.serve(self.store.ours(kind), "--kv-memory", "256MiB", *args)
         except MeasureError as e:
             self.refusals[kind] = str(e)
             raise
@@ -107,7 +107,7 @@ def one_stream(b, kind, wanted):
         return b.missing(names, str(e), theirs_alone=theirs)
     ours, theirs, caps = {"decode1": [], "prefill": []}, {"decode1": [], "prefill": []}, []
     for _ in b.repeats(b.effort.pairs):
-        caps.append(b.measure_machine())
+        caps.append(b.measure_machine(models.largest_file(b.store.ours(kind))))
         if decode:
             ours["decode1"].append(b.decode_rate(server, 1, b.effort.tokens))
         if prefill:
@@ -135,7 +135,8 @@ def _bandwidth_share(b, kind, ours, theirs, caps):
              statistics.median(figures.bandwidth_share(active, r, c["read_gb_s"]) for r, c in zip(ours, caps)),
              best=figures.bandwidth_share(active, max(ours), best_read),
              theirs_best=figures.bandwidth_share(peer_active, max(theirs), best_read),
-             active_bytes=active, read_gb_s=[c["read_gb_s"] for c in caps])
+             active_bytes=active, read_gb_s=[c["read_gb_s"] for c in caps], file_read_gb_s=[c["file_read_gb_s"] for c in caps],
+             share_of_file_read=statistics.median(figures.bandwidth_share(active, r, c["file_read_gb_s"]) for r, c in zip(ours, caps)))
 
 
 PEAKS = {"amx": "amx_bf16_gflop_s", "avx512bf16": "dpbf16_gflop_s", "avx512": "avx512_fma_gflop_s", "avx2": "avx2_fma_gflop_s"}
@@ -214,7 +215,7 @@ def cluster(b):
     tokens = {1: b.effort.tokens, 16: b.effort.many_tokens}
     embedded, apart = {1: [], 16: []}, {1: [], 16: []}
     server = b.serve(kind)
-    parts = b.ours.cluster(b.store.ours(kind), 2, "--no-weight-check", "--kv-memory", "256MiB")
+    parts = b.ours.cluster(b.store.ours(kind), 2, "--kv-memory", "256MiB")
     b.ask(parts, 1, DECODE_PROMPT, 4)
     for _ in b.repeats(b.effort.many_pairs):
         for n in tokens:

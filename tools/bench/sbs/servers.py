@@ -128,7 +128,7 @@ class Ours:
 
         try:
             experts = [start("switchyard-expert-worker", "--experts", f"{i}/{workers}", "--listen", "127.0.0.1:0", "--threads",
-                             self.threads, "--no-weight-check") for i in range(workers)]
+                             self.threads) for i in range(workers)]
             router = start("switchyard-router", "--workers", ",".join(map(address, experts)), "--listen", "127.0.0.1:0", "--threads",
                            self.threads, *args)
             gateway = start("switchyard-gateway", "--routers", address(router), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
