@@ -98,7 +98,7 @@ absl::StatusOr<TensorInfo> Whole(const gguf::Tensor& tensor, const gguf::Header&
 class Opener {
  public:
   absl::StatusOr<std::unique_ptr<TensorSource>> Open(const std::string& path) {
-    SY_ASSIGN_OR_RETURN(const std::vector<gguf::Header> files, gguf::ReadModel(path));
+    SY_ASSIGN_OR_RETURN(const std::vector<gguf::Header> files, gguf::ReadModel(path, gguf::NoList));
     const auto it = files[0].metadata.find("general.architecture");
     if (it != files[0].metadata.end() && it->is_string()) architecture_ = it->get<std::string>();
     for (const gguf::Header& file : files) SY_RETURN_IF_ERROR(Add(file));

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -92,6 +93,7 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
     close(fd);
     return InvalidArgument("{}: is no regular file", path);
   }
+  (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);  // what is not mapped is read here and there
   return std::unique_ptr<MappedFile>(new MappedFile(path, fd, static_cast<uint64_t>(info.st_size)));
 }
 
@@ -100,12 +102,25 @@ MappedFile::~MappedFile() {
   close(fd_);
 }
 
+// Small reads all over a file would leave a small page in most of its huge ones, which then could
+// not be read as such: pages that only they brought in are given back.
 absl::Status MappedFile::Read(uint64_t offset, void* to, size_t bytes) const {
   if (offset > size_ || bytes > size_ - offset) {
     return OutOfRange("{}: bytes {} to {} lie beyond its end at {}", path_, offset, offset + bytes,
                       size_);
   }
-  auto* out = static_cast<char*>(to);
+  if (bytes == 0) return absl::OkStatus();
+  const iovec whole = {to, bytes};
+  const ssize_t cached = preadv2(fd_, &whole, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+  if (cached == static_cast<ssize_t>(bytes)) return absl::OkStatus();
+  const ByteRange pages = MergeRanges({{offset, bytes}}, PageSize(), 1).front();
+  SY_RETURN_IF_ERROR(ReadAll(offset, static_cast<char*>(to), bytes));
+  (void)posix_fadvise(fd_, static_cast<off_t>(pages.offset), static_cast<off_t>(pages.bytes),
+                      POSIX_FADV_DONTNEED);
+  return absl::OkStatus();
+}
+
+absl::Status MappedFile::ReadAll(uint64_t offset, char* out, size_t bytes) const {
   while (bytes > 0) {
     const ssize_t got = pread(fd_, out, bytes, static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;

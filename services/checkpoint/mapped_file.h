@@ -55,6 +55,8 @@ class MappedFile {
   MappedFile(std::string path, int fd, uint64_t size)
       : path_(std::move(path)), fd_(fd), size_(size) {}
 
+  absl::Status ReadAll(uint64_t offset, char* out, size_t bytes) const;
+
   const std::string path_;
   const int fd_;
   const uint64_t size_;
