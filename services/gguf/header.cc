@@ -54,7 +54,8 @@ double Shortest(float value) {
 
 class Parser {
  public:
-  Parser(std::istream& in, uint64_t file_bytes, const std::string& path) : in_(in) {
+  Parser(std::istream& in, uint64_t file_bytes, const std::string& path, WantsList wants)
+      : in_(in), wants_(wants) {
     header_.path = path;
     header_.file_bytes = file_bytes;
   }
@@ -81,15 +82,26 @@ class Parser {
   uint64_t Left() const { return header_.file_bytes - at_; }
 
   absl::Status Bytes(void* to, uint64_t bytes, std::string_view what) {
-    if (bytes > Left()) {
-      return Broken("ends at byte {} inside {}; the file is truncated or its header lies",
-                    header_.file_bytes, what);
-    }
-    if (!in_.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes))) {
-      return DataLoss("{}: cannot be read at byte {}", header_.path, at_);
-    }
+    SY_RETURN_IF_ERROR(Inside(bytes, what));
+    if (!in_.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes))) return Unreadable();
     at_ += bytes;
     return absl::OkStatus();
+  }
+
+  absl::Status Skip(uint64_t bytes, std::string_view what) {
+    SY_RETURN_IF_ERROR(Inside(bytes, what));
+    if (!in_.ignore(static_cast<std::streamsize>(bytes))) return Unreadable();
+    at_ += bytes;
+    return absl::OkStatus();
+  }
+
+  absl::Status Inside(uint64_t bytes, std::string_view what) const {
+    if (bytes <= Left()) return absl::OkStatus();
+    return Broken("ends at byte {} inside {}; the file is truncated or its header lies",
+                  header_.file_bytes, what);
+  }
+  absl::Status Unreadable() const {
+    return DataLoss("{}: cannot be read at byte {}", header_.path, at_);
   }
 
   template <typename T>
@@ -100,15 +112,18 @@ class Parser {
   }
 
   absl::StatusOr<std::string> Text(uint64_t max_bytes, std::string_view what) {
-    SY_ASSIGN_OR_RETURN(const uint64_t size, Number<uint64_t>(what));
-    if (size > max_bytes || size > Left()) {
-      return Broken("{} claims {} bytes of text at byte {}; at most {} are read and {} are left",
-                    what, size, at_, max_bytes, Left());
-    }
+    SY_ASSIGN_OR_RETURN(const uint64_t size, TextBytes(max_bytes, what));
     std::string text(size, '\0');
     SY_RETURN_IF_ERROR(Bytes(text.data(), size, what));
     if (!IsValidUtf8(text)) return Broken("{} is no UTF-8 text at byte {}", what, at_ - size);
     return text;
+  }
+
+  absl::StatusOr<uint64_t> TextBytes(uint64_t max_bytes, std::string_view what) {
+    SY_ASSIGN_OR_RETURN(const uint64_t size, Number<uint64_t>(what));
+    if (size <= max_bytes && size <= Left()) return size;
+    return Broken("{} claims {} bytes of text at byte {}; at most {} are read and {} are left",
+                  what, size, at_, max_bytes, Left());
   }
 
   absl::Status ReadCounts(uint64_t& tensors, uint64_t& keys) {
@@ -136,7 +151,9 @@ class Parser {
     SY_ASSIGN_OR_RETURN(const uint32_t type, Number<uint32_t>(key));
     json value;
     if (type == kArray) {
-      SY_ASSIGN_OR_RETURN(value, ReadArray(key));
+      SY_ASSIGN_OR_RETURN(const ListHead head, ReadListHead(key));
+      if (!wants_(key)) return SkipList(head, key);
+      SY_ASSIGN_OR_RETURN(value, ReadList(head, key));
     } else {
       SY_ASSIGN_OR_RETURN(value, ReadValue(type, key));
     }
@@ -146,7 +163,12 @@ class Parser {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<json> ReadArray(const std::string& key) {
+  struct ListHead {
+    uint32_t type;
+    uint64_t size;
+  };
+
+  absl::StatusOr<ListHead> ReadListHead(const std::string& key) {
     SY_ASSIGN_OR_RETURN(const uint32_t type, Number<uint32_t>(key));
     SY_ASSIGN_OR_RETURN(const uint64_t size, Number<uint64_t>(key));
     if (type == kArray) return Broken("{} is a list of lists, which no reader supports", key);
@@ -156,13 +178,53 @@ class Parser {
                     key, size, kMaxElements, Left());
     }
     elements_ += size;
+    return ListHead{type, size};
+  }
+
+  absl::StatusOr<json> ReadList(const ListHead& head, const std::string& key) {
     json list = json::array();
-    list.get_ref<json::array_t&>().reserve(size);
-    for (uint64_t i = 0; i < size; ++i) {
-      SY_ASSIGN_OR_RETURN(json value, ReadValue(type, key));
+    list.get_ref<json::array_t&>().reserve(head.size);
+    for (uint64_t i = 0; i < head.size; ++i) {
+      SY_ASSIGN_OR_RETURN(json value, ReadValue(head.type, key));
       list.push_back(std::move(value));
     }
     return list;
+  }
+
+  absl::Status SkipList(const ListHead& head, const std::string& key) {
+    if (head.type != kString) {
+      const uint64_t bytes = BytesOfValue(head.type);
+      if (bytes == 0) return Broken("{} has the unknown value type {}", key, head.type);
+      return Skip(head.size * bytes, key);  // no overflow: sizes are bounded
+    }
+    for (uint64_t i = 0; i < head.size; ++i) {
+      SY_ASSIGN_OR_RETURN(const uint64_t bytes, TextBytes(kMaxTextBytes, key));
+      SY_RETURN_IF_ERROR(Skip(bytes, key));
+    }
+    return absl::OkStatus();
+  }
+
+  // Of numbers and booleans; 0: none of them.
+  static uint64_t BytesOfValue(uint32_t type) {
+    switch (type) {
+      case kU8:
+      case kI8:
+      case kBool:
+        return 1;
+      case kU16:
+      case kI16:
+        return 2;
+      case kU32:
+      case kI32:
+      case kF32:
+        return 4;
+      case kU64:
+      case kI64:
+      case kF64:
+        return 8;
+      default:
+        return 0;
+    }
   }
 
   template <typename T>
@@ -268,6 +330,7 @@ class Parser {
   }
 
   std::istream& in_;
+  const WantsList wants_;
   uint64_t at_ = 0;  // bytes read so far
   uint64_t elements_ = 0;
   uint64_t alignment_ = 32;
@@ -282,16 +345,20 @@ bool IsGguf(const std::string& path) {
   return path.ends_with(".gguf") && !std::filesystem::is_directory(path, ignored);
 }
 
-absl::StatusOr<Header> ParseHeader(std::istream& in, uint64_t file_bytes, const std::string& path) {
-  return Parser(in, file_bytes, path).Run();
+absl::StatusOr<Header> ParseHeader(std::istream& in, uint64_t file_bytes, const std::string& path,
+                                   WantsList wants) {
+  return Parser(in, file_bytes, path, wants).Run();
 }
 
-absl::StatusOr<Header> ReadHeader(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
+absl::StatusOr<Header> ReadHeader(const std::string& path, WantsList wants) {
+  std::vector<char> buffer(256 << 10);
+  std::ifstream in;
+  in.rdbuf()->pubsetbuf(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+  in.open(path, std::ios::binary);
   std::error_code error;
   const uint64_t bytes = std::filesystem::file_size(path, error);
   if (!in || error) return NotFound("{}: {}", path, std::strerror(errno));
-  return ParseHeader(in, bytes, path);
+  return ParseHeader(in, bytes, path, wants);
 }
 
 }  // namespace switchyard::gguf

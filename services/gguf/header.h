@@ -8,8 +8,10 @@
 #include <istream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 
 namespace switchyard::gguf {
@@ -35,13 +37,21 @@ struct Header {
 // Whether a path names a GGUF file (by its ending) rather than a model's directory.
 bool IsGguf(const std::string& path);
 
+// Of a key whose value is a list: whether it is wanted. Those of tokenizers have a million
+// elements, which are passed over without a look at what they say, and then are not in the
+// metadata.
+using WantsList = absl::FunctionRef<bool(std::string_view key)>;
+inline bool EveryList(std::string_view) { return true; }
+inline bool NoList(std::string_view) { return false; }
+
 // Reads no more than the header. NOT_FOUND; UNIMPLEMENTED for another version or byte order;
 // INVALID_ARGUMENT names the file and what is broken: lengths and counts beyond the file or our
 // bounds, unknown value types, keys or tensors listed twice, text that is no UTF-8, shapes that
 // overflow, offsets that are unaligned or beyond the file.
-absl::StatusOr<Header> ReadHeader(const std::string& path);
+absl::StatusOr<Header> ReadHeader(const std::string& path, WantsList wants = EveryList);
 
 // The same from a stream that stands at the first of file_bytes bytes; `path` is what errors name.
-absl::StatusOr<Header> ParseHeader(std::istream& in, uint64_t file_bytes, const std::string& path);
+absl::StatusOr<Header> ParseHeader(std::istream& in, uint64_t file_bytes, const std::string& path,
+                                   WantsList wants = EveryList);
 
 }  // namespace switchyard::gguf

@@ -33,9 +33,9 @@ absl::Status CheckPlace(const Header& header, uint64_t number, uint64_t count) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<Header>> ReadModel(const std::string& path) {
+absl::StatusOr<std::vector<Header>> ReadModel(const std::string& path, WantsList wants) {
   std::vector<Header> files;
-  SY_ASSIGN_OR_RETURN(files.emplace_back(), ReadHeader(path));
+  SY_ASSIGN_OR_RETURN(files.emplace_back(), ReadHeader(path, wants));
   SY_ASSIGN_OR_RETURN(const uint64_t count, Count(files[0], "split.count", 1));
   if (count <= 1) return files;
   SY_ASSIGN_OR_RETURN(const uint64_t number, Count(files[0], "split.no", 0));
@@ -47,7 +47,7 @@ absl::StatusOr<std::vector<Header>> ReadModel(const std::string& path) {
   }
   const std::string stem = path.substr(0, path.size() - ending.size());
   for (uint64_t i = 1; i < count; ++i) {
-    SY_ASSIGN_OR_RETURN(Header header, ReadHeader(stem + Ending(i + 1, count)));
+    SY_ASSIGN_OR_RETURN(Header header, ReadHeader(stem + Ending(i + 1, count), wants));
     SY_RETURN_IF_ERROR(CheckPlace(header, i, count));
     files.push_back(std::move(header));
   }

@@ -15,11 +15,16 @@ absl::StatusOr<nlohmann::json> ReadObject(const std::string& directory, const st
   return model::ParseObject(text, directory + "/" + name);
 }
 
+// The tokenizer's own lists take longest; what ConfigFromGguf asks is the texts of tokens.
+bool IsOfConfig(std::string_view key) {
+  return !key.starts_with("tokenizer.") || key == "tokenizer.ggml.tokens";
+}
+
 }  // namespace
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& path) {
   if (gguf::IsGguf(path)) {
-    SY_ASSIGN_OR_RETURN(const std::vector<gguf::Header> files, gguf::ReadModel(path));
+    SY_ASSIGN_OR_RETURN(const std::vector<gguf::Header> files, gguf::ReadModel(path, IsOfConfig));
     return ConfigFromGguf(files);
   }
   ModelConfig out;

@@ -35,7 +35,7 @@ class TextHash {
 
 // The bytes of a GGUF file's metadata.
 absl::StatusOr<std::string> MetadataFingerprint(const std::string& path) {
-  SY_ASSIGN_OR_RETURN(const gguf::Header header, gguf::ReadHeader(path));
+  SY_ASSIGN_OR_RETURN(const gguf::Header header, gguf::ReadHeader(path, gguf::NoList));
   std::string bytes(header.metadata_bytes, '\0');
   std::ifstream in(path, std::ios::binary);
   if (!in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {

@@ -27,6 +27,37 @@ std::string Problem(const std::string& bytes) {
   return header.ok() ? "" : std::string(header.status().message());
 }
 
+TEST(GgufHeader, PassesOverListsThatNobodyWants) {
+  const std::string long_text(1000, 'x');
+  const std::string bytes = GgufWriter()
+                                .Strings("texts", {"a", "", long_text})
+                                .Numbers<float>("scores", 6, {0.1f, -2.0f})
+                                .U32("after", 7)
+                                .Tensor("t", {4, 2}, 0, std::string(32, 'x'))
+                                .Bytes();
+  const auto parse = [&](WantsList wants) {
+    std::istringstream in(bytes);
+    return ParseHeader(in, bytes.size(), "m.gguf", wants);
+  };
+  const auto all = parse(EveryList), none = parse(NoList);
+  ASSERT_TRUE(all.ok() && none.ok()) << all.status() << none.status();
+  EXPECT_EQ(none->metadata, nlohmann::json({{"after", 7}}));
+  EXPECT_EQ(none->metadata_bytes, all->metadata_bytes);
+  EXPECT_EQ(none->tensors[0].offset, all->tensors[0].offset);
+  const auto texts = parse([](std::string_view key) { return key == "texts"; });
+  ASSERT_TRUE(texts.ok()) << texts.status();
+  EXPECT_EQ(texts->metadata, nlohmann::json({{"after", 7}, {"texts", {"a", "", long_text}}}));
+}
+
+TEST(GgufHeader, ListsThatNobodyWantsAreInsideTheFile) {
+  const std::string bytes =
+      GgufWriter().Strings("texts", {"a", "bc"}).Numbers<float>("scores", 6, {0.1f}).Bytes();
+  for (size_t end = 24; end < bytes.size(); ++end) {
+    std::istringstream in(bytes.substr(0, end));
+    EXPECT_FALSE(ParseHeader(in, end, "m.gguf", NoList).ok()) << end;
+  }
+}
+
 TEST(GgufHeader, ReadsEveryKindOfValue) {
   for (uint32_t version : {2u, 3u}) {
     const auto header = Parse(GgufWriter(version)
