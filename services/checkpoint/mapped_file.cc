@@ -17,7 +17,9 @@
 namespace switchyard::checkpoint {
 namespace {
 
-constexpr uint64_t kHugePage = uint64_t{2} << 20;
+// Huge pages belong to small ones of this size; those of others (on Arm) are too large to be read
+// at each fault.
+constexpr uint64_t kSmallPage = 4096, kHugePage = uint64_t{2} << 20;
 
 uint64_t PageSize() { return static_cast<uint64_t>(sysconf(_SC_PAGESIZE)); }
 
@@ -103,7 +105,7 @@ MappedFile::~MappedFile() {
 }
 
 // Small reads all over a file would leave a small page in most of its huge ones, which then could
-// not be read as such: pages that only they brought in are given back.
+// not be read as such: pages of which none was cached before are given back.
 absl::Status MappedFile::Read(uint64_t offset, void* to, size_t bytes) const {
   if (offset > size_ || bytes > size_ - offset) {
     return OutOfRange("{}: bytes {} to {} lie beyond its end at {}", path_, offset, offset + bytes,
@@ -113,8 +115,10 @@ absl::Status MappedFile::Read(uint64_t offset, void* to, size_t bytes) const {
   const iovec whole = {to, bytes};
   const ssize_t cached = preadv2(fd_, &whole, 1, static_cast<off_t>(offset), RWF_NOWAIT);
   if (cached == static_cast<ssize_t>(bytes)) return absl::OkStatus();
-  const ByteRange pages = MergeRanges({{offset, bytes}}, PageSize(), 1).front();
+  const bool absent = cached < 0 && errno == EAGAIN;  // else some were there, or nobody can tell
   SY_RETURN_IF_ERROR(ReadAll(offset, static_cast<char*>(to), bytes));
+  if (!absent) return absl::OkStatus();
+  const ByteRange pages = MergeRanges({{offset, bytes}}, PageSize(), 1).front();
   (void)posix_fadvise(fd_, static_cast<off_t>(pages.offset), static_cast<off_t>(pages.bytes),
                       POSIX_FADV_DONTNEED);
   return absl::OkStatus();
@@ -147,10 +151,12 @@ absl::Status MappedFile::Map(std::vector<ByteRange> ranges, size_t max_mappings)
       return ResourceExhausted("{}: cannot map {} bytes at {}: {}", path_, range.bytes,
                                range.offset, std::strerror(errno));
     }
-    // What is not in the page cache yet is read in huge pages, and such are mapped as one: fewer
-    // faults while loading, and no page to look up every 4 KiB of a row. File systems without
-    // large folios refuse; a hint, so that does not matter.
-    (void)madvise(data, range.bytes, MADV_HUGEPAGE);
+    // What is not in the page cache yet is then read some MiB at a time, where the file system has
+    // large folios as huge pages that are mapped as one: fewer faults while loading, and no page to
+    // look up every 4 KiB of a row. A hint, so its failure does not matter.
+    if (PageSize() == kSmallPage && range.bytes >= kHugePage) {
+      (void)madvise(data, range.bytes, MADV_HUGEPAGE);
+    }
     mappings_.push_back({range, data});
   }
   return absl::OkStatus();

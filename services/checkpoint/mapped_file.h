@@ -1,6 +1,6 @@
 // A read-only file of which chosen byte ranges are mapped. Ranges that share or touch pages share a
 // mapping, and gaps are mapped too where the number of mappings would grow beyond a bound (address
-// space only: untouched pages are never read).
+// space only, but for what the kernel reads around a page that is touched, up to some MiB).
 //
 // The file must not be truncated while it is mapped (the kernel answers with SIGBUS); replace a
 // checkpoint by renaming a new one into its place.
@@ -34,7 +34,8 @@ class MappedFile {
   const std::string& path() const { return path_; }
   uint64_t size() const { return size_; }
 
-  // Copies bytes without mapping them. OUT_OF_RANGE beyond the end, DATA_LOSS if the file cannot be
+  // Copies bytes without mapping them; what was not in the page cache is not left there either.
+  // OUT_OF_RANGE beyond the end, DATA_LOSS if the file cannot be
   // read.
   absl::Status Read(uint64_t offset, void* to, size_t bytes) const;
 

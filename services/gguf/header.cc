@@ -90,7 +90,8 @@ class Parser {
 
   absl::Status Skip(uint64_t bytes, std::string_view what) {
     SY_RETURN_IF_ERROR(Inside(bytes, what));
-    if (!in_.ignore(static_cast<std::streamsize>(bytes))) return Unreadable();
+    const auto size = static_cast<std::streamsize>(bytes);
+    if (!in_.ignore(size) || in_.gcount() != size) return Unreadable();
     at_ += bytes;
     return absl::OkStatus();
   }
@@ -148,18 +149,17 @@ class Parser {
   absl::Status ReadEntry() {
     SY_ASSIGN_OR_RETURN(const std::string key, Text(kMaxNameBytes, "a key"));
     if (key.empty()) return Broken("has an empty key at byte {}", at_);
+    if (!keys_.insert(key).second) return Broken("lists the key {} twice", key);
     SY_ASSIGN_OR_RETURN(const uint32_t type, Number<uint32_t>(key));
     json value;
     if (type == kArray) {
       SY_ASSIGN_OR_RETURN(const ListHead head, ReadListHead(key));
-      if (!wants_(key)) return SkipList(head, key);
+      if (key.starts_with("tokenizer.") && !wants_(key)) return SkipList(head, key);
       SY_ASSIGN_OR_RETURN(value, ReadList(head, key));
     } else {
       SY_ASSIGN_OR_RETURN(value, ReadValue(type, key));
     }
-    if (!header_.metadata.emplace(key, std::move(value)).second) {
-      return Broken("lists the key {} twice", key);
-    }
+    header_.metadata.emplace(key, std::move(value));
     return absl::OkStatus();
   }
 
@@ -172,6 +172,9 @@ class Parser {
     SY_ASSIGN_OR_RETURN(const uint32_t type, Number<uint32_t>(key));
     SY_ASSIGN_OR_RETURN(const uint64_t size, Number<uint64_t>(key));
     if (type == kArray) return Broken("{} is a list of lists, which no reader supports", key);
+    if (type != kString && BytesOfValue(type) == 0) {
+      return Broken("{} has the unknown value type {}", key, type);
+    }
     // An element has a byte at least, so that a count beyond the file ends here.
     if (size > Left() || size > kMaxElements - elements_) {
       return Broken("{} claims {} elements; all lists together may have {} and {} bytes are left",
@@ -192,11 +195,7 @@ class Parser {
   }
 
   absl::Status SkipList(const ListHead& head, const std::string& key) {
-    if (head.type != kString) {
-      const uint64_t bytes = BytesOfValue(head.type);
-      if (bytes == 0) return Broken("{} has the unknown value type {}", key, head.type);
-      return Skip(head.size * bytes, key);  // no overflow: sizes are bounded
-    }
+    if (head.type != kString) return Skip(head.size * BytesOfValue(head.type), key);
     for (uint64_t i = 0; i < head.size; ++i) {
       SY_ASSIGN_OR_RETURN(const uint64_t bytes, TextBytes(kMaxTextBytes, key));
       SY_RETURN_IF_ERROR(Skip(bytes, key));
@@ -334,7 +333,7 @@ class Parser {
   uint64_t at_ = 0;  // bytes read so far
   uint64_t elements_ = 0;
   uint64_t alignment_ = 32;
-  std::unordered_set<std::string> names_;
+  std::unordered_set<std::string> keys_, names_;
   Header header_;
 };
 

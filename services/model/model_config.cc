@@ -15,10 +15,8 @@ absl::StatusOr<nlohmann::json> ReadObject(const std::string& directory, const st
   return model::ParseObject(text, directory + "/" + name);
 }
 
-// The tokenizer's own lists take longest; what ConfigFromGguf asks is the texts of tokens.
-bool IsOfConfig(std::string_view key) {
-  return !key.starts_with("tokenizer.") || key == "tokenizer.ggml.tokens";
-}
+// What ConfigFromGguf asks of a tokenizer's lists.
+bool IsOfConfig(std::string_view key) { return key == "tokenizer.ggml.tokens"; }
 
 }  // namespace
 

@@ -1,8 +1,12 @@
 #include "services/checkpoint/mapped_file.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -65,13 +69,50 @@ TEST(MappedFile, MapsOnlyWhatIsAskedFor) {
 // Else the kernel could not map a huge page of the file as one.
 TEST(MappedFile, LiesAsFarBehindAHugePageAsInTheFile) {
   const TempDirectory dir;
-  WriteFile(dir / "f", std::string(50 * 4096, 'x'));
+  constexpr uint64_t kMiB = 1 << 20, kFirst = kMiB + 4096, kBytes = 3 * kMiB;
+  std::string bytes(6 * kMiB, 'x');
+  bytes[kFirst] = 'a';
+  bytes[kFirst + kBytes - 1] = 'z';
+  WriteFile(dir / "f", bytes);
   auto file = *MappedFile::Open(dir / "f");
-  for (uint64_t page : {0, 7, 20, 49}) {
-    ASSERT_TRUE(file->Map({{page * 4096, 4096}}, 1).ok());
-    const auto at = reinterpret_cast<uintptr_t>(file->Find({page * 4096, 4096}));
-    EXPECT_EQ(at % (2 << 20), page * 4096);
+  for (const ByteRange range : {ByteRange{kFirst, kBytes}, ByteRange{0, 4096}}) {
+    ASSERT_TRUE(file->Map({range}, 1).ok());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(file->Find(range)) % (2 * kMiB), range.offset);
   }
+  const std::byte* data = file->Find({kFirst, kBytes});
+  EXPECT_EQ(static_cast<char>(data[0]), 'a');
+  EXPECT_EQ(static_cast<char>(data[kBytes - 1]), 'z');
+}
+
+TEST(MappedFile, ReadsLeaveThePageCacheAsItWas) {
+  const TempDirectory dir;
+  constexpr int64_t kPage = 4096, kAt = 32 * kPage;
+  WriteFile(dir / "f", std::string(2 * kAt, 'x'));
+  const int fd = open((dir / "f").c_str(), O_RDONLY);
+  ASSERT_GE(fd, 0);
+  void* const page = mmap(nullptr, kPage, PROT_READ, MAP_SHARED, fd, kAt);
+  ASSERT_NE(page, MAP_FAILED);
+  const auto cached = [&] {
+    unsigned char resident = 0;
+    return mincore(page, kPage, &resident) == 0 && (resident & 1) != 0;
+  };
+  const auto file = *MappedFile::Open(dir / "f");
+  char byte = 0;
+  ASSERT_EQ(pread(fd, &byte, 1, kAt), 1);
+  ASSERT_TRUE(file->Read(kAt + 5, &byte, 1).ok());
+  EXPECT_TRUE(cached());
+  const iovec one = {&byte, 1};
+  const bool tells = preadv2(fd, &one, 1, kAt, RWF_NOWAIT) == 1;
+  ASSERT_EQ(fsync(fd), 0);
+  ASSERT_EQ(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+  const bool forgets = !cached();
+  ASSERT_TRUE(file->Read(kAt + 5, &byte, 1).ok());
+  EXPECT_EQ(byte, 'x');
+  if (tells && forgets) {  // not every file system does
+    EXPECT_FALSE(cached());
+  }
+  munmap(page, kPage);
+  close(fd);
 }
 
 TEST(MappedFile, RefusesWhatIsNoRegularFile) {

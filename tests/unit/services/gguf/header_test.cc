@@ -27,35 +27,49 @@ std::string Problem(const std::string& bytes) {
   return header.ok() ? "" : std::string(header.status().message());
 }
 
-TEST(GgufHeader, PassesOverListsThatNobodyWants) {
+absl::StatusOr<Header> ParseWanted(const std::string& bytes, WantsList wants) {
+  std::istringstream in(bytes);
+  return ParseHeader(in, bytes.size(), "m.gguf", wants);
+}
+
+TEST(GgufHeader, PassesOverListsOfTokenizersThatNobodyWants) {
   const std::string long_text(1000, 'x');
   const std::string bytes = GgufWriter()
-                                .Strings("texts", {"a", "", long_text})
-                                .Numbers<float>("scores", 6, {0.1f, -2.0f})
+                                .Strings("tokenizer.texts", {"a", "", long_text})
+                                .Numbers<float>("tokenizer.scores", 6, {0.1f, -2.0f})
+                                .Numbers<float>("others", 6, {0.5f})
                                 .U32("after", 7)
                                 .Tensor("t", {4, 2}, 0, std::string(32, 'x'))
                                 .Bytes();
-  const auto parse = [&](WantsList wants) {
-    std::istringstream in(bytes);
-    return ParseHeader(in, bytes.size(), "m.gguf", wants);
-  };
-  const auto all = parse(EveryList), none = parse(NoList);
+  const auto all = Parse(bytes), none = ParseWanted(bytes, NoList);
   ASSERT_TRUE(all.ok() && none.ok()) << all.status() << none.status();
-  EXPECT_EQ(none->metadata, nlohmann::json({{"after", 7}}));
+  EXPECT_EQ(none->metadata, nlohmann::json({{"after", 7}, {"others", {0.5}}}));
   EXPECT_EQ(none->metadata_bytes, all->metadata_bytes);
   EXPECT_EQ(none->tensors[0].offset, all->tensors[0].offset);
-  const auto texts = parse([](std::string_view key) { return key == "texts"; });
+  const auto texts =
+      ParseWanted(bytes, [](std::string_view key) { return key.ends_with("texts"); });
   ASSERT_TRUE(texts.ok()) << texts.status();
-  EXPECT_EQ(texts->metadata, nlohmann::json({{"after", 7}, {"texts", {"a", "", long_text}}}));
+  EXPECT_EQ(texts->metadata["tokenizer.texts"], nlohmann::json({"a", "", long_text}));
+  EXPECT_FALSE(texts->metadata.contains("tokenizer.scores"));
 }
 
-TEST(GgufHeader, ListsThatNobodyWantsAreInsideTheFile) {
-  const std::string bytes =
-      GgufWriter().Strings("texts", {"a", "bc"}).Numbers<float>("scores", 6, {0.1f}).Bytes();
-  for (size_t end = 24; end < bytes.size(); ++end) {
-    std::istringstream in(bytes.substr(0, end));
-    EXPECT_FALSE(ParseHeader(in, end, "m.gguf", NoList).ok()) << end;
+TEST(GgufHeader, ListsThatNobodyWantsAreCheckedToo) {
+  const std::string whole = GgufWriter()
+                                .Strings("tokenizer.texts", {"a", "bc"})
+                                .Numbers<float>("tokenizer.scores", 6, {0.1f})
+                                .Bytes();
+  ASSERT_TRUE(ParseWanted(whole, NoList).ok());
+  for (size_t end = 24; end < whole.size(); ++end) {
+    EXPECT_FALSE(ParseWanted(whole.substr(0, end), NoList).ok()) << end;
   }
+  const auto problem = [](GgufWriter& writer) {
+    const auto header = ParseWanted(writer.Bytes(), NoList);
+    return header.ok() ? "" : std::string(header.status().message());
+  };
+  EXPECT_THAT(problem(GgufWriter().Strings("tokenizer.x", {"a"}).Strings("tokenizer.x", {"a"})),
+              HasSubstr("lists the key tokenizer.x twice"));
+  EXPECT_THAT(problem(GgufWriter().Numbers<float>("tokenizer.x", 99, {})),
+              HasSubstr("unknown value type 99"));
 }
 
 TEST(GgufHeader, ReadsEveryKindOfValue) {
