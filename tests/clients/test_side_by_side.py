@@ -11,7 +11,7 @@ from processes import ROOT
 sys.path[:0] = [str(ROOT / "tools/bench"), str(ROOT / "tools/make_tiny_model")]
 
 import make_random_model  # noqa: E402
-from sbs import figures, main, models, parts, peer, report, servers  # noqa: E402
+from sbs import figures, machine, main, models, parts, peer, report, servers  # noqa: E402
 
 TO_GGUF = ROOT / "tools/make_tiny_model/to_gguf.py"
 CONFIG = {**make_random_model.COMMON, "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16,
@@ -107,3 +107,14 @@ def test_the_table_names_what_is_missing():
 
 def test_cores_are_named_as_taskset_does():
     assert main.cores_of("0,2-4,3") == [0, 2, 3, 4]
+
+
+def test_the_better_of_two_runs_is_known_though_one_lacks_it():
+    assert machine.better({"a": 1, "b": 5, "c": None, "d": None}, {"a": 3, "b": 4, "c": 2, "d": None}) == {"a": 3, "b": 5, "c": 2, "d": None}
+
+
+def test_the_largest_file_of_a_checkpoint_is_read(tmp_path):
+    for name, size in (("a", 10), ("b", 30), ("c", 20)):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(size))
+    assert models.largest_file(tmp_path).name == "b.safetensors"
+    assert models.largest_file(tmp_path / "m.gguf") == tmp_path / "m.gguf"
