@@ -20,6 +20,7 @@ double SteadySeconds() {
 
 std::string Size(uint64_t bytes) {
   const double mib = static_cast<double>(bytes) / (1 << 20);
+  if (mib < 1) return fmt::format("{} KiB", (bytes + 1023) / 1024);
   return mib < 1024 ? fmt::format("{:.0f} MiB", mib) : fmt::format("{:.1f} GiB", mib / 1024);
 }
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <barrier>
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -32,7 +34,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using kernels::Isa;
 
-constexpr int kRounds = 9;
+constexpr int kRounds = 9, kMostThreads = 1024;
 constexpr int64_t kReadBytes = int64_t{1} << 30;  // of all threads; beyond any cache
 constexpr int64_t kLeastReadBytes = int64_t{64} << 20;
 
@@ -210,6 +212,10 @@ double FileRate(int threads, const char* path) {
   }
   const auto share = static_cast<int64_t>((*file)->size()) / threads / 4096 * 4096;
   const int64_t bytes = std::min(BytesOfThread(threads), share);
+  if (bytes == 0) {
+    std::fprintf(stderr, "machine_bench: %s: too small to measure\n", path);
+    std::exit(1);
+  }
   const auto all = static_cast<uint64_t>(bytes * threads);
   if (const absl::Status mapped = (*file)->Map({{0, all}}, 1); !mapped.ok()) {
     std::fprintf(stderr, "machine_bench: %s\n", std::string(mapped.message()).c_str());
@@ -233,12 +239,26 @@ void PrintPeak(const char* name, bool has, int threads, void (*body)(), int64_t 
   Print(name, has, static_cast<double>(flops * threads) / seconds * 1e-9, last);
 }
 
+int Usage(std::FILE* to, int status) {
+  std::fprintf(
+      to, "machine_bench [THREADS [FILE]]: what this machine can do, as JSON; 1 to %d threads\n",
+      kMostThreads);
+  return status;
+}
+
 int Run(int argc, char** argv) {
-  const int threads = argc > 1 ? std::max(1, std::atoi(argv[1]))
-                               : static_cast<int>(std::thread::hardware_concurrency());
-  std::printf("{\n  \"threads\": %d,\n", threads);
+  if (argc == 2 && std::string_view(argv[1]) == "--help") return Usage(stdout, 0);
+  int threads = static_cast<int>(std::thread::hardware_concurrency());
+  if (argc > 1) {
+    const char* const end = argv[1] + std::strlen(argv[1]);
+    const auto [at, error] = std::from_chars(argv[1], end, threads);
+    if (error != std::errc() || at != end) return Usage(stderr, 2);
+  }
+  if (argc > 3 || threads < 1 || threads > kMostThreads) return Usage(stderr, 2);
   const bool has_file = argc > 2;
-  Print("file_read_gb_s", has_file, has_file ? FileRate(threads, argv[2]) : 0);
+  const double file_rate = has_file ? FileRate(threads, argv[2]) : 0;
+  std::printf("{\n  \"threads\": %d,\n", threads);
+  Print("file_read_gb_s", has_file, file_rate);
 #if defined(__x86_64__)
   Print("read_gb_s", true, MemoryRate(threads));
   PrintPeak("avx2_fma_gflop_s", Has(Isa::kAvx2), threads, FmaAvx2, kLoops * kInstructions * 16,

@@ -42,9 +42,12 @@ def parser():
 def cores_of(text):
     """[0, 2, 3] of "0,2-3"."""
     out = set()
-    for piece in text.split(","):
-        first, _, last = piece.partition("-")
-        out.update(range(int(first), int(last or first) + 1))
+    try:
+        for piece in text.split(","):
+            first, _, last = piece.partition("-")
+            out.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is no list of cores such as 0,2-3') from None
     return sorted(out)
 
 
@@ -90,6 +93,9 @@ def check(args, llama, store):
         raise MeasureError(f"llama.cpp is not built in {llama.folder}; side_by_side --build-peer --dir {args.dir}")
     if absent := store.missing(models.TYPES):
         raise MeasureError(f"{', '.join(map(str, absent))} not there; side_by_side --make-models --dir {args.dir}")
+    usable = os.sched_getaffinity(0)
+    if not args.cores or not usable.issuperset(args.cores):
+        raise MeasureError(f"--cores: this process may use {','.join(map(str, sorted(usable)))}, not {args.cores}")
     for what, given, known in (("--only", args.only, PARTS), ("--types", args.types, models.TYPES)):
         if unknown := set(given) - set(known):
             raise MeasureError(f"{what} {','.join(unknown)} is unknown; known are {', '.join(known)}")
