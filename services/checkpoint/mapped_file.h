@@ -35,8 +35,7 @@ class MappedFile {
   uint64_t size() const { return size_; }
 
   // Copies bytes without mapping them; what was not in the page cache is not left there either.
-  // OUT_OF_RANGE beyond the end, DATA_LOSS if the file cannot be
-  // read.
+  // OUT_OF_RANGE beyond the end, DATA_LOSS if the file cannot be read.
   absl::Status Read(uint64_t offset, void* to, size_t bytes) const;
 
   // Maps ranges (inside the file: programmer's error otherwise) in addition to those mapped before,

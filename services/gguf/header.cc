@@ -163,6 +163,10 @@ class Parser {
     return absl::OkStatus();
   }
 
+  absl::Status UnknownType(uint32_t type, const std::string& key) const {
+    return Broken("{} has the unknown value type {}", key, type);
+  }
+
   struct ListHead {
     uint32_t type;
     uint64_t size;
@@ -172,9 +176,7 @@ class Parser {
     SY_ASSIGN_OR_RETURN(const uint32_t type, Number<uint32_t>(key));
     SY_ASSIGN_OR_RETURN(const uint64_t size, Number<uint64_t>(key));
     if (type == kArray) return Broken("{} is a list of lists, which no reader supports", key);
-    if (type != kString && BytesOfValue(type) == 0) {
-      return Broken("{} has the unknown value type {}", key, type);
-    }
+    if (type != kString && BytesOfValue(type) == 0) return UnknownType(type, key);
     // An element has a byte at least, so that a count beyond the file ends here.
     if (size > Left() || size > kMaxElements - elements_) {
       return Broken("{} claims {} elements; all lists together may have {} and {} bytes are left",
@@ -270,7 +272,7 @@ class Parser {
         return json(std::move(text));
       }
       default:
-        return Broken("{} has the unknown value type {}", key, type);
+        return UnknownType(type, key);
     }
   }
 

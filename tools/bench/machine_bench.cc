@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <barrier>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cstdint>
@@ -21,6 +22,7 @@
 #include <thread>
 #include <vector>
 
+#include "services/base/text.h"
 #include "services/checkpoint/mapped_file.h"
 #include "services/kernels/kernels.h"
 
@@ -187,15 +189,17 @@ double ReadRate(int threads, const char* data, int64_t bytes) {
   return static_cast<double>(bytes * threads) / seconds * 1e-9;
 }
 
+[[noreturn]] void Fail(std::string_view why) {
+  std::fprintf(stderr, "machine_bench: %.*s\n", static_cast<int>(why.size()), why.data());
+  std::exit(1);
+}
+
 double MemoryRate(int threads) {
   const int64_t bytes = BytesOfThread(threads);
   const auto all = static_cast<size_t>(bytes * threads);
   void* const memory =
       ::mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    std::perror("machine_bench: memory to read");
-    std::exit(1);
-  }
+  if (memory == MAP_FAILED) Fail(std::string("memory to read: ") + std::strerror(errno));
   ::madvise(memory, all, MADV_HUGEPAGE);
   auto* const data = static_cast<char*>(memory);
   std::memset(data, 1, all);
@@ -206,20 +210,13 @@ double MemoryRate(int threads) {
 
 double FileRate(int threads, const char* path) {
   const auto file = checkpoint::MappedFile::Open(path);
-  if (!file.ok()) {
-    std::fprintf(stderr, "machine_bench: %s\n", std::string(file.status().message()).c_str());
-    std::exit(1);
-  }
+  if (!file.ok()) Fail(ToStd(file.status().message()));
   const auto share = static_cast<int64_t>((*file)->size()) / threads / 4096 * 4096;
   const int64_t bytes = std::min(BytesOfThread(threads), share);
-  if (bytes == 0) {
-    std::fprintf(stderr, "machine_bench: %s: too small to measure\n", path);
-    std::exit(1);
-  }
+  if (bytes == 0) Fail(std::string(path) + ": too small to measure");
   const auto all = static_cast<uint64_t>(bytes * threads);
   if (const absl::Status mapped = (*file)->Map({{0, all}}, 1); !mapped.ok()) {
-    std::fprintf(stderr, "machine_bench: %s\n", std::string(mapped.message()).c_str());
-    std::exit(1);
+    Fail(ToStd(mapped.message()));
   }
   const auto* data = reinterpret_cast<const char*>((*file)->Find({0, all}));
   return ReadRate(threads, data, bytes);

@@ -258,9 +258,11 @@ TEST_P(Int8Test, EqualsTheReferenceBitForBit) {
       check(form, 1 + i % 4, 1 + random() % 70, 1 + static_cast<int64_t>(random()) % (3 * most),
             i < 8);
     }
-    const int64_t long_row =
-        4096 / form.unit();  // as one row of Q8_0 is passed differently up to it
-    for (int64_t blocks : {long_row, long_row + 1}) check(form, 1, 37, blocks, false);
+    // One row of Q8_0 has a way of its own for whole groups of sixteen blocks, up to eight of them.
+    for (int64_t columns : {480, 512, 544, 992, 1024, 1056, 4064, 4096, 4128, 4608}) {
+      const int64_t blocks = (columns + form.unit() - 1) / form.unit();
+      for (int64_t n : {37, 64}) check(form, 1, n, blocks, n == 64);
+    }
     check(form, 130, 37, most, false);
     check(form, 300, 17, most - 1, true);
   }
