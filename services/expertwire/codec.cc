@@ -124,6 +124,9 @@ struct Filler {
   void operator()(const pb::Drain& body) const { *out->mutable_drain() = body; }
   void operator()(const pb::MapAck& body) const { *out->mutable_map_ack() = body; }
   void operator()(const pb::SharedMemory& body) const { *out->mutable_shared_memory() = body; }
+  void operator()(const pb::Assign& body) const { *out->mutable_assign() = body; }
+  void operator()(const pb::Holds& body) const { *out->mutable_holds() = body; }
+  void operator()(const pb::Prefetch& body) const { *out->mutable_prefetch() = body; }
 };
 
 // ---- decoding ----
@@ -255,6 +258,46 @@ absl::StatusOr<Answer> TakeAnswer(const pb::Answer& in, RowBuffer payload,
   return answer;
 }
 
+// Everything without rows. A frame of a later revision's kind stays without a body.
+void TakeControl(pb::Frame& in, Frame* out) {
+  switch (in.kind_case()) {
+    case pb::Frame::kHello:
+      out->body = std::move(*in.mutable_hello());
+      break;
+    case pb::Frame::kCancel:
+      out->body = in.cancel();
+      break;
+    case pb::Frame::kCredit:
+      out->body = in.credit();
+      break;
+    case pb::Frame::kProgress:
+      out->body = std::move(*in.mutable_progress());
+      break;
+    case pb::Frame::kDrain:
+      out->body = in.drain();
+      break;
+    case pb::Frame::kMapAck:
+      out->body = in.map_ack();
+      break;
+    case pb::Frame::kSharedMemory:
+      out->body = in.shared_memory();
+      break;
+    case pb::Frame::kAssign:
+      out->body = std::move(*in.mutable_assign());
+      break;
+    case pb::Frame::kHolds:
+      out->body = std::move(*in.mutable_holds());
+      break;
+    case pb::Frame::kPrefetch:
+      out->body = std::move(*in.mutable_prefetch());
+      break;
+    case pb::Frame::kCall:
+    case pb::Frame::kAnswer:
+    case pb::Frame::KIND_NOT_SET:
+      break;
+  }
+}
+
 }  // namespace
 
 RowBuffer PayloadOf(const Frame& frame) {
@@ -303,51 +346,25 @@ absl::StatusOr<Frame> DecodeFrame(const RowBuffer& bytes, absl::Time now,
     if (AlignUp(at) > bytes.bytes()) return InvalidArgument("a frame that ends inside its padding");
     payload = bytes.Slice(AlignUp(at), bytes.bytes() - AlignUp(at));
   }
-  const bool has_rows = header->has_call() || header->has_answer();
-  if (!has_rows && payload.bytes() > 0) {
+  const bool may_have_rows =
+      header->has_call() || header->has_answer() || header->kind_case() == pb::Frame::KIND_NOT_SET;
+  if (!may_have_rows && payload.bytes() > 0) {
     return InvalidArgument("a payload of {} bytes on a frame that has none", payload.bytes());
   }
   Frame frame;
   frame.credit_bytes = header->credit_bytes();
   frame.credit_frames = header->credit_frames();
-  switch (header->kind_case()) {
-    case pb::Frame::kHello:
-      frame.body = std::move(*header->mutable_hello());
-      break;
-    case pb::Frame::kCall: {
-      SY_ASSIGN_OR_RETURN(Call call,
-                          TakeCall(header->call(), std::move(payload), now, limits, pool));
-      call.wire_bytes = bytes.bytes();
-      frame.body = std::move(call);
-      break;
-    }
-    case pb::Frame::kAnswer: {
-      SY_ASSIGN_OR_RETURN(Answer answer,
-                          TakeAnswer(header->answer(), std::move(payload), limits, pool));
-      answer.wire_bytes = bytes.bytes();
-      frame.body = std::move(answer);
-      break;
-    }
-    case pb::Frame::kCancel:
-      frame.body = header->cancel();
-      break;
-    case pb::Frame::kCredit:
-      frame.body = header->credit();
-      break;
-    case pb::Frame::kProgress:
-      frame.body = std::move(*header->mutable_progress());
-      break;
-    case pb::Frame::kDrain:
-      frame.body = header->drain();
-      break;
-    case pb::Frame::kMapAck:
-      frame.body = header->map_ack();
-      break;
-    case pb::Frame::kSharedMemory:
-      frame.body = header->shared_memory();
-      break;
-    case pb::Frame::KIND_NOT_SET:
-      return InvalidArgument("a frame of no known kind");
+  if (header->has_call()) {
+    SY_ASSIGN_OR_RETURN(Call call, TakeCall(header->call(), std::move(payload), now, limits, pool));
+    call.wire_bytes = bytes.bytes();
+    frame.body = std::move(call);
+  } else if (header->has_answer()) {
+    SY_ASSIGN_OR_RETURN(Answer answer,
+                        TakeAnswer(header->answer(), std::move(payload), limits, pool));
+    answer.wire_bytes = bytes.bytes();
+    frame.body = std::move(answer);
+  } else {
+    TakeControl(*header.get(), &frame);
   }
   return frame;
 }

@@ -23,6 +23,9 @@ enum class LinkState : uint8_t {
 
 std::string_view Name(LinkState state);
 
+// `hello` as it would be now that its worker said `holds`.
+pb::Hello WithHolds(const pb::Hello& hello, pb::Holds holds);
+
 // Calls that will not be answered any more, all of them, because the stream ended.
 struct LinkDown {
   std::string why;
@@ -52,7 +55,8 @@ class ExpertLink {
   virtual LinkState state() const = 0;
   // Why the link is not up; OK while it is.
   virtual absl::Status why() const = 0;
-  // The worker's hello; null before the first. The last one stays while the link reconnects.
+  // The worker's hello, with what it has said since of what it holds; null before the first. The
+  // last one stays while the link reconnects.
   virtual std::shared_ptr<const pb::Hello> peer() const = 0;
   // Changes with every change of state or hello.
   virtual uint64_t generation() const = 0;
@@ -68,6 +72,12 @@ class ExpertLink {
   virtual absl::Status Send(Call part) = 0;
   // Nothing of this call will be polled afterwards.
   virtual void Cancel(uint64_t call_id, uint32_t attempt) = 0;
+  // Said to the worker, in this order, if the link is up and the worker of a revision that knows
+  // it: else lost, so whoever says it says it again after every hello. AckEpoch: no call that was
+  // planned by an earlier placement is open.
+  virtual void Assign(pb::Assign assign) = 0;
+  virtual void AckEpoch(uint64_t epoch) = 0;
+  virtual void Prefetch(pb::Prefetch prefetch) = 0;
   // Appends what came since the last time; with a local worker, computes first. Whether any came.
   virtual bool Poll(std::vector<LinkEvent>* events) = 0;
 };
@@ -98,6 +108,17 @@ class CallHandler {
     size_t wire_bytes = 0;  // of credits that are free again
   };
   virtual Dropped Cancel(const AnswerSink* sink, uint64_t call_id, uint32_t attempt) = 0;
+  // A router came; until Forget it is one that has to acknowledge an epoch. Not called for the
+  // further lanes of a router.
+  virtual void OnRouter(const AnswerSink* /*sink*/) {}
+  // What a router said by frames of these names. They return soon: loading is done elsewhere.
+  virtual void OnAssign(const pb::Assign& /*assign*/) {}
+  virtual void OnMapAck(const AnswerSink* /*sink*/, uint64_t /*epoch*/) {}
+  virtual void OnPrefetch(const pb::Prefetch& /*prefetch*/) {}
+  // Changes with what `holds` says, after which every router that is connected is told, within some
+  // 50 ms. It is read all the time.
+  virtual uint64_t holds_version() const { return 0; }
+  virtual pb::Holds holds() const { return {}; }
   // The peer is gone: drops all its parts. The sink may still hear of one that is being computed.
   virtual void Forget(const AnswerSink* sink) = 0;
   // Answers what waits, several parts at once where that shares reading of weights. Whether

@@ -18,6 +18,8 @@ namespace switchyard::expertwire {
 namespace pb = ::switchyard::internal::v1;
 
 inline constexpr uint32_t kWireVersion = 1;
+// Of what may be said beside calls: frames of later ones are not sent to a peer.
+inline constexpr uint32_t kWireRevision = 1;
 
 // The rows of one expert: row_index and weights [begin, begin + count) of the call.
 struct Segment {
@@ -82,10 +84,10 @@ struct Answer {
   size_t wire_bytes = 0;       // its own, set by the decoder
 };
 
-// A frame, with the credits that ride on it.
+// A frame, with the credits that ride on it. Without a body it is of a kind that is not known here.
 struct Frame {
   std::variant<std::monostate, pb::Hello, Call, Answer, pb::Cancel, pb::Credit, pb::Progress,
-               pb::Drain, pb::MapAck, pb::SharedMemory>
+               pb::Drain, pb::MapAck, pb::SharedMemory, pb::Assign, pb::Holds, pb::Prefetch>
       body;
   uint64_t credit_bytes = 0;
   uint32_t credit_frames = 0;

@@ -164,6 +164,8 @@ void GrpcLink::Lane::OnFrame(Frame frame) {
   if (auto* answer = std::get_if<Answer>(&frame.body)) {
     stream_.Owe(answer->wire_bytes, 1);
     link_.OnAnswer(std::move(*answer));
+  } else if (auto* holds = std::get_if<pb::Holds>(&frame.body)) {
+    link_.OnHolds(std::move(*holds));
   } else if (std::holds_alternative<pb::Drain>(frame.body)) {
     link_.SetState(LinkState::kDraining, Unavailable("{} is draining", link_.name()), link_.peer());
   }
@@ -248,7 +250,7 @@ void GrpcLink::SetState(LinkState state, absl::Status why, std::shared_ptr<const
     peer_ = std::move(peer);
   }
   state_.store(state, std::memory_order_release);
-  generation_.fetch_add(1, std::memory_order_release);
+  generation_.fetch_add(kStateStep, std::memory_order_release);
 }
 
 // The channel connects while a call waits for it: one that fails at once leaves an attempt behind
@@ -270,6 +272,29 @@ void GrpcLink::OnHello(const pb::Hello& hello) {
   connects_.fetch_add(1, std::memory_order_relaxed);
   lane_->stream().SetPeerGrant(hello.credits_bytes(), hello.credits_frames());
   SetState(LinkState::kUp, absl::OkStatus(), std::make_shared<const pb::Hello>(hello));
+}
+
+void GrpcLink::OnHolds(pb::Holds holds) {
+  auto changed = std::make_shared<const pb::Hello>(WithHolds(*peer(), std::move(holds)));
+  {
+    absl::MutexLock lock(&info_mutex_);
+    peer_ = std::move(changed);
+  }
+  generation_.fetch_add(1, std::memory_order_release);
+}
+
+void GrpcLink::Tell(Frame frame) {
+  absl::MutexLock lock(&loop_.mutex());
+  const LinkState now = state();
+  if (now != LinkState::kUp && now != LinkState::kDraining) return;
+  if (!lane_ || peer()->revision() == 0) return;
+  lane_->stream().Send(std::move(frame));
+}
+
+void GrpcLink::AckEpoch(uint64_t epoch) {
+  pb::MapAck ack;
+  ack.set_epoch(epoch);
+  Tell({.body = std::move(ack)});
 }
 
 absl::Status GrpcLink::Send(Call part) {

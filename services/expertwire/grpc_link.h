@@ -39,6 +39,9 @@ class GrpcLink final : public ExpertLink {
   bool borrows_rows() const override { return false; }
   absl::Status Send(Call part) override;
   void Cancel(uint64_t call_id, uint32_t attempt) override;
+  void Assign(pb::Assign assign) override { Tell({.body = std::move(assign)}); }
+  void AckEpoch(uint64_t epoch) override;
+  void Prefetch(pb::Prefetch prefetch) override { Tell({.body = std::move(prefetch)}); }
   bool Poll(std::vector<LinkEvent>* events) override;
 
   // ---- with the mutex held ----
@@ -50,6 +53,10 @@ class GrpcLink final : public ExpertLink {
 
  private:
   class Lane;
+  // A change of state moves the generation further than any number of changed hellos: of two lanes
+  // the sum then still tells calls before the end of a stream from those after it.
+  static constexpr uint64_t kStateStep = uint64_t{1} << 32;
+
   struct OpenPart {
     uint32_t part = 0;
     size_t reserved = 0;  // for its answer; 0 while it waits here
@@ -62,6 +69,9 @@ class GrpcLink final : public ExpertLink {
   void Connect(absl::Time now);
   void GiveUpConnecting();
   void OnHello(const pb::Hello& hello);
+  void OnHolds(pb::Holds holds);
+  // Sends what peers of revision 1 know, or drops it.
+  void Tell(Frame frame);
   void OnAnswer(Answer answer);
   void OnLaneEnd(absl::Status why);
   void OnLaneGone();
@@ -93,7 +103,7 @@ class GrpcLink final : public ExpertLink {
   size_t max_part_bytes_ = size_t{1} << 20;
 
   std::atomic<LinkState> state_ = LinkState::kConnecting;
-  std::atomic<uint64_t> generation_ = 1;
+  std::atomic<uint64_t> generation_ = kStateStep;
   mutable absl::Mutex info_mutex_;  // taken last
   absl::Status why_ ABSL_GUARDED_BY(info_mutex_);
   std::shared_ptr<const pb::Hello> peer_ ABSL_GUARDED_BY(info_mutex_);

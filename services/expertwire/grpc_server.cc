@@ -68,6 +68,8 @@ struct GrpcServer::Impl {
   void Loop();
   void Tick();
   void KeepAlive();
+  // Tells the routers what the worker holds where that has changed.
+  void SpreadHolds();
   void Sweep();
   // Ends the oldest streams without an accepted hello where there are too many.
   void LimitStrangers();
@@ -135,6 +137,9 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
     if (greeted_) stream_.Send({.body = pb::Drain()});
   }
   void SendProgress();
+  // Says what the worker holds, if it was not said yet. `holds` is of `version`.
+  bool must_hear(uint64_t version) const { return hears_holds_ && holds_version_ != version; }
+  void SendHolds(const pb::Holds& holds, uint64_t version);
   // Ends what has had its time: a stream without hello, one that was refused and stays, one whose
   // peer does not read its end.
   void CutOff(absl::Time now);
@@ -183,6 +188,8 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
       absl::InfiniteFuture();  // of the hello, of a refused stream, of an ended one
   absl::Status refusal_;
   bool first_lane_ = true;
+  bool hears_holds_ = false;
+  uint64_t holds_version_ = 0;  // that was said
   bool open_stream_ = false, hello_seen_ = false, greeted_ = false, finishing_ = false,
        gone_ = false;
   absl::flat_hash_map<std::pair<uint64_t, uint32_t>, OpenCall> open_;
@@ -231,6 +238,7 @@ void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
 void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   first_lane_ = hello.lane() == 0;
   id_ = fmt::format("router {}{}", hello.peer_id().substr(0, 128), first_lane_ ? "" : " (bulk)");
+  holds_version_ = server_.handler.holds_version();  // before the hello, which may then be newer
   pb::Hello mine = server_.handler.hello();
   absl::Status fits = CheckPeer(mine, hello);
   if (fits.ok() && server_.draining.load()) fits = Unavailable("{} is draining", mine.peer_id());
@@ -258,7 +266,11 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   }
   greeted_ = true;
   end_by_ = absl::InfiniteFuture();
-  if (first_lane_) server_.routers_now = ++server_.routers;
+  if (first_lane_) {
+    server_.routers_now = ++server_.routers;
+    hears_holds_ = hello.revision() > 0;
+    server_.handler.OnRouter(this);
+  }
   constexpr uint64_t kOwnBound = 256u << 20;
   stream_.SetPeerGrant(std::min<uint64_t>(hello.credits_bytes(), kOwnBound),
                        std::min<uint32_t>(hello.credits_frames(), 1u << 16));
@@ -279,9 +291,16 @@ void GrpcServer::Impl::Peer::OnFrame(Frame frame) {
     server_.handler.Accept(std::move(*call), shared_from_this());
   } else if (auto* cancel = std::get_if<pb::Cancel>(&frame.body)) {
     DropCall(cancel->call_id(), cancel->attempt());
+  } else if (const auto* memory = std::get_if<pb::SharedMemory>(&frame.body)) {
+    TakeMemory(memory->nonce());
+  } else if (const auto* assign = std::get_if<pb::Assign>(&frame.body)) {
+    server_.handler.OnAssign(*assign);
+  } else if (const auto* ack = std::get_if<pb::MapAck>(&frame.body)) {
+    if (first_lane_) server_.handler.OnMapAck(this, ack->epoch());
+  } else if (const auto* prefetch = std::get_if<pb::Prefetch>(&frame.body)) {
+    server_.handler.OnPrefetch(*prefetch);
   }
-  if (const auto* memory = std::get_if<pb::SharedMemory>(&frame.body)) TakeMemory(memory->nonce());
-  // Credits were taken by the stream; epochs and answers mean nothing to a worker.
+  // Credits were taken by the stream; answers mean nothing to a worker.
 }
 
 void GrpcServer::Impl::Peer::TakeMemory(uint64_t nonce) {
@@ -317,6 +336,7 @@ void GrpcServer::Impl::Peer::Leave() {
   open_.clear();
   if (std::exchange(greeted_, false)) {
     if (first_lane_) server_.routers_now = --server_.routers;
+    hears_holds_ = false;
     log::Info("{} left", id_);
     server_.handler.Forget(this);
   }
@@ -367,6 +387,12 @@ void GrpcServer::Impl::Peer::SendProgress() {
   stream_.Send({.body = std::move(progress)});
 }
 
+void GrpcServer::Impl::Peer::SendHolds(const pb::Holds& holds, uint64_t version) {
+  if (stream_.ended() || stream_.control_waits()) return;  // later, and then what is true by then
+  holds_version_ = version;
+  stream_.Send({.body = holds});
+}
+
 void GrpcServer::Impl::OpenMailbox() {
   host = HostId();
   if (host.empty()) return;
@@ -398,9 +424,20 @@ void GrpcServer::Impl::KeepAlive() {
   const absl::Time now = absl::Now();
   if (now < next_keep_alive) return;
   next_keep_alive = now + kTick;
+  SpreadHolds();
   for (const auto& peer : peers) {
     peer->SendProgress();
     peer->CutOff(now);
+  }
+}
+
+void GrpcServer::Impl::SpreadHolds() {
+  const uint64_t version = handler.holds_version();
+  const auto must_hear = [&](const auto& peer) { return peer->must_hear(version); };
+  if (std::none_of(peers.begin(), peers.end(), must_hear)) return;
+  const pb::Holds holds = handler.holds();
+  for (const auto& peer : peers) {
+    if (must_hear(peer)) peer->SendHolds(holds, version);
   }
 }
 

@@ -39,6 +39,7 @@ pb::Hello MakeHello(const std::string& peer_id, const NumericsClass& numerics,
                     const CreditGrant& grant, bool allow_mixed_numerics) {
   pb::Hello hello;
   hello.set_wire_version(kWireVersion);
+  hello.set_revision(kWireRevision);
   hello.set_peer_id(peer_id);
   hello.set_incarnation(RandomBits());
   hello.set_model_fingerprint(numerics.model_fingerprint);

@@ -20,9 +20,12 @@ struct LocalLink::Sink : AnswerSink {
 LocalLink::LocalLink(std::string name, const pb::Hello& router, CallHandler& worker)
     : name_(std::move(name)),
       worker_(worker),
+      version_(worker.holds_version()),
       peer_(std::make_shared<const pb::Hello>(worker.hello())),
       refused_(CheckPeer(router, *peer_)),
-      sink_(std::make_shared<Sink>()) {}
+      sink_(std::make_shared<Sink>()) {
+  if (refused_.ok()) worker_.OnRouter(sink_.get());
+}
 
 LocalLink::~LocalLink() { worker_.Forget(sink_.get()); }
 
@@ -35,6 +38,18 @@ absl::Status LocalLink::why() const {
   if (!refused_.ok()) return refused_;
   return worker_.draining() ? Unavailable("{} is draining", name_) : absl::OkStatus();
 }
+
+std::shared_ptr<const pb::Hello> LocalLink::peer() const {
+  const uint64_t now = worker_.holds_version();  // before the hello, which may then be newer
+  absl::MutexLock lock(&mutex_);
+  if (now != version_) {
+    version_ = now;
+    peer_ = std::make_shared<const pb::Hello>(worker_.hello());
+  }
+  return peer_;
+}
+
+void LocalLink::AckEpoch(uint64_t epoch) { worker_.OnMapAck(sink_.get(), epoch); }
 
 LinkStats LocalLink::stats() const {
   LinkStats stats;

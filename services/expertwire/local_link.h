@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "services/expertwire/expert_link.h"
 
 namespace switchyard::expertwire {
@@ -20,14 +22,19 @@ class LocalLink : public ExpertLink {
   const std::string& name() const override { return name_; }
   LinkState state() const override;
   absl::Status why() const override;
-  std::shared_ptr<const pb::Hello> peer() const override { return peer_; }
-  uint64_t generation() const override { return static_cast<uint64_t>(state()) + 1; }
+  std::shared_ptr<const pb::Hello> peer() const override;
+  uint64_t generation() const override {
+    return ((static_cast<uint64_t>(state()) + 1) << 32) + worker_.holds_version();
+  }
   LinkStats stats() const override;
 
   size_t max_part_bytes() const override { return size_t{128} << 20; }
   bool borrows_rows() const override { return true; }
   absl::Status Send(Call part) override;
   void Cancel(uint64_t call_id, uint32_t attempt) override;
+  void Assign(pb::Assign assign) override { worker_.OnAssign(assign); }
+  void AckEpoch(uint64_t epoch) override;
+  void Prefetch(pb::Prefetch prefetch) override { worker_.OnPrefetch(prefetch); }
   bool Poll(std::vector<LinkEvent>* events) override;
 
  private:
@@ -35,7 +42,10 @@ class LocalLink : public ExpertLink {
 
   const std::string name_;
   CallHandler& worker_;
-  const std::shared_ptr<const pb::Hello> peer_;
+  mutable absl::Mutex mutex_;
+  // As of this version of what the worker holds.
+  mutable uint64_t version_ ABSL_GUARDED_BY(mutex_);
+  mutable std::shared_ptr<const pb::Hello> peer_ ABSL_GUARDED_BY(mutex_);
   const absl::Status refused_;
   const std::shared_ptr<Sink> sink_;
   std::atomic<uint64_t> frames_sent_ = 0, frames_received_ = 0, bytes_sent_ = 0,

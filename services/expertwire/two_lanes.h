@@ -31,6 +31,9 @@ class TwoLanes final : public ExpertLink {
   bool borrows_rows() const override { return false; }
   absl::Status Send(Call part) override;
   void Cancel(uint64_t call_id, uint32_t attempt) override;
+  void Assign(pb::Assign assign) override { quick_->Assign(std::move(assign)); }
+  void AckEpoch(uint64_t epoch) override { quick_->AckEpoch(epoch); }
+  void Prefetch(pb::Prefetch prefetch) override { quick_->Prefetch(std::move(prefetch)); }
   bool Poll(std::vector<LinkEvent>* events) override;
 
  private:

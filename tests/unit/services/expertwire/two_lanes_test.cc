@@ -27,6 +27,9 @@ class FakeLane : public ExpertLink {
     return absl::OkStatus();
   }
   void Cancel(uint64_t call_id, uint32_t) override { cancelled.push_back(call_id); }
+  void Assign(pb::Assign assign) override { assigned.push_back(assign.epoch()); }
+  void AckEpoch(uint64_t epoch) override { acked.push_back(epoch); }
+  void Prefetch(pb::Prefetch prefetch) override { prefetched.push_back(prefetch.layer()); }
   bool Poll(std::vector<LinkEvent>* events) override {
     for (LinkEvent& event : came) events->push_back(std::move(event));
     return !std::exchange(came, {}).empty();
@@ -35,7 +38,8 @@ class FakeLane : public ExpertLink {
   LinkState now = LinkState::kUp;
   uint64_t changes = 1;
   bool shares_memory = true;
-  std::vector<uint64_t> calls, cancelled;
+  std::vector<uint64_t> calls, cancelled, assigned, acked;
+  std::vector<int32_t> prefetched;
   std::vector<LinkEvent> came;
 
  private:
@@ -67,6 +71,20 @@ TEST_F(TwoLanesTest, TheLargerWaySaysWhichLane) {
   link_.Cancel(2, 0);
   EXPECT_EQ(quick_->cancelled, std::vector<uint64_t>({2}));
   EXPECT_EQ(bulk_->cancelled, std::vector<uint64_t>({2}));
+}
+
+TEST_F(TwoLanesTest, PlacementsAreSpokenOfOverTheQuickLane) {
+  pb::Assign assign;
+  assign.set_epoch(3);
+  link_.Assign(assign);
+  link_.AckEpoch(4);
+  pb::Prefetch prefetch;
+  prefetch.set_layer(5);
+  link_.Prefetch(prefetch);
+  EXPECT_EQ(quick_->assigned, std::vector<uint64_t>({3}));
+  EXPECT_EQ(quick_->acked, std::vector<uint64_t>({4}));
+  EXPECT_EQ(quick_->prefetched, std::vector<int32_t>({5}));
+  EXPECT_TRUE(bulk_->assigned.empty() && bulk_->acked.empty() && bulk_->prefetched.empty());
 }
 
 TEST_F(TwoLanesTest, IsUpWhileBothAre) {
