@@ -24,6 +24,8 @@ std::string_view Name(LinkState state) {
       return "draining";
     case LinkState::kRefused:
       return "refused";
+    case LinkState::kGone:
+      return "gone";
   }
   return "unknown";
 }

@@ -19,6 +19,7 @@ enum class LinkState : uint8_t {
   kUp,
   kDraining,  // open calls are finished, new ones are refused
   kRefused,   // one side refused the other's hello; tried again slowly
+  kGone,      // removed from its set; its index may become another link's, of a later generation
 };
 
 std::string_view Name(LinkState state);

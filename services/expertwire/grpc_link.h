@@ -48,6 +48,7 @@ class GrpcLink final : public ExpertLink {
   // Time passes: connects, gives up, suspects.
   void Tick(absl::Time now);
   bool has_events() const { return !inbox_.empty(); }
+  bool idle() const { return open_.empty(); }  // no call waits for an answer
   void Stop();
   bool stopped() const { return stopping_ && lane_ == nullptr; }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "services/base/check.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/grpc_link.h"
 #include "services/expertwire/local_link.h"
@@ -12,58 +13,117 @@
 
 namespace switchyard::expertwire {
 
-LinkSet::LinkSet(LinkSetOptions options) : options_(std::move(options)) {}
+LinkSet::LinkSet(LinkSetOptions options)
+    : options_(std::move(options)),
+      loop_(std::make_unique<CompletionLoop>(std::make_unique<grpc::CompletionQueue>())) {}
 
 LinkSet::~LinkSet() {
   keeper_ = std::jthread();  // asks it to stop and joins
-  if (!loop_) return;
   absl::MutexLock lock(&loop_->mutex());
-  for (GrpcLink* link : grpc_links_) link->Stop();
-  while (!std::all_of(grpc_links_.begin(), grpc_links_.end(),
-                      [](const GrpcLink* link) { return link->stopped(); })) {
-    loop_->Sleep(absl::Now() + kTick);
+  const auto stopped = [](const LinkSlot* slot) {
+    return std::all_of(slot->lanes().begin(), slot->lanes().end(),
+                       [](const GrpcLink* lane) { return lane->stopped(); });
+  };
+  for (LinkSlot* slot : slots_) {
+    for (GrpcLink* lane : slot->lanes()) lane->Stop();
   }
+  while (!std::all_of(slots_.begin(), slots_.end(), stopped)) loop_->Sleep(absl::Now() + kTick);
   loop_->Close();
 }
 
-void LinkSet::AddLocal(std::string name, CallHandler& worker) {
-  links_.push_back(std::make_unique<LocalLink>(std::move(name), options_.hello, worker));
+bool LinkSet::Append(std::unique_ptr<ExpertLink> link) {
+  const size_t at = count_.load(std::memory_order_relaxed);
+  if (at == kLinksMax) return false;
+  links_[at] = std::move(link);
+  count_.store(at + 1, std::memory_order_release);
+  return true;
 }
 
-void LinkSet::AddGrpc(const GrpcLinkOptions& options) {
-  if (!loop_) {
-    loop_ = std::make_unique<CompletionLoop>(std::make_unique<grpc::CompletionQueue>());
+void LinkSet::AddLocal(std::string name, CallHandler& worker) {
+  absl::MutexLock adding(&adding_);
+  SY_CHECK(Append(std::make_unique<LocalLink>(std::move(name), options_.hello, worker)));
+}
+
+bool LinkSet::AddGrpc(const GrpcLinkOptions& options) {
+  absl::MutexLock adding(&adding_);
+  LinkSlot* room = nullptr;
+  {
+    absl::MutexLock lock(&loop_->mutex());
+    if (LinkSlot* same = Find(options.target); same != nullptr && same->leaving()) {
+      same->Stay();
+      return true;
+    }
+    const auto empty = std::find_if(slots_.begin(), slots_.end(),
+                                    [](const LinkSlot* slot) { return slot->empty(); });
+    if (empty != slots_.end()) room = *empty;
+    if (room == nullptr && links().size() == kLinksMax) return false;
   }
+  auto quick = MakeLane(options, 0);
+  LinkSlot::Tenant tenant{.lanes = {quick.get()}, .name = &*names_.insert(options.target).first};
   if (options.lanes == 1) {
-    links_.push_back(MakeLane(options, 0));
+    tenant.link = std::move(quick);
   } else {
-    auto quick = MakeLane(options, 0);
-    links_.push_back(std::make_unique<TwoLanes>(std::move(quick), MakeLane(options, 1)));
+    auto bulk = MakeLane(options, 1);
+    tenant.lanes.push_back(bulk.get());
+    tenant.link = std::make_shared<TwoLanes>(std::move(quick), std::move(bulk));
   }
+  {
+    absl::MutexLock lock(&loop_->mutex());
+    for (GrpcLink* lane : tenant.lanes) lane->Tick(absl::Now());
+    if (room != nullptr) {
+      room->MoveIn(std::move(tenant));
+    } else {
+      auto slot = std::make_unique<LinkSlot>(std::move(tenant));
+      slots_.push_back(slot.get());
+      SY_CHECK(Append(std::move(slot)));
+    }
+  }
+  remote_.store(true, std::memory_order_release);
   if (!keeper_.joinable()) {
     keeper_ = std::jthread([this](const std::stop_token& stop) { Keep(stop); });
   }
+  return true;
+}
+
+bool LinkSet::Remove(std::string_view target, absl::Duration patience) {
+  absl::MutexLock lock(&loop_->mutex());
+  LinkSlot* slot = Find(target);
+  if (slot == nullptr || !slot->serving()) return false;
+  slot->Leave(absl::Now() + patience);
+  return true;
+}
+
+// The link to `target` that serves, else one that is leaving.
+LinkSlot* LinkSet::Find(std::string_view target) const {
+  LinkSlot* found = nullptr;
+  for (LinkSlot* slot : slots_) {
+    if (slot->name() != target) continue;
+    if (slot->serving()) return slot;
+    if (slot->leaving()) found = slot;
+  }
+  return found;
 }
 
 std::unique_ptr<GrpcLink> LinkSet::MakeLane(const GrpcLinkOptions& options, int lane) {
   pb::Hello hello = options_.hello;
   hello.set_lanes(static_cast<uint32_t>(options.lanes));
   hello.set_lane(static_cast<uint32_t>(lane));
-  auto link = std::make_unique<GrpcLink>(options, hello, *loop_, pool_);
-  absl::MutexLock lock(&loop_->mutex());
-  link->Tick(absl::Now());
-  grpc_links_.push_back(link.get());
-  return link;
+  return std::make_unique<GrpcLink>(options, hello, *loop_, pool_);
 }
 
 void LinkSet::Tick() {
   const absl::Time now = absl::Now();
-  for (GrpcLink* link : grpc_links_) link->Tick(now);
+  for (LinkSlot* slot : slots_) {
+    for (GrpcLink* lane : slot->lanes()) lane->Tick(now);
+    if (LinkSlot::Tenant gone = slot->Tick(now); gone.link) gone_.push_back(std::move(gone));
+  }
 }
 
 bool LinkSet::AnyEvents() const {
-  return std::any_of(grpc_links_.begin(), grpc_links_.end(),
-                     [](const GrpcLink* link) { return link->has_events(); });
+  return std::any_of(slots_.begin(), slots_.end(), [](const LinkSlot* slot) {
+    return std::any_of(slot->lanes().begin(), slot->lanes().end(),
+                       [](const GrpcLink* lane) { return lane->has_events(); });
+  });
 }
 
 void LinkSet::Keep(const std::stop_token& stop) {
@@ -73,17 +133,18 @@ void LinkSet::Keep(const std::stop_token& stop) {
     if (!loop_->mutex().TryLock()) continue;  // the engine thread is at it
     loop_->Poll();
     Tick();
+    std::vector<LinkSlot::Tenant> gone = std::exchange(gone_, {});
     loop_->mutex().Unlock();
   }
 }
 
 bool LinkSet::Poll(std::vector<Event>* events) {
-  if (loop_) {
+  if (remote_.load(std::memory_order_acquire)) {
     absl::MutexLock lock(&loop_->mutex());
     loop_->Poll();
   }
   bool any = false;
-  for (size_t i = 0; i < links_.size(); ++i) {
+  for (size_t i = 0; i < links().size(); ++i) {
     scratch_.clear();
     if (!links_[i]->Poll(&scratch_)) continue;
     any = true;
@@ -93,7 +154,7 @@ bool LinkSet::Poll(std::vector<Event>* events) {
 }
 
 void LinkSet::Wait(absl::Time until) {
-  if (!loop_) return;  // local workers compute in Poll
+  if (!remote_.load(std::memory_order_acquire)) return;  // local workers compute in Poll
   const bool crowded = crowded_.load(std::memory_order_relaxed);
   Ladder ladder(options_.yield_for, crowded);
   while (true) {

@@ -6,16 +6,23 @@
 // exceed the cores it yields from the first turn.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <unordered_set>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "services/expertwire/expert_link.h"
 #include "services/expertwire/handshake.h"
+#include "services/expertwire/link_slot.h"
 
 namespace grpc {
 class ChannelCredentials;
@@ -54,9 +61,19 @@ class LinkSet {
 
   // Before the first Poll, in order of preference. A local worker outlives the set.
   void AddLocal(std::string name, CallHandler& worker);
-  void AddGrpc(const GrpcLinkOptions& options);
 
-  const std::vector<std::unique_ptr<ExpertLink>>& links() const { return links_; }
+  // ---- any thread, at any time ----
+  // Connects: in the place of a link that is gone, or at a new index. One to the same target that
+  // is leaving stays instead. False if there is no room.
+  bool AddGrpc(const GrpcLinkOptions& options);
+  // The link to `target` takes no new calls, and ends once its open ones are answered, at the
+  // latest after `patience`. False if there is none.
+  bool Remove(std::string_view target, absl::Duration patience = absl::Seconds(30));
+  // Whoever was once there stays, at the same index: removed ones are kGone. It only grows.
+  std::span<const std::unique_ptr<ExpertLink>> links() const {
+    return {links_.data(), count_.load(std::memory_order_acquire)};
+  }
+  static constexpr size_t kLinksMax = 1024;
 
   // ---- the engine thread ----
   struct Event {
@@ -70,15 +87,24 @@ class LinkSet {
 
  private:
   std::unique_ptr<GrpcLink> MakeLane(const GrpcLinkOptions& options, int lane);
+  bool Append(std::unique_ptr<ExpertLink> link);
   void Keep(const std::stop_token& stop);
-  void Tick();  // with the loop's mutex held
+  // With the loop's mutex held.
+  void Tick();
   bool AnyEvents() const;
+  LinkSlot* Find(std::string_view target) const;
 
   const LinkSetOptions options_;
   RowBufferPool pool_;
-  std::unique_ptr<CompletionLoop> loop_;
-  std::vector<std::unique_ptr<ExpertLink>> links_;
-  std::vector<GrpcLink*> grpc_links_;
+  const std::unique_ptr<CompletionLoop> loop_;
+  std::array<std::unique_ptr<ExpertLink>, kLinksMax> links_;  // the first count_, for good
+  std::atomic<size_t> count_ = 0;
+  std::atomic<bool> remote_ = false;  // any link but local ones was ever added
+  absl::Mutex adding_;                // held by who adds; before the loop's mutex
+  // Of all links that ever were, so that a name outlives its link.
+  std::unordered_set<std::string> names_ ABSL_GUARDED_BY(adding_);
+  std::vector<LinkSlot*> slots_;        // under the loop's mutex
+  std::vector<LinkSlot::Tenant> gone_;  // under the loop's mutex; for the keeper to destroy
   std::vector<LinkEvent> scratch_;
   std::atomic<bool> crowded_ = false;
   std::jthread keeper_;
