@@ -45,7 +45,7 @@ ARROWS = [
 # What may be tracked; any input stands in the corpora of the fuzzers.
 ENDINGS = (".cc", ".h", ".inc", ".in", ".proto", ".cmake", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".jinja", ".safetensors", ".xz", ".supp")
 NAMES = ("LICENSE", "Dockerfile", ".gitignore", ".dockerignore", ".clang-format")
-PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/sysroot", "scripts/test", "tools/bench/side_by_side")
+PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/sysroot", "scripts/test", "tests/chaos/run", "tools/bench/side_by_side")
 FUNCTION_LINES = 70
 FILE_LINES = 800
 # Old long functions may stay as long as they do not grow: "file:function line count".

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster of real processes that scenarios may break and mend one by one."""
+import asyncio
+import dataclasses
+import json
+
+from . import http
+from .processes import BIN, ROOT, START_SECONDS, Failure, Link, Process, free_port, until
+
+MODEL = ROOT / "models/tiny-r1"
+EXPERTS, MOE_LAYERS = 128, 4
+LONE = ("0/3", "1/3", "2/3")                          # each expert on one of three workers
+REPLICATED = ("0-85", "43-127", "0-42,86-127")        # each on two of three
+
+
+@dataclasses.dataclass
+class Shape:
+    parts: tuple = REPLICATED
+    routers: int = 1
+    gateways: int = 1
+    shared_memory: bool = True
+    spare: str | None = None           # experts of a worker that the routers know of and that is not started
+    slow_worker: int | None = None     # this worker's link goes through the fault proxy
+    kv_memory: str = "128MiB"
+    router_args: tuple = ()
+    worker_args: tuple = ()
+    gateway_args: tuple = ()
+
+
+@dataclasses.dataclass
+class Node:
+    """A service: its process, the port where it serves and the port of its metrics."""
+    process: Process
+    port: int
+    metrics_port: int
+
+    @property
+    def name(self):
+        return self.process.name
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+
+class Cluster:
+    def __init__(self, shape, logs):
+        self.shape, self.logs = shape, logs
+        self.links = []
+        wire = () if shape.shared_memory else ("--no-shared-memory",)
+        parts = [*shape.parts, *([shape.spare] if shape.spare else [])]
+        self.workers = [self._worker(i, part, (*wire, *shape.worker_args)) for i, part in enumerate(parts)]
+        self.spare = self.workers.pop() if shape.spare else None
+        addresses = [w.address for w in (*self.workers, *([self.spare] if self.spare else []))]
+        if shape.slow_worker is not None:
+            self.links.append(Link("link", self.workers[shape.slow_worker].port, logs))
+            addresses[shape.slow_worker] = f"127.0.0.1:{self.links[0].port}"
+        self.known_as = dict(zip([w.name for w in self.workers] + ([self.spare.name] if self.spare else []), addresses))
+        self.routers = [self._router(i, addresses, (*wire, *shape.router_args)) for i in range(shape.routers)]
+        self.gateways = [self._gateway(i, shape.gateway_args) for i in range(shape.gateways)]
+        self.in_rotation = list(self.gateways)  # what a load balancer before the gateways would choose from
+        self.turn = 0
+
+    def _node(self, name, binary, args):
+        port, metrics = free_port(), free_port()
+        ports = [a.format(port=port, metrics=metrics) for a in ("--listen", "127.0.0.1:{port}", "--metrics", "127.0.0.1:{metrics}")]
+        return Node(Process(name, [BIN / binary, "--model", MODEL, *ports, "--threads", 1, *args], self.logs), port, metrics)
+
+    def _worker(self, i, part, args):
+        return self._node(f"worker{i}", "switchyard-expert-worker", ("--experts", part, *args))
+
+    def _router(self, i, addresses, args):
+        return self._node(f"router{i}", "switchyard-router", ("--workers", ",".join(addresses), "--kv-memory", self.shape.kv_memory,
+                                                                "--expert-metrics", "summary", *args))
+
+    def _gateway(self, i, args):
+        port = free_port()
+        routers = ",".join(r.address for r in self.routers)
+        return Node(Process(f"gateway{i}", [BIN / "switchyard-gateway", "--model", MODEL, "--routers", routers, "--http", f"127.0.0.1:{port}",
+                                            "--grpc", f"127.0.0.1:{free_port()}", *args], self.logs), port, port)
+
+    @property
+    def nodes(self):
+        return [*self.workers, *([self.spare] if self.spare else []), *self.routers, *self.gateways]
+
+    async def start(self):
+        for link in self.links:
+            await link.start()
+        for node in self.nodes:
+            if node is not self.spare:
+                node.process.start()
+        for gateway in self.gateways:
+            await self.ready(gateway, check=self.check_alive)
+        for worker in self.workers:
+            await self.worker_up(worker)
+
+    def close(self):
+        for process in [n.process for n in self.nodes] + [link.process for link in self.links]:
+            process.kill()
+
+    def entrance(self):
+        """The port of a gateway, in turn."""
+        self.turn += 1
+        return self.in_rotation[self.turn % len(self.in_rotation)].port
+
+    def check_alive(self):
+        """Names who has ended although nobody ended it."""
+        for node in self.nodes:
+            if node is not self.spare:
+                self._must_run(node)
+
+    async def ready(self, gateway, seconds=START_SECONDS, check=lambda: None):
+        async def is_ready():
+            check()
+            self._must_run(gateway)
+            return (await http.get(gateway.port, "/ready"))[0] == 200
+
+        await until(is_ready, seconds, f"{gateway.name} ready")
+
+    async def worker_up(self, worker, seconds=START_SECONDS):
+        """Until every running router has it."""
+        async def is_up():
+            self._must_run(worker)
+            pages = await asyncio.gather(*[http.metrics(r.metrics_port) for r in self.routers if r.process.running()])
+            return all(p and p.sum("switchyard_router_worker_up", worker=self.known_as[worker.name]) == 1 for p in pages)
+
+        await until(is_up, seconds, f"{worker.name} up at the routers")
+
+    async def router_ready(self, router, seconds=START_SECONDS):
+        """Until every gateway in rotation may use it."""
+        async def is_ready():
+            self._must_run(router)
+            pages = await asyncio.gather(*[http.metrics(g.metrics_port) for g in self.in_rotation])
+            return all(p and p.sum("switchyard_gateway_router_ready", router=router.address) == 1 for p in pages)
+
+        await until(is_ready, seconds, f"{router.name} ready at the gateways")
+
+    @staticmethod
+    def _must_run(node):
+        if not node.process.running():
+            raise Failure(f"{node.name} ended by itself with {node.process.popen.returncode}: {node.process.last_words()}")
+
+    async def __aenter__(self):
+        try:
+            await self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_):
+        self.close()
+
+
+def expert_bytes():
+    """Of all routed experts, in the checkpoint."""
+    config = json.loads((MODEL / "config.json").read_text())
+    return MOE_LAYERS * EXPERTS * 3 * config["hidden_size"] * config["moe_intermediate_size"] * 2
