@@ -18,7 +18,7 @@ PROTOS = ["switchyard/"]
 FLOOR0 = ["services/base/"]
 FLOOR1 = FLOOR0 + ["services/tensor/", "services/gguf/", "services/quantization/", "services/telemetry/", "services/config/", "services/security/"]
 FLOOR2 = FLOOR1 + ["services/model/", "services/checkpoint/", "services/tokenizer/", "services/kernels/", "services/rpc/"]
-SERVICES = FLOOR2 + ["services/expertwire/", "services/placement/"]
+SERVICES = FLOOR2 + ["services/expertwire/", "services/placement/", "services/discovery/"]
 ROOMS = SERVICES + ["expert-worker/", "router/", "gateway/"]
 ARROWS = [
     ("services/base/", []),
@@ -35,6 +35,7 @@ ARROWS = [
     ("services/rpc/", FLOOR1 + PROTOS),
     ("services/expertwire/", FLOOR2 + PROTOS),
     ("services/placement/", FLOOR2 + PROTOS),
+    ("services/discovery/", FLOOR2 + PROTOS),
     ("expert-worker/", SERVICES + PROTOS),
     ("router/", SERVICES + PROTOS),
     ("gateway/", SERVICES + PROTOS),

@@ -1,0 +1,45 @@
+#include "services/discovery/stopper.h"
+
+#include <grpcpp/client_context.h>
+
+#include "services/base/check.h"
+
+namespace switchyard::discovery {
+
+void Stopper::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stopped_ = true;
+  if (call_ != nullptr) call_->TryCancel();
+}
+
+bool Stopper::stopped() const {
+  absl::MutexLock lock(&mutex_);
+  return stopped_;
+}
+
+bool Stopper::Pause(absl::Duration at_most) {
+  absl::MutexLock lock(&mutex_);
+  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_ || woken_; };
+  mutex_.AwaitWithTimeout(absl::Condition(&over), at_most);
+  woken_ = false;
+  return !stopped_;
+}
+
+void Stopper::Wake() {
+  absl::MutexLock lock(&mutex_);
+  woken_ = true;
+}
+
+Stopper::Call::Call(Stopper& stopper, grpc::ClientContext& context) : stopper_(stopper) {
+  absl::MutexLock lock(&stopper_.mutex_);
+  SY_CHECK(stopper_.call_ == nullptr);
+  stopper_.call_ = &context;
+  if (stopper_.stopped_) context.TryCancel();
+}
+
+Stopper::Call::~Call() {
+  absl::MutexLock lock(&stopper_.mutex_);
+  stopper_.call_ = nullptr;
+}
+
+}  // namespace switchyard::discovery
