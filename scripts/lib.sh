@@ -19,7 +19,7 @@ BUILD_PACKAGES="g++ cmake ninja-build ccache mold pkg-config ca-certificates cur
   libpcre2-dev libicu-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libedit-dev zlib1g-dev
   libgtest-dev libgmock-dev libbenchmark-dev xz-utils python3"
 # What the tests need on top.
-TEST_PACKAGES="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 git python3-venv jq openssl prometheus procps"
+TEST_PACKAGES="etcd-server clang-14 libclang-rt-14-dev llvm-14 clang-format-14 git python3-venv jq openssl prometheus procps"
 
 # What cross builds for Arm need on top (scripts/sysroot).
 CROSS_PACKAGES="g++-aarch64-linux-gnu qemu-user"

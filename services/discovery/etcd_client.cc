@@ -48,6 +48,24 @@ std::shared_ptr<grpc::Channel> ChannelTo(const Url& url,
   return grpc::CreateCustomChannel(url.address, credentials, arguments);
 }
 
+// Until the channel is connected, an attempt to connect it has failed, or `timeout` is over. A call
+// that fails at once instead leaves an attempt behind that nobody polls, and that ends by its own
+// timeout: with calls that come now and then no connection would ever come about.
+void Await(grpc::Channel& channel, absl::Duration timeout, const Stopper& stopper) {
+  constexpr absl::Duration kSlice = absl::Milliseconds(100);  // to see that we shall stop
+  bool tried = false;
+  grpc_connectivity_state state = channel.GetState(true);
+  for (absl::Duration waited; waited < timeout && !stopper.stopped();) {
+    if (state == GRPC_CHANNEL_READY || (tried && state == GRPC_CHANNEL_TRANSIENT_FAILURE)) return;
+    tried = tried || state == GRPC_CHANNEL_CONNECTING;
+    if (!channel.WaitForStateChange(
+            state, std::chrono::system_clock::now() + absl::ToChronoMicroseconds(kSlice))) {
+      waited += kSlice;
+    }
+    state = channel.GetState(true);
+  }
+}
+
 // Where another server may know better.
 bool IsOfServer(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
@@ -79,6 +97,7 @@ absl::StatusOr<std::shared_ptr<EtcdClient>> EtcdClient::Create(EtcdOptions optio
     }
     const auto channel = ChannelTo(url, std::move(credentials));
     servers.push_back({.url = text,
+                       .channel = channel,
                        .kv = etcd::KV::NewStub(channel),
                        .watch = etcd::Watch::NewStub(channel),
                        .lease = etcd::Lease::NewStub(channel)});
@@ -99,6 +118,7 @@ absl::Status EtcdClient::Try(std::string_view what, Stopper& stopper, const Call
   absl::Status status;
   for (size_t i = 0; i < servers_.size(); ++i) {
     const Server& server = this->server();
+    Await(*server.channel, options_.timeout, stopper);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() +
                          absl::ToChronoMicroseconds(options_.timeout));
@@ -163,7 +183,7 @@ void EtcdClient::OnFailure(const Server& server, const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   ++errors_;
   status_ = why;
-  if (std::exchange(lost_, true)) return;
+  if (!IsOfServer(why) || std::exchange(lost_, true)) return;
   log::Warning("{}; what was last known stays in force", ToStd(why.message()));
 }
 

@@ -63,6 +63,7 @@ class EtcdClient {
   // ---- for streams ----
   struct Server {
     std::string url;
+    std::shared_ptr<grpc::Channel> channel;
     std::unique_ptr<etcd::KV::Stub> kv;
     std::unique_ptr<etcd::Watch::Stub> watch;
     std::unique_ptr<etcd::Lease::Stub> lease;

@@ -32,7 +32,7 @@ KeptLease::KeptLease(std::shared_ptr<EtcdClient> client, absl::Duration ttl, Gra
 KeptLease::~KeptLease() {
   stopper_.Stop();
   thread_.join();
-  const int64_t lease = id();
+  const int64_t lease = granted_id_;
   if (lease == 0) return;
   Stopper farewell;
   std::thread bound([&] {
@@ -70,9 +70,10 @@ absl::Status KeptLease::Grant() {
   const Clock::time_point asked = Clock::now();
   SY_ASSIGN_OR_RETURN(const etcd::LeaseGrantResponse response, client_->Grant(request, stopper_));
   if (!response.error().empty()) return Unavailable("etcd: no lease: {}", response.error());
+  granted_id_ = response.id();
   granted_ttl_ = absl::Seconds(response.ttl());
   if (absl::Status written = granted_(response.id(), stopper_); !written.ok()) {
-    log::Warning("{}", ToStd(written.message()));
+    if (!stopper_.stopped()) log::Warning("{}", ToStd(written.message()));
     GiveBack(*client_, response.id(), stopper_);
     return written;
   }

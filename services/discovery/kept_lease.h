@@ -43,7 +43,9 @@ class KeptLease {
   mutable absl::Mutex mutex_;
   int64_t id_ ABSL_GUARDED_BY(mutex_) = 0;
   Clock::time_point until_ ABSL_GUARDED_BY(mutex_);
-  absl::Duration granted_ttl_;  // of the thread
+  // Of the thread: the last lease, whose keys may stand before we know that they do.
+  int64_t granted_id_ = 0;
+  absl::Duration granted_ttl_;
   std::thread thread_;
 };
 

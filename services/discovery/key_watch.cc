@@ -98,7 +98,7 @@ absl::Status KeyWatch::Watch(const EtcdClient::Server& server, int64_t from) {
       Apply(response);
     }
   }
-  context.TryCancel();
+  if (!why.ok()) context.TryCancel();  // else it has ended by itself, and says why
   const absl::Status ended = rpc::FromGrpc(stream->Finish());
   if (!why.ok()) return why;
   return ended.ok() ? Unavailable("etcd {}: the watch ended", server.url)
