@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import pathlib
 
 from . import http
 from .processes import BIN, ROOT, START_SECONDS, Failure, Link, Process, free_port, until
@@ -21,6 +22,7 @@ class Shape:
     shared_memory: bool = True
     spare: str | None = None           # experts of a worker that the routers know of and that is not started
     slow_worker: int | None = None     # this worker's link goes through the fault proxy
+    placement: pathlib.Path | None = None  # the routers' placement file, at first with the parts as they are
     kv_memory: str = "128MiB"
     router_args: tuple = ()
     worker_args: tuple = ()
@@ -56,7 +58,10 @@ class Cluster:
             self.links.append(Link("link", self.workers[shape.slow_worker].port, logs))
             addresses[shape.slow_worker] = f"127.0.0.1:{self.links[0].port}"
         self.known_as = dict(zip([w.name for w in self.workers] + ([self.spare.name] if self.spare else []), addresses))
-        self.routers = [self._router(i, addresses, (*wire, *shape.router_args)) for i in range(shape.routers)]
+        placed = ("--placement", shape.placement) if shape.placement else ()
+        if placed:
+            self.place(1, shape.parts)
+        self.routers = [self._router(i, addresses, (*wire, *placed, *shape.router_args)) for i in range(shape.routers)]
         self.gateways = [self._gateway(i, shape.gateway_args) for i in range(shape.gateways)]
         self.in_rotation = list(self.gateways)  # what a load balancer before the gateways would choose from
         self.turn = 0
@@ -108,6 +113,26 @@ class Cluster:
         for node in self.nodes:
             if node is not self.spare:
                 self._must_run(node)
+
+    def place(self, epoch, parts):
+        """A new version of the placement file, in one piece."""
+        document = {"epoch": epoch, "workers": [{"worker": self.known_as[w.name], "holds": [{"layers": "*", "experts": part}]}
+                                                for w, part in zip(self.workers, parts)]}
+        new = self.shape.placement.with_suffix(".new")
+        new.write_text(json.dumps(document))
+        new.replace(self.shape.placement)
+
+    async def placed(self, parts, seconds=START_SECONDS):
+        """Until each worker holds its part and has given up everything else."""
+        def count(part):
+            ends = [r.split("-") for r in part.split(",")]
+            return MOE_LAYERS * sum(int(e[-1]) - int(e[0]) + 1 for e in ends)
+
+        async def is_placed():
+            pages = await asyncio.gather(*[http.metrics(w.metrics_port) for w in self.workers])
+            return all(p and p.sum("switchyard_worker_experts") == count(part) for p, part in zip(pages, parts))
+
+        await until(is_placed, seconds, "every worker holds exactly what the new placement says")
 
     async def ready(self, gateway, seconds=START_SECONDS, check=lambda: None):
         async def is_ready():
