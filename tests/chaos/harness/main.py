@@ -17,6 +17,7 @@ import asyncio
 import gc
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ import sys
 import tempfile
 
 from . import measure, overload, scenarios
-from .processes import BIN, ROOT, Failure
+from .processes import BIN, Failure
 from .trial import Options, References, Trial
 
 TABLE = {f.__name__: f for f in (
@@ -107,8 +108,9 @@ def parse(argv):
 
 
 def commit():
-    out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
-    return out.stdout.strip() or "unknown"
+    """Of the programs that ran, as they say."""
+    out = subprocess.run([BIN / "switchyard", "version"], capture_output=True, text=True, timeout=20)
+    return m[1] if (m := re.search(r"\b([0-9a-f]{7,40}(?:-dirty)?)\b", out.stdout)) else "unknown"
 
 
 async def _until_signal(work):
@@ -137,8 +139,9 @@ def main(argv=None):
     except (asyncio.CancelledError, KeyboardInterrupt):
         print(f"interrupted; logs are in {logs}", file=sys.stderr)
         return 130
+    of = commit()
     for row in rows:
-        row["commit"] = commit()
+        row["commit"] = of
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     if args.json == "-":
         sys.stdout.write(text)
