@@ -13,7 +13,7 @@ absl::Status CheckMemory(uint64_t weight_bytes, uint64_t available, const std::s
   constexpr double kMiB = 1 << 20;
   return ResourceExhausted(
       "experts {} take {:.1f} MiB of weights, {:.1f} MiB of memory is available; give this worker "
-      "fewer by --experts",
+      "fewer by --experts, or say by --experts-memory how much of it they may take",
       experts.empty() ? "of all layers" : experts, static_cast<double>(weight_bytes) / kMiB,
       static_cast<double>(available) / kMiB);
 }

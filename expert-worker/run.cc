@@ -39,9 +39,16 @@ const config::Program kProgram = {
     .examples = {
         "switchyard-expert-worker --model models/tiny-r1 --experts 0-63 --listen 127.0.0.1:8200",
         "switchyard-expert-worker --model models/tiny-r1 --experts 1/2 --listen unix:/run/w1.sock",
+        "switchyard-expert-worker --model models/tiny-r1 --experts none --experts-memory 4GiB",
         "switchyard-expert-worker --config worker.json --threads 8 --metrics 127.0.0.1:9200"}};
 
-WorkerOptions OptionsFrom(const config::v1::WorkerConfig& config) {
+absl::StatusOr<uint64_t> BytesOf(std::string_view flag, const std::string& text) {
+  SY_ASSIGN_OR_RETURN(const int64_t bytes, config::ParseBytes(text));
+  if (bytes <= 0) return InvalidArgument("{} {}: must be above 0", flag, text);
+  return static_cast<uint64_t>(bytes);
+}
+
+absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config) {
   WorkerOptions options;
   char host[256] = "expert-worker";
   ::gethostname(host, sizeof host - 1);
@@ -53,6 +60,18 @@ WorkerOptions OptionsFrom(const config::v1::WorkerConfig& config) {
   options.threads = threads > 0 ? threads : UsableCores();
   options.allow_mixed_numerics = config.allow_mixed_numerics();
   options.shared_memory = !config.no_shared_memory();
+  const config::v1::HoldingKnobs& holding = config.holding();
+  options.node = holding.has_node() ? holding.node() : host;
+  options.zone = holding.zone();
+  options.check_weights = !config.weights().no_weight_check();
+  options.memory_bytes = AvailableMemoryBytes();
+  if (holding.has_experts_memory()) {
+    SY_ASSIGN_OR_RETURN(options.memory_bytes,
+                        BytesOf("--experts-memory", holding.experts_memory()));
+  }
+  if (holding.has_load_rate()) {
+    SY_ASSIGN_OR_RETURN(options.load_bytes_per_s, BytesOf("--load-rate", holding.load_rate()));
+  }
   return options;
 }
 
@@ -65,11 +84,14 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
   SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
   SY_ASSIGN_OR_RETURN(auto worker,
                       Worker::Create(spec, ModelFingerprint(spec, digest), source, options));
-  SY_RETURN_IF_ERROR(CheckMemory(worker->mapped_bytes(), AvailableMemoryBytes(), config.experts()));
+  if (!config.holding().has_experts_memory()) {
+    SY_RETURN_IF_ERROR(CheckMemory(worker->mapped_bytes(), options.memory_bytes, config.experts()));
+  }
   if (!config.weights().no_weight_check()) {
     checkpoint::ConsoleProgress progress("Reading the experts' weights");
     SY_RETURN_IF_ERROR(CheckHeldWeights(spec, *source, worker->hello(), std::ref(progress)));
   }
+  worker->TrimMemory();
   log::Info("{}: experts {} of each MoE layer, {} in all, {} mapped; {}", spec.architecture,
             config.experts(), worker->experts_held(),
             config::FormatBytes(static_cast<int64_t>(worker->mapped_bytes())),
@@ -108,7 +130,7 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   SY_RETURN_IF_ERROR(rpc::CheckListen(config.listen(), tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
   SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}, "--metrics"));
-  const WorkerOptions options = OptionsFrom(config);
+  SY_ASSIGN_OR_RETURN(const WorkerOptions options, OptionsFrom(config));
   SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config, options));
   auto metrics = std::make_shared<telemetry::Metrics>();
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));

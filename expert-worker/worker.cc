@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/synchronization/mutex.h"
 #include "expert-worker/compute/batcher.h"
 #include "expert-worker/store/expert_set.h"
@@ -23,19 +24,6 @@ using expertwire::Answer;
 using expertwire::AnswerSink;
 using expertwire::Call;
 
-void Describe(const ModelSpec& spec, const std::vector<bool>& held, pb::Hello* hello) {
-  for (int layer = 0; layer < spec.num_layers(); ++layer) {
-    if (!spec.layers[layer].moe) continue;
-    pb::HeldExperts* out = hello->add_held();
-    out->set_layer(layer);
-    for (size_t e = 0; e < held.size(); ++e) {
-      if (!held[e]) continue;
-      if (e == 0 || !held[e - 1]) out->add_first(static_cast<uint32_t>(e));
-      if (e + 1 == held.size() || !held[e + 1]) out->add_last(static_cast<uint32_t>(e));
-    }
-  }
-}
-
 uint64_t Micros(absl::Duration d) {
   return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(d)));
 }
@@ -43,22 +31,32 @@ uint64_t Micros(absl::Duration d) {
 }  // namespace
 
 struct Worker::Parts {
-  Parts(const ModelSpec& model, WorkerOptions o, ExpertStore s, kernels::Isa isa,
+  Parts(const ModelSpec& model, WorkerOptions o, std::unique_ptr<ExpertStore> s, kernels::Isa isa,
         std::unique_ptr<kernels::ThreadPool> own, kernels::ThreadPool& pool)
       : spec(model),
         options(std::move(o)),
         store(std::move(s)),
+        holdings(*store),
+        tiers(*store, {.memory_bytes = options.memory_bytes}),
         own_pool(std::move(own)),
         compute(isa, pool),
-        batcher(spec, options.dtype, store, compute) {}
+        batcher(
+            spec, options.dtype, tiers, holdings,
+            [this](ExpertId id, const absl::Status& why) { loader.OnLost(id, why); }, compute),
+        loader(*store, holdings, tiers,
+               {.bytes_per_s = options.load_bytes_per_s,
+                .check_weights = options.check_weights,
+                .spare_named = [this](std::vector<ExpertId>* ids) { SpareNamed(ids); }}) {}
 
   const ModelSpec spec;
   const WorkerOptions options;
-  const ExpertStore store;
+  const std::unique_ptr<ExpertStore> store;
+  Holdings holdings;
+  Tiers tiers;
   const std::unique_ptr<kernels::ThreadPool> own_pool;
   const kernels::Compute compute;
   expertwire::NumericsClass numerics;
-  pb::Hello hello;  // constant once created
+  pb::Hello hello;  // constant once created; without what is held
 
   // Of the thread that computes.
   Batcher batcher;
@@ -68,6 +66,7 @@ struct Worker::Parts {
   mutable absl::Mutex mutex;
   std::vector<Pending> waiting ABSL_GUARDED_BY(mutex);
   uint64_t waiting_pairs ABSL_GUARDED_BY(mutex) = 0;
+  int32_t computing_layer ABSL_GUARDED_BY(mutex) = -1;
 
   std::atomic<bool> draining = false;
   std::atomic<bool> computing = false;
@@ -75,8 +74,13 @@ struct Worker::Parts {
   std::array<std::atomic<uint64_t>, 6> segments{};
   expertwire::Histogram batch_rows, compute_us, queue_us;
   std::unique_ptr<expertwire::GrpcServer> server;
+  Loader loader;  // its thread uses what is above
 
+  // Takes out those that calls name, which wait or are being computed.
+  void SpareNamed(std::vector<ExpertId>* ids);
+  void Prefetch(const Call& call);
   uint64_t TakeBatch();
+  void Computed();
   bool Settle(const Pending& pending, absl::Time now);
   std::string Misfit(const Call& call) const;
   void Reply(const Pending& pending, Answer answer);
@@ -95,7 +99,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
       const std::vector<bool> held,
       ParseExpertSet(options.experts, spec.experts.count, spec.experts_per_group()));
   std::string arithmetic = expertwire::ExpertArithmetic(spec, *source, options.dtype, isa);
-  SY_ASSIGN_OR_RETURN(ExpertStore store, ExpertStore::Open(spec, held, std::move(source)));
+  SY_ASSIGN_OR_RETURN(auto store, ExpertStore::Open(spec, held, std::move(source)));
   std::unique_ptr<kernels::ThreadPool> own;
   if (pool == nullptr) {
     own = std::make_unique<kernels::ThreadPool>(std::max(1, options.threads));
@@ -106,7 +110,10 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
   parts->hello = expertwire::MakeHello(options.worker_id, parts->numerics, options.grant,
                                        options.allow_mixed_numerics);
   *parts->hello.mutable_runs_on() = expertwire::RunsOn(isa, pool->threads());
-  worker::Describe(spec, held, &parts->hello);
+  parts->hello.set_node(options.node);
+  parts->hello.set_zone(options.zone);
+  parts->hello.set_memory_bytes(options.memory_bytes);
+  parts->hello.set_expert_bytes(parts->store->expert_bytes());
   return std::unique_ptr<Worker>(new Worker(std::move(parts)));
 }
 
@@ -168,6 +175,12 @@ WorkerCounters Worker::counters() const {
     out.unknown_cancels = stats.unknown_cancels;
     out.ended_by_code = stats.ended_by_code;
   }
+  out.loads = parts_->loader.counters();
+  out.tiers = parts_->tiers.counters();
+  out.epoch = parts_->holdings.epoch();
+  out.assigned_epoch = parts_->holdings.assigned_epoch();
+  out.to_load = parts_->holdings.to_load();
+  out.memory_bytes = parts_->options.memory_bytes;
   out.batch_rows = parts_->batch_rows.Read();
   out.compute_us = parts_->compute_us.Read();
   out.queue_us = parts_->queue_us.Read();
@@ -175,14 +188,43 @@ WorkerCounters Worker::counters() const {
 }
 
 const expertwire::NumericsClass& Worker::numerics() const { return parts_->numerics; }
-uint64_t Worker::mapped_bytes() const { return parts_->store.bytes(); }
-int64_t Worker::experts_held() const { return parts_->store.count(); }
-pb::Hello Worker::hello() const { return parts_->hello; }
+uint64_t Worker::mapped_bytes() const { return parts_->store->bytes(); }
+int64_t Worker::experts_held() const { return parts_->store->count(); }
+void Worker::TrimMemory() { parts_->tiers.EvictRest(); }
+pb::Hello Worker::hello() const { return expertwire::WithHolds(parts_->hello, holds()); }
+uint64_t Worker::holds_version() const { return parts_->holdings.version(); }
 bool Worker::draining() const { return parts_->draining.load(std::memory_order_relaxed); }
+
+pb::Holds Worker::holds() const {
+  pb::Holds out;
+  parts_->holdings.FillHolds(&out);
+  const uint64_t memory = parts_->tiers.memory_bytes();
+  const uint64_t taken =
+      parts_->store->bytes() + parts_->holdings.to_load() * parts_->store->expert_bytes();
+  out.set_free_bytes(memory == 0 ? UINT64_MAX : memory - std::min(memory, taken));
+  return out;
+}
+
+void Worker::OnRouter(const AnswerSink* sink) { parts_->holdings.OnRouter(sink); }
+
+void Worker::OnAssign(const pb::Assign& assign) {
+  parts_->holdings.Assign(assign);
+  parts_->loader.Wake();
+}
+
+void Worker::OnMapAck(const AnswerSink* sink, uint64_t epoch) {
+  parts_->holdings.OnAck(sink, epoch);
+  parts_->loader.Wake();
+}
+
+void Worker::OnPrefetch(const pb::Prefetch& prefetch) {
+  const int most = std::min(prefetch.experts_size(), parts_->spec.experts.count);
+  for (int i = 0; i < most; ++i) parts_->tiers.Want(prefetch.layer(), prefetch.experts(i));
+}
 
 pb::DescribeResponse Worker::Describe() const {
   pb::DescribeResponse out;
-  *out.mutable_hello() = parts_->hello;
+  *out.mutable_hello() = hello();
   out.set_rows_computed(parts_->rows.load(std::memory_order_relaxed));
   out.set_frames(parts_->parts.load(std::memory_order_relaxed));
   return out;
@@ -190,6 +232,7 @@ pb::DescribeResponse Worker::Describe() const {
 
 void Worker::Accept(Call part, std::shared_ptr<AnswerSink> sink) {
   parts_->parts.fetch_add(1, std::memory_order_relaxed);
+  if (parts_->tiers.tight()) parts_->Prefetch(part);
   absl::MutexLock lock(&parts_->mutex);
   parts_->waiting_pairs += part.row_index.size();
   parts_->waiting.push_back({std::move(part), std::move(sink), absl::Now()});
@@ -213,6 +256,8 @@ expertwire::CallHandler::Dropped Worker::Cancel(const AnswerSink* sink, uint64_t
 }
 
 void Worker::Forget(const AnswerSink* sink) {
+  parts_->holdings.Forget(sink);
+  parts_->loader.Wake();  // nobody waits for its acknowledgement any more
   absl::MutexLock lock(&parts_->mutex);
   std::erase_if(parts_->waiting, [&](const Pending& p) {
     if (p.sink.get() != sink) return false;
@@ -221,6 +266,25 @@ void Worker::Forget(const AnswerSink* sink) {
     parts_->cancelled.fetch_add(1, std::memory_order_relaxed);
     return true;
   });
+}
+
+void Worker::Parts::SpareNamed(std::vector<ExpertId>* ids) {
+  absl::flat_hash_set<std::pair<int32_t, int64_t>> named;
+  absl::MutexLock lock(&mutex);
+  for (const Pending& pending : waiting) {
+    for (const expertwire::Segment& segment : pending.call.segments) {
+      named.emplace(pending.call.layer, segment.expert);
+    }
+  }
+  std::erase_if(*ids, [&](ExpertId id) {
+    mutex.AssertHeld();
+    return id.layer == computing_layer || named.contains({id.layer, id.expert});
+  });
+}
+
+// What is not in memory is read while other calls are computed.
+void Worker::Parts::Prefetch(const Call& call) {
+  for (const expertwire::Segment& segment : call.segments) tiers.Want(call.layer, segment.expert);
 }
 
 // Moves the most urgent part into `batch`, and of its layer as many others as may be merged;
@@ -253,8 +317,15 @@ uint64_t Worker::Parts::TakeBatch() {
   }
   waiting.erase(kept, waiting.end());
   waiting_pairs -= pairs;
+  computing_layer = layer;
   computing.store(true);
   return waiting_pairs;
+}
+
+void Worker::Parts::Computed() {
+  absl::MutexLock lock(&mutex);
+  computing_layer = -1;
+  computing.store(false);
 }
 
 // Why a well-formed part cannot be this model's; empty if it can.
@@ -318,7 +389,7 @@ bool Worker::Compute() {
     }
   }
   p.batch.clear();
-  p.computing.store(false);
+  p.Computed();
   return true;
 }
 

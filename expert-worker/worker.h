@@ -12,6 +12,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "expert-worker/store/loader.h"
+#include "expert-worker/store/tiers.h"
 #include "services/checkpoint/tensor_source.h"
 #include "services/expertwire/expert_link.h"
 #include "services/expertwire/handshake.h"
@@ -27,11 +29,15 @@ namespace switchyard::worker {
 
 struct WorkerOptions {
   std::string worker_id = "expert-worker";  // names this side in refusals and logs
-  std::string experts;                      // "0-63,70", or "i/n": part i of n; empty: all
-  DType dtype = DType::kBF16;               // of activations and wire rows: kBF16 or kF32
-  std::string isa = "auto";                 // kernels::ChooseIsa
-  int threads = 1;                          // of its own pool; unused with a shared one
+  std::string experts;  // held from the start: "0-63,70", or "i/n": part i of n; "none"; empty: all
+  DType dtype = DType::kBF16;  // of activations and wire rows: kBF16 or kF32
+  std::string isa = "auto";    // kernels::ChooseIsa
+  int threads = 1;             // of its own pool; unused with a shared one
   bool allow_mixed_numerics = false;
+  std::string node, zone;     // where it runs, for whoever places experts
+  uint64_t memory_bytes = 0;  // that weights may take; what is held beyond is read as it is used
+  uint64_t load_bytes_per_s = 0;  // of experts that come later, unless a router waits; 0: unbounded
+  bool check_weights = true;      // of experts that come later, for NaN and infinity
   bool shared_memory = true;      // with the other side of the wire, where it runs on this host
   expertwire::CreditGrant grant;  // to each router
   int max_routers = 64;           // more are refused
@@ -54,6 +60,11 @@ struct WorkerCounters {
   uint64_t unknown_cancels = 0;        // of calls that are not open
   // Streams that ended with an error of the router's or for want of room, by absl::StatusCode.
   std::array<uint64_t, 17> ended_by_code{};
+  LoaderCounters loads;
+  TierCounters tiers;
+  uint64_t epoch = 0, assigned_epoch = 0;  // as in expertwire::pb::Holds
+  uint64_t to_load = 0;                    // experts, now
+  uint64_t memory_bytes = 0;               // WorkerOptions
   expertwire::HistogramCounts batch_rows;  // pairs of a computation
   expertwire::HistogramCounts compute_us;  // time of a computation
   expertwire::HistogramCounts queue_us;    // time of a part before its computation
@@ -61,7 +72,8 @@ struct WorkerCounters {
 
 class Worker : public expertwire::CallHandler {
  public:
-  // Maps the bytes of its own experts out of `source` and no others. With `pool` (embedded)
+  // Maps the bytes of its own experts out of `source` and, until it is assigned others, no others.
+  // With `pool` (embedded)
   // computes on it, otherwise on threads of its own. `fingerprint` is that of the checkpoint.
   static absl::StatusOr<std::unique_ptr<Worker>> Create(
       const ModelSpec& spec, const std::string& fingerprint,
@@ -84,8 +96,10 @@ class Worker : public expertwire::CallHandler {
 
   WorkerCounters counters() const;
   const expertwire::NumericsClass& numerics() const;
-  uint64_t mapped_bytes() const;  // of weights
-  int64_t experts_held() const;   // over all layers
+  uint64_t mapped_bytes() const;  // of weights that are held
+  // Lets go from memory what was read beyond its bounds.
+  void TrimMemory();
+  int64_t experts_held() const;  // over all layers
 
   expertwire::pb::Hello hello() const override;
   bool draining() const override;
@@ -93,6 +107,12 @@ class Worker : public expertwire::CallHandler {
   void Accept(expertwire::Call part, std::shared_ptr<expertwire::AnswerSink> sink) override;
   Dropped Cancel(const expertwire::AnswerSink* sink, uint64_t call_id, uint32_t attempt) override;
   void Forget(const expertwire::AnswerSink* sink) override;
+  void OnRouter(const expertwire::AnswerSink* sink) override;
+  void OnAssign(const expertwire::pb::Assign& assign) override;
+  void OnMapAck(const expertwire::AnswerSink* sink, uint64_t epoch) override;
+  void OnPrefetch(const expertwire::pb::Prefetch& prefetch) override;
+  uint64_t holds_version() const override;
+  expertwire::pb::Holds holds() const override;
   bool Compute() override;
 
  private:

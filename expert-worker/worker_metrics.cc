@@ -1,5 +1,6 @@
 #include "expert-worker/worker_metrics.h"
 
+#include <algorithm>
 #include <string>
 
 #include "absl/status/status.h"
@@ -9,6 +10,38 @@
 namespace switchyard::worker {
 
 namespace t = telemetry;
+
+namespace {
+
+void AddHoldings(int64_t held, const WorkerCounters& c, t::Samples& samples) {
+  const auto count = [&](const t::MetricDef& def, uint64_t value, const t::Labels& labels = {}) {
+    samples.Counter(def, static_cast<double>(value), labels);
+  };
+  const auto gauge = [&](const t::MetricDef& def, double value, const t::Labels& labels = {}) {
+    samples.Gauge(def, value, labels);
+  };
+  gauge(t::kWorkerExperts, static_cast<double>(c.tiers.resident), {{"tier", "memory"}});
+  gauge(t::kWorkerExperts, static_cast<double>(std::max<int64_t>(0, held - c.tiers.resident)),
+        {{"tier", "mapped"}});
+  gauge(t::kWorkerResidentBytes, static_cast<double>(c.tiers.resident_bytes));
+  gauge(t::kWorkerMemoryBytes, static_cast<double>(c.memory_bytes));
+  gauge(t::kWorkerEpoch, static_cast<double>(c.assigned_epoch), {{"state", "assigned"}});
+  gauge(t::kWorkerEpoch, static_cast<double>(c.epoch), {{"state", "held"}});
+  gauge(t::kWorkerToLoad, static_cast<double>(c.to_load));
+  count(t::kWorkerLoads, c.loads.loaded, {{"result", "ok"}});
+  count(t::kWorkerLoads, c.loads.failed, {{"result", "failed"}});
+  count(t::kWorkerRemoved, c.loads.removed);
+  count(t::kWorkerLoadedBytes, c.loads.bytes, {{"cause", "assigned"}});
+  count(t::kWorkerLoadedBytes, c.tiers.bytes_promoted, {{"cause", "tier"}});
+  count(t::kWorkerHits, c.tiers.hits);
+  count(t::kWorkerMisses, c.tiers.misses);
+  samples.Counter(t::kWorkerStall, static_cast<double>(c.tiers.stall_us) * 1e-6);
+  count(t::kWorkerPromotions, c.tiers.promotions - c.tiers.prefetched, {{"cause", "use"}});
+  count(t::kWorkerPromotions, c.tiers.prefetched, {{"cause", "prefetch"}});
+  count(t::kWorkerDemotions, c.tiers.demotions);
+}
+
+}  // namespace
 
 t::Metrics::Registration Watch(t::Metrics& metrics, const Worker& worker) {
   return metrics.AddCollector("expert-worker", [&worker](t::Samples& samples) {
@@ -41,8 +74,8 @@ t::Metrics::Registration Watch(t::Metrics& metrics, const Worker& worker) {
     samples.PowersOfTwo(t::kWorkerQueueSeconds, c.queue_us.counts, c.queue_us.sum, 1e-6);
     samples.Gauge(t::kWorkerWaiting, static_cast<double>(c.waiting));
     samples.Gauge(t::kWorkerRouters, static_cast<double>(c.routers));
-    samples.Gauge(t::kWorkerExperts, static_cast<double>(worker.experts_held()));
     samples.Gauge(t::kWorkerMappedBytes, static_cast<double>(worker.mapped_bytes()));
+    AddHoldings(worker.experts_held(), c, samples);
     samples.Gauge(t::kReady, worker.draining() ? 0 : 1);
   });
 }

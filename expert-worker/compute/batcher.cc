@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::worker {
@@ -38,28 +39,54 @@ Answer AnswerAll(const Call& call, pb::SegmentStatus status, std::string error) 
   return answer;
 }
 
-Batcher::Batcher(const ModelSpec& spec, DType activations, const ExpertStore& store,
-                 const kernels::Compute& compute)
+Batcher::Batcher(const ModelSpec& spec, DType activations, Tiers& tiers, const Holdings& holdings,
+                 OnLost on_lost, const kernels::Compute& compute)
     : hidden_(spec.hidden),
       experts_per_group_(static_cast<uint32_t>(spec.experts_per_group())),
       dtype_(activations),
       row_bytes_(static_cast<size_t>(spec.hidden) * SizeOf(activations)),
-      store_(store),
+      tiers_(tiers),
+      holdings_(holdings),
+      on_lost_(std::move(on_lost)),
       compute_(compute),
       ffn_(spec, activations, compute) {}
 
 int64_t Batcher::Run(std::span<const Pending> parts, std::vector<Answer>* answers) {
   answers->clear();
   if (work_.size() < parts.size()) work_.resize(parts.size());
+  tiers_.Begin(absl::Now());
   FindPieces(parts, answers);
   const int64_t pairs = MakeRuns(parts);
-  if (pairs == 0) return 0;
-  const kernels::Rows x = GatherRows(parts);
-  const float* y = ffn_.Run(x, gather_.data(), runs_, pairs);
-  for (size_t p = 0; p < parts.size(); ++p) {
+  const float* y = pairs == 0 ? nullptr : ffn_.Run(GatherRows(parts), gather_.data(), runs_, pairs);
+  tiers_.End();
+  for (size_t p = 0; p < parts.size() && pairs > 0; ++p) {
     WriteAnswer(parts[p].call, work_[p], y, &(*answers)[p]);
   }
   return pairs;
+}
+
+const ExpertWeights* Batcher::Weights(const Call& call, size_t segment, Answer* answer) {
+  const Segment& asked = call.segments[segment];
+  const ExpertId id{call.layer, static_cast<int32_t>(asked.expert)};
+  std::string why;
+  if (asked.version == 0) {
+    const absl::StatusOr<const ExpertWeights*> weights = tiers_.Use(id.layer, id.expert);
+    if (weights.ok() && *weights != nullptr) return *weights;
+    if (!weights.ok()) {
+      why = std::string(weights.status().message());
+      on_lost_(id, weights.status());
+    }
+  }
+  const bool coming = asked.version == 0 && why.empty() && holdings_.Coming(id.layer, id.expert);
+  answer->status[segment] = coming ? pb::LOADING : pb::NOT_HERE;
+  if (answer->error.empty()) {
+    answer->error =
+        fmt::format("expert {} (version {}) of layer {} is {}", id.expert, asked.version, id.layer,
+                    coming        ? "being loaded here"
+                    : why.empty() ? "not held here"
+                                  : "lost: " + why);
+  }
+  return nullptr;
 }
 
 void Batcher::FindPieces(std::span<const Pending> parts, std::vector<Answer>* answers) {
@@ -72,18 +99,10 @@ void Batcher::FindPieces(std::span<const Pending> parts, std::vector<Answer>* an
     work_[p].pair.assign(call.row_index.size(), kNoPair);
     for (size_t s = 0; s < call.segments.size(); ++s) {
       const Segment& segment = call.segments[s];
-      const ExpertWeights* weights =
-          segment.version == 0 ? store_.Find(call.layer, segment.expert) : nullptr;
-      if (weights != nullptr) {
-        pieces_.push_back(
-            {segment.expert, static_cast<uint32_t>(p), static_cast<uint32_t>(s), weights});
-        continue;
-      }
-      answer.status[s] = pb::NOT_HERE;
-      if (answer.error.empty()) {
-        answer.error = fmt::format("expert {} (version {}) of layer {} is not held here",
-                                   segment.expert, segment.version, call.layer);
-      }
+      const ExpertWeights* weights = Weights(call, s, &answer);
+      if (weights == nullptr) continue;
+      pieces_.push_back(
+          {segment.expert, static_cast<uint32_t>(p), static_cast<uint32_t>(s), weights});
     }
     answers->push_back(std::move(answer));
   }

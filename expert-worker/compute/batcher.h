@@ -3,12 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "expert-worker/compute/expert_ffn.h"
+#include "expert-worker/store/holdings.h"
+#include "expert-worker/store/tiers.h"
 #include "services/expertwire/expert_link.h"
 #include "services/expertwire/layout.h"
 
@@ -28,8 +31,11 @@ expertwire::Answer AnswerAll(const expertwire::Call& call, expertwire::pb::Segme
 // One thread at a time.
 class Batcher {
  public:
-  Batcher(const ModelSpec& spec, DType activations, const ExpertStore& store,
-          const kernels::Compute& compute);
+  // What is told of an expert whose weights cannot be read.
+  using OnLost = std::function<void(ExpertId, const absl::Status&)>;
+
+  Batcher(const ModelSpec& spec, DType activations, Tiers& tiers, const Holdings& holdings,
+          OnLost on_lost, const kernels::Compute& compute);
 
   // `parts` are of one layer, well formed, of this model's hidden size and dtype. Fills all of an
   // answer but its times and load. Returns the number of pairs computed.
@@ -52,6 +58,9 @@ class Batcher {
     const ExpertWeights* weights;
   };
 
+  // Of a segment; null with its status and why in the answer.
+  const ExpertWeights* Weights(const expertwire::Call& call, size_t segment,
+                               expertwire::Answer* answer);
   void FindPieces(std::span<const Pending> parts, std::vector<expertwire::Answer>* answers);
   int64_t MakeRuns(std::span<const Pending> parts);
   kernels::Rows GatherRows(std::span<const Pending> parts);
@@ -66,7 +75,9 @@ class Batcher {
   const uint32_t experts_per_group_;
   const DType dtype_;
   const size_t row_bytes_;
-  const ExpertStore& store_;
+  Tiers& tiers_;
+  const Holdings& holdings_;
+  const OnLost on_lost_;
   const kernels::Compute& compute_;
   ExpertFfn ffn_;
   expertwire::RowBufferPool buffers_;

@@ -22,6 +22,7 @@ std::vector<bool> PartOf(const config::ExpertRanges& part, int experts, int expe
 
 absl::StatusOr<std::vector<bool>> ParseExpertSet(std::string_view text, int experts,
                                                  int experts_per_group) {
+  if (text == "none") return std::vector<bool>(static_cast<size_t>(experts), false);
   const auto said = config::ParseExpertRanges(text);
   if (!said.ok()) return Annotate(said.status(), "--experts");
   if (said->parts > experts) {

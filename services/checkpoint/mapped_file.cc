@@ -180,6 +180,36 @@ const std::byte* MappedFile::Find(ByteRange range) const {
   return nullptr;
 }
 
+absl::Status MappedFile::Populate(const std::byte* data, uint64_t bytes) const {
+  if (bytes == 0) return absl::OkStatus();
+  const uint64_t page = PageSize(), skew = reinterpret_cast<uintptr_t>(data) % page;
+  auto* const first = const_cast<std::byte*>(data) - skew;
+  // What a touch would be killed for is an error here.
+  if (madvise(first, bytes + skew, MADV_POPULATE_READ) == 0) return absl::OkStatus();
+  if (errno == EINVAL) return CheckLength();  // before Linux 5.14
+  return DataLoss(
+      "{}: cannot be read: {}", path_,
+      errno == EFAULT ? "the file became shorter, or the disk has an error" : std::strerror(errno));
+}
+
+absl::Status MappedFile::CheckLength() const {
+  struct stat info;
+  if (fstat(fd_, &info) == 0 && static_cast<uint64_t>(info.st_size) >= size_) {
+    return absl::OkStatus();
+  }
+  return DataLoss("{}: the file became shorter", path_);
+}
+
+void MappedFile::Evict(const std::byte* data, uint64_t bytes) {
+  const uint64_t page = PageSize(), at = reinterpret_cast<uintptr_t>(data);
+  const uint64_t first = (at + page - 1) / page * page, end = (at + bytes) / page * page;
+  if (first >= end) return;
+  auto* const pages = const_cast<std::byte*>(data) + (first - at);
+  // Out of memory those that this process alone has mapped, then out of its tables the others.
+  (void)madvise(pages, end - first, MADV_PAGEOUT);
+  (void)madvise(pages, end - first, MADV_DONTNEED);
+}
+
 uint64_t MappedFile::mapped_bytes() const {
   uint64_t bytes = 0;
   for (const Mapping& mapping : mappings_) bytes += mapping.range.bytes;

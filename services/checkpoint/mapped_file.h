@@ -43,6 +43,12 @@ class MappedFile {
   absl::Status Map(std::vector<ByteRange> ranges, size_t max_mappings);
   // The address of a range that lies inside one mapping, null if none holds it.
   const std::byte* Find(ByteRange range) const;
+  // Brings mapped bytes into memory. DATA_LOSS where the file cannot be read, or has become
+  // shorter. Both are thread-safe: they look at no mapping but the one that `data` (of Find) lies
+  // in.
+  absl::Status Populate(const std::byte* data, uint64_t bytes) const;
+  // Lets the pages that lie inside leave memory, also the page cache where nobody else uses them.
+  static void Evict(const std::byte* data, uint64_t bytes);
   size_t mappings() const { return mappings_.size(); }
   uint64_t mapped_bytes() const;
 
@@ -55,6 +61,7 @@ class MappedFile {
   MappedFile(std::string path, int fd, uint64_t size)
       : path_(std::move(path)), fd_(fd), size_(size) {}
 
+  absl::Status CheckLength() const;
   absl::Status ReadAll(uint64_t offset, char* out, size_t bytes) const;
 
   const std::string path_;

@@ -51,13 +51,31 @@ absl::StatusOr<MappedTensor> MappedSource::Get(const TensorRange& range) const {
   MappedTensor out{nullptr, located.tensor->dtype, located.tensor->shape};
   if (!out.shape.empty()) out.shape[0] = located.count;
   if (located.range.bytes == 0) return out;
-  absl::ReaderMutexLock lock(&mutex_);
-  out.data = files_[static_cast<size_t>(located.tensor->file)]->Find(located.range);
+  out.data = Address(located);
   if (out.data == nullptr) {
     return FailedPrecondition("{}: tensor \"{}\" is not mapped", PathOf(*located.tensor),
                               range.name);
   }
   return out;
+}
+
+const std::byte* MappedSource::Address(const Located& located) const {
+  absl::ReaderMutexLock lock(&mutex_);
+  return files_[static_cast<size_t>(located.tensor->file)]->Find(located.range);
+}
+
+absl::Status MappedSource::Populate(const TensorRange& range) const {
+  SY_ASSIGN_OR_RETURN(const Located located, Locate(range));
+  const std::byte* const data = Address(located);
+  if (data == nullptr) return absl::OkStatus();
+  const auto status = file(located.tensor->file).Populate(data, located.range.bytes);
+  return status.ok() ? status : Annotate(status, fmt::format("tensor \"{}\"", range.name));
+}
+
+void MappedSource::Evict(const TensorRange& range) const {
+  const absl::StatusOr<Located> located = Locate(range);
+  const std::byte* const data = located.ok() ? Address(*located) : nullptr;
+  if (data != nullptr) MappedFile::Evict(data, located->range.bytes);
 }
 
 absl::Status MappedSource::Read(int file, uint64_t offset, void* to, size_t bytes) const {

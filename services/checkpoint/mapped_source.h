@@ -34,6 +34,8 @@ class MappedSource : public TensorSource {
   const TensorInfo* Find(std::string_view name) const override;
   absl::Status Map(const std::vector<TensorRange>& ranges) override;
   absl::StatusOr<MappedTensor> Get(const TensorRange& range) const override;
+  absl::Status Populate(const TensorRange& range) const override;
+  void Evict(const TensorRange& range) const override;
   absl::Status Read(int file, uint64_t offset, void* to, size_t bytes) const override;
 
  private:
@@ -44,6 +46,8 @@ class MappedSource : public TensorSource {
     int64_t count = 0;
   };
   absl::StatusOr<Located> Locate(const TensorRange& range) const;
+  // Where it was mapped; null if it was not.
+  const std::byte* Address(const Located& located) const;
   absl::Status CheckAlignment(const TensorInfo& tensor) const;
   const std::string& PathOf(const TensorInfo& tensor) const {
     return paths_[static_cast<size_t>(tensor.file)];

@@ -341,11 +341,18 @@ class QuantisedSource : public TensorSource {
       }
       SY_RETURN_IF_ERROR(Check(*matrix, range));
       if (!matrix->order.empty()) SY_RETURN_IF_ERROR(CheckOrder(*matrix));
-      for (const std::string* name : {&matrix->elements, &matrix->scale, &matrix->zero}) {
-        if (!name->empty()) parts.push_back(PartOf(*matrix, range, *name));
-      }
+      for (TensorRange& part : PartsOf(range)) parts.push_back(std::move(part));
     }
     return source_->Map(parts);
+  }
+
+  absl::Status Populate(const TensorRange& range) const override {
+    for (const TensorRange& part : PartsOf(range)) SY_RETURN_IF_ERROR(source_->Populate(part));
+    return absl::OkStatus();
+  }
+
+  void Evict(const TensorRange& range) const override {
+    for (const TensorRange& part : PartsOf(range)) source_->Evict(part);
   }
 
   absl::StatusOr<MappedTensor> Get(const TensorRange& range) const override {
@@ -401,6 +408,17 @@ class QuantisedSource : public TensorSource {
           files()[static_cast<size_t>(order.file)], order.name, k, groups[k]);
     }
     return absl::OkStatus();
+  }
+
+  // The ranges of the file's own tensors.
+  std::vector<TensorRange> PartsOf(const TensorRange& range) const {
+    const Matrix* matrix = MatrixNamed(range.name);
+    if (matrix == nullptr) return {range};
+    std::vector<TensorRange> parts;
+    for (const std::string* name : {&matrix->elements, &matrix->scale, &matrix->zero}) {
+      if (!name->empty()) parts.push_back(PartOf(*matrix, range, *name));
+    }
+    return parts;
   }
 
   static TensorRange PartOf(const Matrix& matrix, const TensorRange& range,

@@ -67,6 +67,12 @@ class TensorSource {
   virtual absl::Status Map(const std::vector<TensorRange>& ranges) = 0;
   // A range inside what was mapped; FAILED_PRECONDITION if it was not.
   virtual absl::StatusOr<MappedTensor> Get(const TensorRange& range) const = 0;
+  // Brings what was mapped of a range into memory. DATA_LOSS where the file cannot be read, or not
+  // so far any more: touching the range would then end the process.
+  virtual absl::Status Populate(const TensorRange& /*range*/) const { return absl::OkStatus(); }
+  // Its pages may leave memory; they come back as they are used. A page that it shares with others
+  // stays.
+  virtual void Evict(const TensorRange& /*range*/) const {}
   // Copies bytes of a file without mapping them, e.g. to sample a checkpoint.
   virtual absl::Status Read(int file, uint64_t offset, void* to, size_t bytes) const = 0;
 };

@@ -19,7 +19,6 @@ namespace switchyard::checkpoint {
 namespace {
 
 constexpr size_t kChunkBytes = 4 << 20;  // of a piece
-constexpr int kMostThreads = 8;          // memory is not faster for more
 
 // The exponent bits of each element of a 64-bit word, and its lowest exponent bit: adding the
 // latter to the masked former carries into the (masked out) sign bit iff all exponent bits are set,
@@ -274,7 +273,7 @@ void Cut(size_t index, const MappedTensor& tensor, std::vector<Piece>* out) {
 }  // namespace
 
 absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRange>& ranges,
-                          const ProgressFn& progress) {
+                          const ProgressFn& progress, int most_threads) {
   std::vector<MappedTensor> tensors;
   std::vector<Piece> pieces;
   uint64_t total = 0;
@@ -286,7 +285,7 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
     tensors.push_back(std::move(tensor));
   }
   const size_t threads = std::min<size_t>(
-      {static_cast<size_t>(UsableCores()), static_cast<size_t>(kMostThreads), pieces.size()});
+      {static_cast<size_t>(UsableCores()), static_cast<size_t>(most_threads), pieces.size()});
   Pieces work(std::move(pieces), [&](const Piece& piece) {
     const MappedTensor& tensor = tensors[piece.tensor];
     const TensorRange& range = ranges[piece.tensor];

@@ -11,10 +11,11 @@
 namespace switchyard::checkpoint {
 
 // Reads every page of `ranges`, which must be mapped and of a dtype that is computed with, with as
-// many threads as cores (up to eight). `progress` is called by the caller's thread alone.
-// DATA_LOSS names the file, the tensor, the element and what it is, or the row whose scale is NaN,
-// infinite or zero: of several the first. CANCELLED where `progress` wants no more; it may be null.
+// many threads as cores (up to `most_threads`: memory is not faster for more). `progress` is called
+// by the caller's thread alone. DATA_LOSS names the file, the tensor, the element and what it is,
+// or the row whose scale is NaN, infinite or zero: of several the first. CANCELLED where `progress`
+// wants no more; it may be null.
 absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRange>& ranges,
-                          const ProgressFn& progress);
+                          const ProgressFn& progress, int most_threads = 8);
 
 }  // namespace switchyard::checkpoint

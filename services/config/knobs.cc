@@ -61,7 +61,7 @@ absl::Status CheckText(const Knob& knob, std::string_view text) {
     case v1::Knob::ADDRESS:
       return CheckAddress(text);
     case v1::Knob::EXPERTS:
-      return ParseExpertRanges(text).status();
+      return text == "none" ? absl::OkStatus() : ParseExpertRanges(text).status();
     default:
       return absl::OkStatus();
   }

@@ -88,6 +88,8 @@ struct GrpcServer::Impl {
   // Under the loop's mutex.
   std::vector<std::shared_ptr<Peer>> peers;  // the last one waits for a stream
   uint64_t routers = 0;
+  uint64_t spread_version = 0;  // of what all routers were told that the worker holds
+  absl::Time next_spread = absl::InfinitePast();
   bool stopping = false;
   bool helped = false;  // the ticking thread has handled what the serving one has not looked at
   absl::Time next_keep_alive = absl::InfinitePast();
@@ -424,7 +426,6 @@ void GrpcServer::Impl::KeepAlive() {
   const absl::Time now = absl::Now();
   if (now < next_keep_alive) return;
   next_keep_alive = now + kTick;
-  SpreadHolds();
   for (const auto& peer : peers) {
     peer->SendProgress();
     peer->CutOff(now);
@@ -433,12 +434,16 @@ void GrpcServer::Impl::KeepAlive() {
 
 void GrpcServer::Impl::SpreadHolds() {
   const uint64_t version = handler.holds_version();
-  const auto must_hear = [&](const auto& peer) { return peer->must_hear(version); };
-  if (std::none_of(peers.begin(), peers.end(), must_hear)) return;
+  if (version == spread_version) return;
+  const absl::Time now = absl::Now();
+  if (now < next_spread) return;
+  next_spread = now + kTick;
   const pb::Holds holds = handler.holds();
+  const auto must_hear = [&](const auto& peer) { return peer->must_hear(version); };
   for (const auto& peer : peers) {
     if (must_hear(peer)) peer->SendHolds(holds, version);
   }
+  if (std::none_of(peers.begin(), peers.end(), must_hear)) spread_version = version;
 }
 
 // The thread that computes. Polls while there is work and a little longer, then sleeps in gRPC.
@@ -452,6 +457,7 @@ void GrpcServer::Impl::Loop() {
       sleep = crowded.load(std::memory_order_relaxed) && loop->SleepsLightly();
       helped = false;
       KeepAlive();
+      SpreadHolds();
       Sweep();
       if (stopping && peers.empty()) return;
     }
@@ -478,6 +484,7 @@ void GrpcServer::Impl::Tick() {
     if (!loop->mutex().TryLock()) continue;  // the other thread is at it
     helped |= loop->Poll();
     KeepAlive();
+    SpreadHolds();
     loop->mutex().Unlock();
   }
 }

@@ -198,8 +198,35 @@ inline constexpr MetricDef kWorkerRefused{
 inline constexpr MetricDef kWorkerUnknownCancels{"switchyard_worker_unknown_cancels_total",
                                                  kCounter, "Cancels of calls that are not open"};
 inline constexpr MetricDef kWorkerExperts{"switchyard_worker_experts", kGauge,
-                                          "Experts held, over all layers"};
+                                          "Experts held, over all layers, by tier"};
 inline constexpr MetricDef kWorkerMappedBytes{"switchyard_worker_mapped_bytes", kGauge,
                                               "Bytes of weights that are mapped"};
+inline constexpr MetricDef kWorkerResidentBytes{"switchyard_worker_resident_bytes", kGauge,
+                                                "Bytes of weights that are held in memory"};
+inline constexpr MetricDef kWorkerMemoryBytes{
+    "switchyard_worker_memory_bytes", kGauge,
+    "Bytes that weights may take in memory; 0: as many as they do"};
+inline constexpr MetricDef kWorkerEpoch{
+    "switchyard_worker_epoch", kGauge,
+    "Epoch of the placement: the last one assigned, and the last one of which all is held"};
+inline constexpr MetricDef kWorkerToLoad{"switchyard_worker_experts_to_load", kGauge,
+                                         "Experts that are wanted here and still to be loaded"};
+inline constexpr MetricDef kWorkerLoads{"switchyard_worker_loads_total", kCounter,
+                                        "Experts that were loaded while serving, by result"};
+inline constexpr MetricDef kWorkerRemoved{"switchyard_worker_removed_experts_total", kCounter,
+                                          "Experts that a placement took away from here"};
+inline constexpr MetricDef kWorkerLoadedBytes{
+    "switchyard_worker_loaded_bytes_total", kCounter,
+    "Bytes of weights that were read while serving, by cause"};
+inline constexpr MetricDef kWorkerHits{"switchyard_worker_memory_hits_total", kCounter,
+                                       "Segments whose expert was in memory"};
+inline constexpr MetricDef kWorkerMisses{"switchyard_worker_memory_misses_total", kCounter,
+                                         "Segments whose expert had to be read first"};
+inline constexpr MetricDef kWorkerStall{"switchyard_worker_memory_stall_seconds_total", kCounter,
+                                        "Time that computations waited for experts to be read"};
+inline constexpr MetricDef kWorkerPromotions{"switchyard_worker_promotions_total", kCounter,
+                                             "Experts that were brought into memory, by cause"};
+inline constexpr MetricDef kWorkerDemotions{"switchyard_worker_demotions_total", kCounter,
+                                            "Experts that had to leave memory for others"};
 
 }  // namespace switchyard::telemetry

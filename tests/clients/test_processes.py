@@ -61,6 +61,37 @@ def test_a_worker_maps_only_its_own_experts():
         assert mapped(large) > 100 * mapped(small) / 2
 
 
+def metric(process, name):
+    """The sum of a metric's series."""
+    lines = requests.get(process.fact("metrics"), timeout=10).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " ")))
+
+
+def test_workers_serve_three_times_the_experts_that_memory_holds(embedded):
+    memory = 1900 * 1024
+    bounds = ("--experts-memory", "1900KiB", "--metrics", "127.0.0.1:0")
+    with processes.Cluster(parts=("0/3", "1/3", "2/3"), worker_args=bounds) as small:
+        for body in PROMPTS:
+            assert complete(small.url, **body) == complete(embedded.url, **body)
+        for worker in small.workers:
+            assert metric(worker, "switchyard_worker_mapped_bytes") >= 3 * memory
+            assert metric(worker, "switchyard_worker_resident_bytes") <= memory
+            assert metric(worker, "switchyard_worker_memory_misses_total") > 0
+            assert metric(worker, "switchyard_worker_memory_hits_total") > 0
+            assert metric(worker, "switchyard_worker_demotions_total") > 0
+
+
+def test_a_worker_without_experts_is_ready_and_holds_none():
+    with processes.worker("none", "--metrics", "127.0.0.1:0", "--node", "n1") as idle:
+        assert idle.fact("ready")
+        assert metric(idle, "switchyard_worker_experts") == 0
+        assert metric(idle, "switchyard_ready") == 1
+    for flags, said in [(("--experts-memory", "0"), "--experts-memory"), (("--load-rate", "fast"), "load-rate")]:
+        with processes.worker("none", *flags) as wrong:
+            assert wrong.process.wait(20) in (1, 2)
+            processes.wait_for(lambda: any(said in line for line in wrong.log if line))
+
+
 def test_drain_finishes_what_runs():
     with processes.Cluster() as cluster:
         client = openai.OpenAI(base_url=cluster.url + "/v1", api_key="none", max_retries=0)

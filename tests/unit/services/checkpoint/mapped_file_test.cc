@@ -66,6 +66,45 @@ TEST(MappedFile, MapsOnlyWhatIsAskedFor) {
   EXPECT_NE(file->Find({39 * 4096, 4096}), nullptr);
 }
 
+// Of the page at `data`, whether this process has it in its tables.
+bool InTables(const std::byte* data) {
+  const int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  uint64_t entry = 0;
+  const auto page = static_cast<off_t>(reinterpret_cast<uintptr_t>(data) / 4096 * sizeof(entry));
+  EXPECT_EQ(pread(fd, &entry, sizeof(entry), page), static_cast<ssize_t>(sizeof(entry)));
+  close(fd);
+  return (entry >> 63) != 0;
+}
+
+TEST(MappedFile, PagesComeAndGoAsTold) {
+  if (sysconf(_SC_PAGESIZE) != 4096) GTEST_SKIP() << "pages of another size";
+  const TempDirectory dir;
+  WriteFile(dir / "f", std::string(40 * 4096, 'x'));
+  auto file = *MappedFile::Open(dir / "f");
+  ASSERT_TRUE(file->Map({{0, 40 * 4096}}, 10).ok());
+  const std::byte* data = file->Find({4096 + 100, 30 * 4096});
+  ASSERT_TRUE(file->Populate(data, 30 * 4096).ok());
+  EXPECT_TRUE(InTables(data) && InTables(data + 30 * 4096 - 1));
+  MappedFile::Evict(data, 30 * 4096);
+  EXPECT_FALSE(InTables(data + 4096) || InTables(data + 29 * 4096));
+  EXPECT_TRUE(InTables(data));  // a page that belongs to others too
+  EXPECT_EQ(static_cast<char>(data[4096]), 'x');
+  MappedFile::Evict(data, 10);
+  EXPECT_TRUE(file->Populate(data, 0).ok());
+}
+
+TEST(MappedFile, AFileThatBecameShorterIsAnErrorOfPopulate) {
+  const TempDirectory dir;
+  WriteFile(dir / "f", std::string(40 * 4096, 'x'));
+  auto file = *MappedFile::Open(dir / "f");
+  ASSERT_TRUE(file->Map({{0, 40 * 4096}}, 10).ok());
+  ASSERT_EQ(truncate((dir / "f").c_str(), 10 * 4096), 0);
+  EXPECT_TRUE(file->Populate(file->Find({0, 4096}), 10 * 4096).ok());
+  const absl::Status status = file->Populate(file->Find({0, 4096}), 11 * 4096);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(ToStd(status.message()), HasSubstr("became shorter"));
+}
+
 // Else the kernel could not map a huge page of the file as one.
 TEST(MappedFile, LiesAsFarBehindAHugePageAsInTheFile) {
   const TempDirectory dir;

@@ -1,0 +1,139 @@
+#include "expert-worker/store/loader.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "absl/time/clock.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::worker {
+namespace {
+
+// How soon experts that calls name are looked at again.
+constexpr absl::Duration kAgain = absl::Milliseconds(20);
+
+}  // namespace
+
+Loader::Loader(ExpertStore& store, Holdings& holdings, Tiers& tiers, LoaderOptions options)
+    : store_(store),
+      holdings_(holdings),
+      tiers_(tiers),
+      options_(std::move(options)),
+      thread_([this] { Run(); }) {}
+
+Loader::~Loader() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  thread_.join();
+}
+
+void Loader::Wake() {
+  absl::MutexLock lock(&mutex_);
+  woken_ = true;
+}
+
+void Loader::OnLost(ExpertId id, const absl::Status& why) {
+  absl::MutexLock lock(&mutex_);
+  lost_.emplace_back(id, std::string(why.message()));
+  woken_ = true;
+}
+
+void Loader::Run() {
+  bool some_stay = false;
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto due = [this] {
+        mutex_.AssertHeld();
+        return woken_ || stopping_;
+      };
+      mutex_.AwaitWithTimeout(absl::Condition(&due), some_stay ? kAgain : absl::InfiniteDuration());
+      if (stopping_) return;
+      woken_ = false;
+    }
+    do {
+      TakeLost();
+      some_stay = Remove();
+      const std::optional<Holdings::Next> next = holdings_.NextToLoad();
+      if (!next) break;
+      Load(*next);
+    } while (!stopping());
+  }
+}
+
+void Loader::TakeLost() {
+  std::vector<std::pair<ExpertId, std::string>> lost;
+  {
+    absl::MutexLock lock(&mutex_);
+    lost.swap(lost_);
+  }
+  for (const auto& [id, why] : lost) {
+    if (!holdings_.OnLost(id, why)) continue;
+    log::Error("expert {} of layer {} is lost: {}", id.expert, id.layer, why);
+    store_.Remove(id);
+    tiers_.OnRemoved(id);
+    failed_.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+bool Loader::Remove() {
+  std::vector<ExpertId> ids = holdings_.MayGo();
+  const size_t all = ids.size();
+  if (all > 0 && options_.spare_named) options_.spare_named(&ids);
+  for (const ExpertId id : ids) {
+    if (!holdings_.BeginRemoval(id)) continue;
+    store_.Remove(id);
+    tiers_.OnRemoved(id);
+    holdings_.OnRemoved(id);
+    removed_.fetch_add(1, std::memory_order_relaxed);
+  }
+  return ids.size() < all;
+}
+
+void Loader::Load(const Holdings::Next& next) {
+  const ExpertId id = next.id;
+  const auto pace = [&](uint64_t bytes) {
+    bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    return next.urgent || options_.bytes_per_s == 0 ? !stopping() : Pace(bytes);
+  };
+  const absl::Status status =
+      store_.Load(id, {.check_weights = options_.check_weights, .pace = pace});
+  if (absl::IsCancelled(status)) return;  // the end
+  if (!status.ok()) {
+    log::Error("cannot load expert {} of layer {}: {}", id.expert, id.layer,
+               ToStd(status.message()));
+    failed_.fetch_add(1, std::memory_order_relaxed);
+    return holdings_.OnFailed(id, std::string(status.message()));
+  }
+  loaded_.fetch_add(1, std::memory_order_relaxed);
+  tiers_.OnLoaded(id);
+  holdings_.OnLoaded(id);
+}
+
+bool Loader::Pace(uint64_t bytes) {
+  const double seconds = static_cast<double>(bytes) / static_cast<double>(options_.bytes_per_s);
+  due_ = std::max(due_, absl::Now()) + absl::Seconds(seconds);
+  // Holdings changes before it is said to this thread, so that this is looked at again.
+  const auto stop_or_hurry = [this] {
+    mutex_.AssertHeld();
+    return stopping_ || holdings_.UrgentWaits();
+  };
+  absl::MutexLock lock(&mutex_);
+  mutex_.AwaitWithDeadline(absl::Condition(&stop_or_hurry), due_);
+  return !stopping_;
+}
+
+LoaderCounters Loader::counters() const {
+  const auto read = [](const std::atomic<uint64_t>& a) {
+    return a.load(std::memory_order_relaxed);
+  };
+  return {.loaded = read(loaded_),
+          .failed = read(failed_),
+          .removed = read(removed_),
+          .bytes = read(bytes_)};
+}
+
+}  // namespace switchyard::worker

@@ -1,0 +1,269 @@
+#include "expert-worker/store/tiers.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/time/clock.h"
+
+namespace switchyard::worker {
+namespace {
+
+constexpr size_t kMostAsked = 4096;
+
+}  // namespace
+
+double HeatAfterUse(double heat, double when) {
+  const double high = std::max(heat, when), low = std::min(heat, when);
+  return high + std::log2(1 + std::exp2(low - high));
+}
+
+Tiers::Tiers(const ExpertStore& store, const TierOptions& options)
+    : store_(store),
+      options_(options),
+      slots_(std::make_unique<Slot[]>(static_cast<size_t>(store.layers()) *
+                                      static_cast<size_t>(store.experts()))) {
+  if (options.memory_bytes == 0) return;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (int32_t layer = 0; layer < store.layers(); ++layer) {
+      for (int32_t expert = 0; expert < store.experts(); ++expert) {
+        const ExpertWeights* weights = store.Find(layer, expert);
+        if (weights == nullptr) continue;
+        const uint64_t bytes = weights->bytes();
+        if (resident_bytes_ + bytes > options.memory_bytes) continue;
+        const size_t index = Index({layer, expert});
+        Reserve(index, bytes);
+        slots_[index].tier.store(Tier::kMemory);
+      }
+    }
+  }
+  prefetcher_ = std::thread([this] { Prefetch(); });
+}
+
+Tiers::~Tiers() {
+  if (!prefetcher_.joinable()) return;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  prefetcher_.join();
+}
+
+void Tiers::Begin(absl::Time now) {
+  now_ = absl::ToDoubleSeconds(now - absl::UnixEpoch()) / absl::ToDoubleSeconds(options_.half_life);
+}
+
+void Tiers::End() {
+  computation_.fetch_add(1);
+  if (!tight()) return;
+  std::vector<size_t> victims;
+  {
+    absl::MutexLock lock(&mutex_);
+    MakeRoom(0, &victims);
+  }
+  EvictAll(victims);
+}
+
+absl::StatusOr<const ExpertWeights*> Tiers::Use(int64_t layer, int64_t expert) {
+  const ExpertWeights* weights = store_.Find(layer, expert);
+  if (weights == nullptr || options_.memory_bytes == 0) return weights;
+  const size_t index = Index({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
+  Slot& slot = slots_[index];
+  if (slot.used_in.exchange(computation_.load()) != computation_.load()) {
+    slot.heat.store(HeatAfterUse(slot.heat.load(std::memory_order_relaxed), now_),
+                    std::memory_order_relaxed);
+  }
+  slot.hinted_until_us.store(0, std::memory_order_relaxed);
+  if (slot.tier.load() == Tier::kMemory) {
+    hits_.fetch_add(1, std::memory_order_relaxed);
+    return weights;
+  }
+  const absl::Time start = absl::Now();
+  misses_.fetch_add(1, std::memory_order_relaxed);
+  absl::StatusOr<bool> read = Promote(index, weights->bytes(), /*must=*/true);
+  absl::Status status = read.status();
+  // Somebody else is at it: both wait for the same pages.
+  if (read.ok() && !*read) status = store_.Populate(IdOf(index));
+  stall_us_.fetch_add(static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start)),
+                      std::memory_order_relaxed);
+  if (!status.ok()) return status;
+  return weights;
+}
+
+absl::StatusOr<bool> Tiers::Promote(size_t index, uint64_t bytes, bool must) {
+  std::vector<size_t> victims;
+  bool reserved = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (slots_[index].tier.load() != Tier::kMapped) return false;
+    reserved = MakeRoom(bytes, &victims) || must;
+    if (reserved) Reserve(index, bytes);
+  }
+  EvictAll(victims);
+  if (!reserved) return false;
+  const absl::Status status = store_.Populate(IdOf(index));
+  Settle(index, status.ok());
+  if (!status.ok()) return status;
+  promotions_.fetch_add(1, std::memory_order_relaxed);
+  bytes_promoted_.fetch_add(bytes, std::memory_order_relaxed);
+  return true;
+}
+
+void Tiers::Reserve(size_t index, uint64_t bytes) {
+  slots_[index].tier.store(Tier::kComing);
+  residents_.push_back({index, bytes});
+  resident_bytes_ += bytes;
+}
+
+void Tiers::Settle(size_t index, bool read) {
+  absl::MutexLock lock(&mutex_);
+  const size_t place = PlaceOf(index);
+  if (place < residents_.size() && read) {
+    slots_[index].tier.store(Tier::kMemory);
+  } else if (place < residents_.size()) {
+    Leave(place);
+  }
+}
+
+size_t Tiers::PlaceOf(size_t index) const {
+  size_t place = 0;
+  while (place < residents_.size() && residents_[place].index != index) ++place;
+  return place;
+}
+
+void Tiers::Leave(size_t place) {
+  slots_[residents_[place].index].tier.store(Tier::kMapped);
+  resident_bytes_ -= residents_[place].bytes;
+  residents_[place] = residents_.back();
+  residents_.pop_back();
+}
+
+size_t Tiers::Coldest() const {
+  const int64_t now_us = absl::ToUnixMicros(absl::Now());
+  const uint64_t computation = computation_.load();
+  size_t coldest = residents_.size();
+  double least = 0;
+  for (size_t place = 0; place < residents_.size(); ++place) {
+    const Slot& slot = slots_[residents_[place].index];
+    if (slot.tier.load() != Tier::kMemory || slot.used_in.load() == computation) continue;
+    if (slot.hinted_until_us.load(std::memory_order_relaxed) > now_us) continue;
+    const double heat = slot.heat.load(std::memory_order_relaxed);
+    if (coldest < residents_.size() && heat >= least) continue;
+    coldest = place;
+    least = heat;
+  }
+  return coldest;
+}
+
+bool Tiers::MakeRoom(uint64_t bytes, std::vector<size_t>* victims) {
+  while (resident_bytes_ + bytes > options_.memory_bytes) {
+    const size_t place = Coldest();
+    if (place == residents_.size()) return false;
+    victims->push_back(residents_[place].index);
+    Leave(place);
+  }
+  return true;
+}
+
+void Tiers::EvictAll(const std::vector<size_t>& victims) {
+  for (const size_t index : victims) {
+    store_.Evict(IdOf(index));
+    demotions_.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void Tiers::Want(int64_t layer, int64_t expert) {
+  if (!tight() || store_.Find(layer, expert) == nullptr) return;
+  const size_t index = Index({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
+  Slot& slot = slots_[index];
+  slot.hinted_until_us.store(absl::ToUnixMicros(absl::Now() + options_.hint_life),
+                             std::memory_order_relaxed);
+  if (slot.tier.load() != Tier::kMapped || slot.asked.exchange(true)) return;
+  absl::MutexLock lock(&mutex_);
+  if (asked_.size() < kMostAsked) {
+    asked_.push_back(index);
+  } else {
+    slot.asked.store(false);
+  }
+}
+
+void Tiers::Prefetch() {
+  while (true) {
+    size_t index = 0;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto due = [this] {
+        mutex_.AssertHeld();
+        return stopping_ || !asked_.empty();
+      };
+      mutex_.Await(absl::Condition(&due));
+      if (stopping_) return;
+      index = asked_.front();
+      asked_.pop_front();
+      slots_[index].asked.store(false);
+    }
+    const ExpertId id = IdOf(index);
+    const ExpertWeights* weights = store_.Find(id.layer, id.expert);
+    if (weights == nullptr) continue;
+    // What is wrong with a file is said when the expert is used.
+    if (Promote(index, weights->bytes(), /*must=*/false).value_or(false)) {
+      prefetched_.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+}
+
+void Tiers::OnLoaded(ExpertId id) {
+  if (options_.memory_bytes == 0) return;
+  const uint64_t bytes = store_.Find(id.layer, id.expert)->bytes();
+  {
+    absl::MutexLock lock(&mutex_);
+    if (PlaceOf(Index(id)) < residents_.size()) return;  // used already
+    if (resident_bytes_ + bytes <= options_.memory_bytes) {
+      Reserve(Index(id), bytes);
+      slots_[Index(id)].tier.store(Tier::kMemory);
+      return;
+    }
+  }
+  store_.Evict(id);
+}
+
+void Tiers::OnRemoved(ExpertId id) {
+  absl::MutexLock lock(&mutex_);
+  const size_t place = PlaceOf(Index(id));
+  if (place < residents_.size()) Leave(place);
+}
+
+void Tiers::EvictRest() {
+  if (!tight()) return;
+  for (int32_t layer = 0; layer < store_.layers(); ++layer) {
+    for (int32_t expert = 0; expert < store_.experts(); ++expert) {
+      const bool held = store_.Find(layer, expert) != nullptr;
+      const Slot& slot = slots_[Index({layer, expert})];
+      if (held && slot.tier.load() == Tier::kMapped) store_.Evict({layer, expert});
+    }
+  }
+}
+
+TierCounters Tiers::counters() const {
+  const auto read = [](const std::atomic<uint64_t>& a) {
+    return a.load(std::memory_order_relaxed);
+  };
+  TierCounters out{.hits = read(hits_),
+                   .misses = read(misses_),
+                   .stall_us = read(stall_us_),
+                   .promotions = read(promotions_),
+                   .demotions = read(demotions_),
+                   .prefetched = read(prefetched_),
+                   .bytes_promoted = read(bytes_promoted_)};
+  if (options_.memory_bytes == 0) {
+    out.resident = store_.count();
+    out.resident_bytes = store_.bytes();
+    return out;
+  }
+  absl::MutexLock lock(&mutex_);
+  out.resident = static_cast<int64_t>(residents_.size());
+  out.resident_bytes = resident_bytes_;
+  return out;
+}
+
+}  // namespace switchyard::worker

@@ -1,0 +1,126 @@
+// Which of the experts that are held lie in memory, where there is not room for all: those that are
+// used most, by counts that halve with time. The others stay mapped and are read when they are
+// wanted: before a computation, which waits (a miss), or beforehand, when a call that waits or a
+// router's hint names them.
+//
+// Memory is what was asked of the kernel: to read pages, and to let them go. It is the page
+// cache's, so what was let go may still be there, which costs nobody anything.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "expert-worker/store/expert_store.h"
+
+namespace switchyard::worker {
+
+// The base-2 logarithm of a count of uses of which each halves with time, at the time of the last
+// one: two of them compare as their counts do now. `heat` as it was, `when` in half-lives.
+double HeatAfterUse(double heat, double when);
+
+struct TierOptions {
+  uint64_t memory_bytes = 0;  // that experts may take; 0: as much as they do
+  absl::Duration half_life = absl::Seconds(30);
+  absl::Duration hint_life = absl::Seconds(1);  // what was read for a hint is kept for so long
+};
+
+struct TierCounters {
+  uint64_t hits = 0, misses = 0;  // segments whose expert was, or was not, in memory
+  uint64_t stall_us = 0;          // computations waited for misses
+  uint64_t promotions = 0, demotions = 0;
+  uint64_t prefetched = 0;  // of the promotions, those that nobody waited for
+  uint64_t bytes_promoted = 0;
+  int64_t resident = 0;  // experts in memory, now
+  uint64_t resident_bytes = 0;
+};
+
+class Tiers {
+ public:
+  // `store` outlives it. What is held now is taken to be in memory as far as there is room.
+  Tiers(const ExpertStore& store, const TierOptions& options);
+  ~Tiers();
+
+  // ---- the thread that computes ----
+  // A computation begins. What it uses stays in memory until its end, even if that is more than
+  // there is room for.
+  void Begin(absl::Time now);
+  void End();
+  // The expert's weights, in memory; null if it is not held. An error where it cannot be read.
+  absl::StatusOr<const ExpertWeights*> Use(int64_t layer, int64_t expert);
+
+  // ---- any thread ----
+  // Whether there is less room than is held.
+  bool tight() const { return options_.memory_bytes > 0 && store_.bytes() > options_.memory_bytes; }
+  // It will be used soon: read in the background.
+  void Want(int64_t layer, int64_t expert);
+  TierCounters counters() const;
+  uint64_t memory_bytes() const { return options_.memory_bytes; }
+
+  // ---- whoever loads ----
+  // Comes: in memory if there is room, and else not, as nobody has used it yet.
+  void OnLoaded(ExpertId id);
+  void OnRemoved(ExpertId id);
+  // Lets everything that is not counted as in memory go from there.
+  void EvictRest();
+
+ private:
+  enum class Tier : uint8_t { kMapped, kComing, kMemory };
+  struct Slot {
+    std::atomic<Tier> tier = Tier::kMapped;
+    std::atomic<double> heat = -1e300;
+    std::atomic<uint64_t> used_in = 0;  // the last computation
+    std::atomic<int64_t> hinted_until_us = 0;
+    std::atomic<bool> asked = false;  // is in asked_
+  };
+
+  size_t Index(ExpertId id) const {
+    return static_cast<size_t>(id.layer) * static_cast<size_t>(store_.experts()) +
+           static_cast<size_t>(id.expert);
+  }
+  ExpertId IdOf(size_t index) const {
+    const auto experts = static_cast<size_t>(store_.experts());
+    return {static_cast<int32_t>(index / experts), static_cast<int32_t>(index % experts)};
+  }
+  // Reads it, after making room: with `must` even where there is none. Whether it did.
+  absl::StatusOr<bool> Promote(size_t index, uint64_t bytes, bool must);
+  void Reserve(size_t index, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What is read is kept or, where it was removed meanwhile or could not be read, let go.
+  void Settle(size_t index, bool read);
+  // Takes the coldest that nobody needs off the list until `bytes` fit; whether they do.
+  bool MakeRoom(uint64_t bytes, std::vector<size_t>* victims) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The coldest that nobody needs, by its place in residents_; that of its end if there is none.
+  size_t Coldest() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Leave(size_t place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  size_t PlaceOf(size_t index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EvictAll(const std::vector<size_t>& victims);
+  void Prefetch();
+
+  const ExpertStore& store_;
+  const TierOptions options_;
+  const std::unique_ptr<Slot[]> slots_;  // [layers, experts]
+  std::atomic<uint64_t> computation_ = 1;
+  double now_ = 0;  // of the computation, in half-lives
+
+  mutable absl::Mutex mutex_;
+  struct Resident {
+    size_t index = 0;
+    uint64_t bytes = 0;
+  };
+  std::vector<Resident> residents_ ABSL_GUARDED_BY(mutex_);  // in no order
+  uint64_t resident_bytes_ ABSL_GUARDED_BY(mutex_) = 0;      // with what is on its way
+  std::deque<size_t> asked_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<uint64_t> hits_ = 0, misses_ = 0, stall_us_ = 0, promotions_ = 0, demotions_ = 0,
+                        prefetched_ = 0, bytes_promoted_ = 0;
+  std::thread prefetcher_;  // where memory is bounded
+};
+
+}  // namespace switchyard::worker
