@@ -143,7 +143,6 @@ absl::Status PlanPrompt(const v1::GenerateRequest& r, const ServedModel& model, 
     return TooLong(field, std::to_string(ids.size()), length_max);
   }
   plan->submit.mutable_prompt()->Assign(ids.begin(), ids.end());
-  plan->submit.set_prompt_length(static_cast<int32_t>(ids.size()));
   return absl::OkStatus();
 }
 

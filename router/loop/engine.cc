@@ -25,6 +25,7 @@ namespace {
 
 constexpr absl::Duration kWaitBound = absl::Milliseconds(5);  // until commands are looked at
 constexpr char kRetryAfterUrl[] = "switchyard/retry-after-ms";
+constexpr char kElsewhereUrl[] = "switchyard/elsewhere";
 
 }  // namespace
 
@@ -52,6 +53,10 @@ int RetryAfterMs(const absl::Status& status) {
   int ms = 0;
   std::from_chars(text.data(), text.data() + text.size(), ms);
   return ms;
+}
+
+bool IsForElsewhere(const absl::Status& status) {
+  return status.GetPayload(kElsewhereUrl).has_value();
 }
 
 class Engine::Impl {
@@ -143,7 +148,11 @@ absl::Status Engine::Impl::Submit(EngineRequest request) {
   SY_RETURN_IF_ERROR(CheckRequest(request, options_, runner_.spec()));
   const RequestKey key{request.sink.get(), request.request};
   absl::MutexLock lock(&mutex_);
-  if (snapshot_.draining) return Unavailable("the router is draining and takes no new requests");
+  if (snapshot_.draining) {
+    absl::Status draining = Unavailable("the router is draining and takes no new requests");
+    draining.SetPayload(kElsewhereUrl, absl::Cord());
+    return draining;
+  }
   if (live_.contains(key)) {
     return AlreadyExists("request {} of this stream still runs", request.request);
   }

@@ -84,6 +84,8 @@ class EngineObserver {
 
 // A refusal's hint when to try again, in milliseconds; 0 where it has none.
 int RetryAfterMs(const absl::Status& status);
+// Whether another router may well take what was refused.
+bool IsForElsewhere(const absl::Status& status);
 
 class Engine {
  public:
@@ -94,8 +96,8 @@ class Engine {
 
   // Checks the request: INVALID_ARGUMENT names the field (also where it could never fit into the KV
   // cache); ALREADY_EXISTS while an earlier one of the same id runs; RESOURCE_EXHAUSTED when the
-  // queue is full, with RetryAfterMs; UNAVAILABLE when draining. After OK, exactly one event with a
-  // finish comes for each choice, unless CancelAll came first.
+  // queue is full, with RetryAfterMs; UNAVAILABLE, IsForElsewhere, when draining. After OK, exactly
+  // one event with a finish comes for each choice, unless CancelAll came first.
   absl::Status Submit(EngineRequest request);
   // Ends a request within a step; its choices finish with kCancelled. Unknown ids are ignored.
   void Cancel(const TokenSink* sink, uint64_t request);

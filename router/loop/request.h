@@ -34,6 +34,7 @@ struct TokenEvent {
   Finish finish = Finish::kNone;
   absl::Status error;      // with kError
   int retry_after_ms = 0;  // with RESOURCE_EXHAUSTED
+  bool elsewhere = false;  // with an error that is not the request's: another router may take it
   // Routing of the positions computed for this choice since the last event: [positions × moe_layers
   // × top_k].
   int routing_first_position = 0;
@@ -49,6 +50,13 @@ class TokenSink {
  public:
   virtual ~TokenSink() = default;
   virtual void OnStep(uint64_t step, std::vector<TokenEvent> events) = 0;
+};
+
+// What the client has of a choice already, from a router that was lost.
+struct ChoiceSoFar {
+  std::vector<int32_t> tokens;
+  bool ended = false;     // nothing more is wanted of it: no event comes
+  int routing_until = 0;  // routing of the positions below has come
 };
 
 struct EngineRequest {
@@ -68,6 +76,8 @@ struct EngineRequest {
   std::string fair_key;
   std::string cache_salt;
   absl::Time deadline = absl::InfiniteFuture();
+  std::vector<ChoiceSoFar> choices;  // none, or n: the request goes on behind these
+  int prompt_logprobs_until = 0;     // the last position whose log-probabilities have come
   std::shared_ptr<TokenSink> sink;
 };
 

@@ -60,6 +60,32 @@ absl::Status CheckLengths(const EngineRequest& r, const EngineOptions& options,
   return absl::OkStatus();
 }
 
+// What a request brings from a lost router.
+absl::Status CheckContinuation(const EngineRequest& r, int64_t max_len, int vocab) {
+  const auto prompt = static_cast<int64_t>(r.prompt.size());
+  SY_RETURN_IF_ERROR(CheckRange("prompt_logprobs_until", r.prompt_logprobs_until, 0, prompt - 1));
+  if (r.choices.empty()) return absl::OkStatus();
+  if (static_cast<int>(r.choices.size()) != r.n) {
+    return InvalidArgument("choices has {} entries; allowed: none, or n, which is {}",
+                           r.choices.size(), r.n);
+  }
+  bool open = false;
+  for (const ChoiceSoFar& choice : r.choices) {
+    for (int32_t id : choice.tokens) SY_RETURN_IF_ERROR(CheckToken("choices.tokens", id, vocab));
+    if (choice.ended) continue;
+    open = true;
+    const int64_t known = prompt + static_cast<int64_t>(choice.tokens.size());
+    if (known >= max_len) {
+      return InvalidArgument(
+          "choices.tokens has {} ids behind a prompt of {}; a choice of {} tokens at most that has "
+          "not ended has fewer",
+          choice.tokens.size(), prompt, max_len);
+    }
+    SY_RETURN_IF_ERROR(CheckRange("choices.routing_until", choice.routing_until, 0, known - 1));
+  }
+  return open ? absl::OkStatus() : InvalidArgument("choices: all of them have ended");
+}
+
 }  // namespace
 
 int64_t MaxLength(const EngineRequest& request, const EngineOptions& options) {
@@ -76,6 +102,7 @@ absl::Status CheckRequest(const EngineRequest& request, const EngineOptions& opt
     SY_RETURN_IF_ERROR(CheckToken("stop_token_ids", id, spec.vocab));
   }
   SY_RETURN_IF_ERROR(CheckRange("n", request.n, 1, kMaxChoices));
+  SY_RETURN_IF_ERROR(CheckContinuation(request, MaxLength(request, options), spec.vocab));
   SY_RETURN_IF_ERROR(CheckRange("top_logprobs", request.top_logprobs, -1, kMaxTopLogprobs));
   return CheckSampling(request.sampling, spec.vocab);
 }

@@ -37,6 +37,7 @@ struct Request {
   std::vector<int32_t> stop_ids;  // ascending: the request's and, unless ignored, end-of-sequence
   std::vector<std::unique_ptr<Sequence>> choices;
   int open = 0;           // choices that have no finish yet
+  int held = 0;           // of these, choices that are kHeld
   bool started = false;   // a choice was admitted
   int cached_tokens = 0;  // of the prompt, found when the first choice was admitted
 
@@ -59,7 +60,8 @@ struct Sequence {
   const uint64_t arrival;
   State state = State::kWaiting;
 
-  // Made when first admitted, kept over preemptions (which empty the tables).
+  // Made when first admitted (the tokens of a continued choice: when it came), kept over
+  // preemptions, which empty the tables.
   std::vector<int32_t> tokens;  // prompt and output
   std::optional<KvTables> tables;
   std::optional<TokenHistory> history;
@@ -89,6 +91,11 @@ struct Sequence {
     return tokens.empty() ? request.spec.prompt : tokens;
   }
   int64_t outputs() const { return known() - request.prompt_len(); }
+  // Those that another router made.
+  int64_t outputs_before() const {
+    const auto& choices = request.spec.choices;
+    return choices.empty() ? 0 : static_cast<int64_t>(choices[choice].tokens.size());
+  }
   // The last prompt row predicts the first output token.
   bool scores_prompt() const {
     return request.spec.prompt_logprobs && choice == 0 && scored < request.prompt_len() - 1;

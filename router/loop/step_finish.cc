@@ -88,6 +88,7 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   if (!scored.ok()) return Fail(s, scored.status());
   s.computed += known_rows;
   SettleBlocks(s);
+  if (s.computed >= s.request.prompt_len() && s.outputs() > 0) Release(s.request);
   if (s.computed < s.known()) {
     TokenEvent event = SendComputed(s);
     const bool empty = event.routed_experts.empty() && event.prompt_logprobs.empty();

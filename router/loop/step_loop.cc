@@ -56,13 +56,15 @@ void StepLoop::Add(EngineRequest spec, absl::Time now) {
   }
   std::sort(request.stop_ids.begin(), request.stop_ids.end());
   request.submitted = now;
-  request.open = spec.n;
   request.spec = std::move(spec);
   for (int i = 0; i < request.spec.n; ++i) {
     request.choices.push_back(std::make_unique<Sequence>(request, i, next_arrival_++));
     Sequence& s = *request.choices.back();
-    if (i > 0 && request.forks()) {
+    if (!request.spec.choices.empty()) Continue(s, now);
+    if (s.state == Sequence::State::kEnded) continue;
+    if (request.open++ > 0 && request.forks()) {
       s.state = Sequence::State::kHeld;
+      ++request.held;
     } else {
       waiting_.Insert(s);
     }
@@ -71,6 +73,20 @@ void StepLoop::Add(EngineRequest spec, absl::Time now) {
   ++unstarted_;
   const bool fresh = requests_.emplace(request.key(), std::move(owned)).second;
   SY_CHECK(fresh);
+}
+
+// As after a preemption: what another router made of it is computed again, and nothing told twice.
+void StepLoop::Continue(Sequence& s, absl::Time now) {
+  const EngineRequest& spec = s.request.spec;
+  const ChoiceSoFar& so_far = spec.choices[static_cast<size_t>(s.choice)];
+  if (so_far.ended) s.state = Sequence::State::kEnded;
+  if (!so_far.tokens.empty()) {
+    s.tokens = spec.prompt;
+    s.tokens.insert(s.tokens.end(), so_far.tokens.begin(), so_far.tokens.end());
+  }
+  s.traced = s.trace_sent = so_far.routing_until;
+  s.scored = spec.prompt_logprobs_until;
+  s.last_token = now;
 }
 
 void StepLoop::Cancel(const RequestKey& key) {
@@ -226,8 +242,9 @@ void StepLoop::Activate(Sequence& s) {
   if (s.tables) return;
   const EngineRequest& spec = s.request.spec;
   s.tokens.reserve(s.request.max_len);
-  s.tokens = spec.prompt;
+  if (s.tokens.empty()) s.tokens = spec.prompt;
   s.history.emplace(spec.sampling, spec.prompt);
+  for (size_t i = spec.prompt.size(); i < s.tokens.size(); ++i) s.history->AddOutput(s.tokens[i]);
   s.tables.emplace(pool_, layout_.windows, s.request.max_len - 1);
   if (options_.max_drafts > 0) s.drafter = options_.make_drafter();
   s.draft_most = options_.max_drafts;
@@ -304,9 +321,10 @@ void StepLoop::Fail(Sequence& s, absl::Status why) {
 void StepLoop::End(Sequence& s, TokenEvent event) {
   Request& request = s.request;
   observer_.OnFinished(event.finish, s.choice == 0 ? static_cast<int>(request.prompt_len()) : 0,
-                       static_cast<int>(s.outputs()));
+                       static_cast<int>(s.outputs() - s.outputs_before()));
   outbox_.Add(request.spec.sink, std::move(event));
   const bool led = s.state != Sequence::State::kHeld;
+  if (!led) --request.held;
   if (s.state == Sequence::State::kWaiting) waiting_.Erase(s);
   s.state = Sequence::State::kEnded;
   if (--request.open > 0) {

@@ -69,6 +69,7 @@ class StepLoop {
     int64_t drafts = 0;  // of the rows, the last ones
   };
 
+  void Continue(Sequence& s, absl::Time now);
   void TakeSnapshot();
   void NoteStarted(Request& request);
   SequenceView ViewOfWaiting(Sequence& s);
@@ -92,6 +93,8 @@ class StepLoop {
   // The other choices of a request whose prompt was computed: each draws its first token from the
   // same logits, or waits where there is no place for it.
   void Fork(const Sequence& leader, std::span<const float> logits, absl::Time now);
+  // Those choices wait for places of their own from now on.
+  std::vector<Sequence*> Release(Request& request);
   // `blocks`: of each group.
   bool HasPlaceFor(const Sequence& s, int64_t blocks) const;
   // The one that computed the prompt ended before it was: another takes its place.

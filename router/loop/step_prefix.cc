@@ -1,5 +1,6 @@
 // What sequences share: blocks of a common prefix, and the prompt of a request's choices.
 #include <algorithm>
+#include <utility>
 
 #include "absl/container/inlined_vector.h"
 #include "router/loop/step_loop.h"
@@ -66,19 +67,25 @@ void StepLoop::SettleBlocks(Sequence& s) {
   s.tables->DropBehind(s.computed);
 }
 
-void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl::Time now) {
-  const Request& request = leader.request;
-  std::vector<Sequence*> held;
+std::vector<Sequence*> StepLoop::Release(Request& request) {
+  std::vector<Sequence*> released;
+  if (std::exchange(request.held, 0) == 0) return released;
   for (const auto& choice : request.choices) {
     if (choice->state != Sequence::State::kHeld) continue;
     choice->state = Sequence::State::kWaiting;
     waiting_.Insert(*choice);
-    held.push_back(choice.get());
+    released.push_back(choice.get());
   }
+  return released;
+}
+
+void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl::Time now) {
+  Request& request = leader.request;
   const int64_t length = request.prompt_len(), full = length / kBlockTokens;
-  for (Sequence* sibling : held) {
+  for (Sequence* sibling : Release(request)) {
     Sequence& s = *sibling;
-    if (!HasPlaceFor(s, BlocksFor(length) - full)) return;
+    // A continued choice has more to compute than the prompt.
+    if (s.outputs() > 0 || !HasPlaceFor(s, BlocksFor(length) - full)) return;
     Activate(s);
     s.tables->ShareWith(*leader.tables, full);
     s.tables->Grow(length);
@@ -103,6 +110,7 @@ void StepLoop::Promote(Request& request) {
   for (const auto& s : request.choices) {
     if (s->state != Sequence::State::kHeld) continue;
     s->state = Sequence::State::kWaiting;
+    --request.held;
     waiting_.Insert(*s);
     return;
   }

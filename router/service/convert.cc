@@ -71,6 +71,12 @@ EngineRequest FromProto(const pb::Submit& submit) {
   if (submit.deadline_left_us() > 0) {
     out.deadline = absl::Now() + absl::Microseconds(submit.deadline_left_us());
   }
+  for (const pb::ChoiceSoFar& choice : submit.choices()) {
+    out.choices.push_back({.tokens = {choice.tokens().begin(), choice.tokens().end()},
+                           .ended = choice.ended(),
+                           .routing_until = choice.routing_until()});
+  }
+  out.prompt_logprobs_until = submit.prompt_logprobs_until();
   return out;
 }
 
@@ -87,6 +93,7 @@ void ToProto(const TokenEvent& event, pb::Token* token) {
     token->set_code(static_cast<int>(event.error.code()));
     token->set_message(std::string(event.error.message()));
     token->set_retry_after_ms(event.retry_after_ms);
+    token->set_elsewhere(event.elsewhere);
   }
   token->set_routing_first_position(event.routing_first_position);
   token->mutable_routing_experts()->Add(event.routed_experts.begin(), event.routed_experts.end());

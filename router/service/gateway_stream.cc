@@ -68,6 +68,7 @@ void GatewayStream::Submit(const pb::Submit& submit) {
   owner_.OnRefused(status);
   std::vector<TokenEvent> events;
   for (int choice = 0; choice < choices; ++choice) {
+    if (choice < submit.choices_size() && submit.choices(choice).ended()) continue;
     TokenEvent event;
     event.request = submit.request();
     event.attempt = submit.attempt();
@@ -75,6 +76,7 @@ void GatewayStream::Submit(const pb::Submit& submit) {
     event.finish = Finish::kError;
     event.error = status;
     event.retry_after_ms = RetryAfterMs(status);
+    event.elsewhere = IsForElsewhere(status);
     events.push_back(std::move(event));
   }
   OnStep(0, std::move(events));

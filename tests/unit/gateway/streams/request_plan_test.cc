@@ -68,7 +68,6 @@ TEST(RequestPlanTest, TakesDefaultsFromTheModelThenFromOpenAi) {
   EXPECT_EQ(plan->submit.n(), 1);
   EXPECT_EQ(plan->submit.top_logprobs(), -1);
   EXPECT_EQ(plan->submit.prompt(0), 0);  // BOS
-  EXPECT_EQ(plan->submit.prompt_length(), plan->submit.prompt_size());
 }
 
 TEST(RequestPlanTest, TheRequestWins) {
