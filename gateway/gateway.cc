@@ -69,8 +69,14 @@ absl::Status Gateway::StartRouters(const GatewayOptions& options,
   client.text_fingerprint = files_.model->text_fingerprint();
   client.addresses = options.routers;
   client.log_states = options.log_routers;
+  client.router_silence_max = options.router_silence_max;
+  client.router_wait = options.router_wait;
+  client.allow_mixed_numerics = options.allow_mixed_numerics;
   routers_ = std::make_unique<RouterClient>(client, channels, [this] { UpdateHealth(); });
-  generator_ = std::make_unique<Generator>(*files_.model, *routers_, metrics_.get());
+  generator_ =
+      std::make_unique<Generator>(*files_.model, *routers_, metrics_.get(),
+                                  GenerationOptions{.resume_attempts = options.resume_attempts,
+                                                    .router_wait = options.router_wait});
   return absl::OkStatus();
 }
 

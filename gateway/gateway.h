@@ -32,10 +32,15 @@ struct GatewayOptions {
   std::string served_model_name;     // empty: the name of the directory
   std::vector<std::string> routers;  // HOST:PORT or unix:PATH; what the channel factory is given
   bool log_routers = true;           // their states; false where they log in this process
-  HttpServerOptions http;            // http.address empty: no HTTP; TLS comes from `tls`
-  std::string grpc_address;          // empty: no gRPC
-  security::TlsFiles tls;            // of both listeners
-  std::string api_key_file;          // empty: no key is asked for
+  // See RouterClientOptions and GenerationOptions. In one process no router is lost alone.
+  absl::Duration router_silence_max = absl::InfiniteDuration();
+  absl::Duration router_wait = absl::ZeroDuration();
+  bool allow_mixed_numerics = false;
+  int resume_attempts = 4;
+  HttpServerOptions http;    // http.address empty: no HTTP; TLS comes from `tls`
+  std::string grpc_address;  // empty: no gRPC
+  security::TlsFiles tls;    // of both listeners
+  std::string api_key_file;  // empty: no key is asked for
 };
 
 // Knobs of the config protos into options.

@@ -24,11 +24,16 @@ const config::Program kProgram = {
                  "--tls-cert cert.pem --tls-key key.pem --api-key-file keys"},
     .positional = ""};
 
-GatewayOptions OptionsFrom(const config::v1::GatewayConfig& config) {
+absl::StatusOr<GatewayOptions> OptionsFrom(const config::v1::GatewayConfig& config) {
   GatewayOptions options;
   options.model_dir = config.model().model();
   options.routers.assign(config.routers().begin(), config.routers().end());
   ApplyKnobs(config.front(), config.tls(), &options);
+  const config::v1::RouterLossKnobs& loss = config.router_loss();
+  SY_ASSIGN_OR_RETURN(options.router_silence_max, config::ParseDuration(loss.router_timeout()));
+  SY_ASSIGN_OR_RETURN(options.router_wait, config::ParseDuration(loss.router_wait()));
+  options.resume_attempts = loss.resume_attempts();
+  options.allow_mixed_numerics = loss.allow_mixed_numerics();
   return options;
 }
 
@@ -54,7 +59,7 @@ absl::Status Run(const config::v1::GatewayConfig& config) {
   SY_ASSIGN_OR_RETURN(const absl::Duration drain,
                       config::ParseDuration(config.drain().drain_timeout()));
   SY_ASSIGN_OR_RETURN(const auto channels, ChannelsOf(config));
-  const GatewayOptions options = OptionsFrom(config);
+  SY_ASSIGN_OR_RETURN(const GatewayOptions options, OptionsFrom(config));
   SY_ASSIGN_OR_RETURN(GatewayFiles files, GatewayFiles::Load(options));
   auto metrics = std::make_shared<telemetry::Metrics>();
   metrics->AddProcess("gateway", config::Version(), config::Commit());

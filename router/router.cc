@@ -326,11 +326,9 @@ bool Router::Impl::Mixed() const {
 
 void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
-  const auto over = [this]()
-                        ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || draining_; };
-  while (!mutex_.AwaitWithTimeout(absl::Condition(&over), kWatchEvery)) {
-    Look();
-    service_->EndSilent(absl::Now());
+  while (!mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchEvery)) {
+    if (!draining_) Look();
+    service_->Tick(absl::Now());
   }
 }
 
@@ -363,7 +361,6 @@ void Router::Impl::BeginDrain() {
     absl::MutexLock lock(&mutex_);
     if (std::exchange(draining_, true)) return;
   }
-  watcher_.join();
   server_->SetReady(false);
   metrics_->SetReady(false);
   service_->SetState(false, "draining", true);

@@ -7,7 +7,9 @@ GatewayMetrics::GatewayMetrics(std::shared_ptr<telemetry::Metrics> metrics)
       first_token_(metrics_->Histogram(telemetry::kGatewayFirstTokenSeconds, kGatewayService)),
       next_token_(metrics_->Histogram(telemetry::kGatewayInterTokenSeconds, kGatewayService)),
       prompt_tokens_(metrics_->Counter(telemetry::kGatewayPromptTokens, kGatewayService)),
-      output_tokens_(metrics_->Counter(telemetry::kGatewayOutputTokens, kGatewayService)) {}
+      output_tokens_(metrics_->Counter(telemetry::kGatewayOutputTokens, kGatewayService)),
+      stall_(metrics_->Histogram(telemetry::kGatewayStallSeconds, kGatewayService)),
+      stale_tokens_(metrics_->Counter(telemetry::kGatewayStaleTokens, kGatewayService)) {}
 
 void GatewayMetrics::RequestEnded(const std::string& api, const std::string& route,
                                   const std::string& code, absl::Duration took) {
@@ -34,5 +36,13 @@ void GatewayMetrics::OnNextToken(absl::Duration since_last) {
 void GatewayMetrics::OnEnd(absl::StatusCode, int completion_tokens) {
   output_tokens_.Increment(completion_tokens);
 }
+
+void GatewayMetrics::OnResumed(const char* reason) {
+  metrics_->Counter(telemetry::kGatewayResumed, kGatewayService, {{"reason", reason}}).Increment();
+}
+
+void GatewayMetrics::OnStall(absl::Duration took) { stall_.Observe(absl::ToDoubleSeconds(took)); }
+
+void GatewayMetrics::OnStaleToken() { stale_tokens_.Increment(); }
 
 }  // namespace switchyard::gateway

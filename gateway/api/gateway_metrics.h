@@ -23,6 +23,9 @@ class GatewayMetrics final : public GenerationObserver {
   void OnFirstToken(absl::Duration since_start) override;
   void OnNextToken(absl::Duration since_last) override;
   void OnEnd(absl::StatusCode code, int completion_tokens) override;
+  void OnResumed(const char* reason) override;
+  void OnStall(absl::Duration took) override;
+  void OnStaleToken() override;
 
   telemetry::Metrics& registry() { return *metrics_; }
 
@@ -32,6 +35,8 @@ class GatewayMetrics final : public GenerationObserver {
   prometheus::Histogram& next_token_;
   prometheus::Counter& prompt_tokens_;
   prometheus::Counter& output_tokens_;
+  prometheus::Histogram& stall_;
+  prometheus::Counter& stale_tokens_;
 };
 
 }  // namespace switchyard::gateway

@@ -7,6 +7,7 @@
 #include "gateway/streams/field_error.h"
 #include "gateway/streams/request_id.h"
 #include "services/base/check.h"
+#include "services/base/logging.h"
 #include "services/base/random_bits.h"
 #include "services/base/status.h"
 
@@ -43,28 +44,50 @@ bool OpenGenerations::WaitUntilNone(absl::Duration timeout) const {
   return mutex_.AwaitWithTimeout(absl::Condition(this, &OpenGenerations::None), timeout);
 }
 
+namespace {
+
+const char* NameOf(Loss::Reason reason) {
+  switch (reason) {
+    case Loss::Reason::kBroken:
+      return "broken";
+    case Loss::Reason::kEnded:
+      return "ended";
+    case Loss::Reason::kSilent:
+      return "silent";
+    case Loss::Reason::kNoRouter:
+      return "no router";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
 Generation::ChoiceState::ChoiceState(const ServedModel& model, const RequestPlan& plan)
     : split(model.tokenizer(), plan.reasoning, plan.starts_in_reasoning, plan.skip_special),
       reasoning_stop(plan.stops, plan.include_stop),
       content_stop(plan.stops, plan.include_stop) {}
 
 Generation::Generation(const ServedModel& model, RouterClient& routers,
-                       GenerationObserver* observer, std::shared_ptr<OpenGenerations> open,
-                       RequestPlan plan, const ModelInfo& info, const std::string& request_id,
+                       GenerationObserver* observer, GenerationOptions options,
+                       std::shared_ptr<OpenGenerations> open, RequestPlan plan,
+                       const ModelInfo& info, const CallContext& context,
                        std::shared_ptr<ChunkSink> sink)
     : model_(model),
       routers_(routers),
       observer_(observer),
+      options_(options),
       open_(std::move(open)),
-      chunk_head_id_(request_id),
+      chunk_head_id_(context.request_id),
       start_(absl::Now()),
+      deadline_(context.deadline),
       plan_(std::move(plan)),
       moe_layers_(info.moe_layers),
       moe_top_k_(info.top_k),
-      sink_(std::move(sink)) {
+      sink_(std::move(sink)),
+      replay_(plan_.submit.n(), static_cast<int>(info.moe_layers.size()) * info.top_k) {
   choices_.reserve(plan_.submit.n());
   for (int i = 0; i < plan_.submit.n(); ++i) choices_.emplace_back(model_, plan_);
-  chunk_.set_request_id(request_id);
+  chunk_.set_request_id(chunk_head_id_);
   chunk_.set_model(model_.name());
   chunk_.set_created(absl::ToUnixSeconds(start_));
   usage_.set_prompt_tokens(plan_.submit.prompt_size());
@@ -72,29 +95,75 @@ Generation::Generation(const ServedModel& model, RouterClient& routers,
 }
 
 absl::Status Generation::Submit() {
-  internal::v1::Submit submit;
-  {
-    absl::MutexLock lock(&mutex_);
-    submit = plan_.submit;
-  }
-  const int prompt_tokens = submit.prompt_size();
   open_->Add(shared_from_this());
-  // Tokens may come before this returns.
-  auto handle = routers_.Submit(std::move(submit), shared_from_this());
-  if (!handle.ok()) {
+  const absl::Status sent = Send(absl::InfinitePast());
+  absl::MutexLock lock(&mutex_);
+  if (sent.ok()) {
+    if (observer_ != nullptr) observer_->OnStart(plan_.submit.prompt_size());
+  } else {
     open_->Remove(this);
-    absl::MutexLock lock(&mutex_);
     done_ = true;
     sink_ = nullptr;
-    return handle.status();
   }
-  if (observer_ != nullptr) observer_->OnStart(prompt_tokens);
+  return sent;
+}
+
+absl::Status Generation::Send(absl::Time not_before) {
+  internal::v1::Submit submit;
+  SubmitTerms terms{.deadline = deadline_, .not_before = not_before};
   {
     absl::MutexLock lock(&mutex_);
-    handle_ = *handle;
+    if (done_) return absl::OkStatus();
+    submit = plan_.submit;
+    replay_.Fill(&submit);
+    terms.continued = replay_.attempt() > 0;
+    terms.like = numerics_;
+  }
+  const uint32_t attempt = submit.attempt();
+  // Tokens, and the loss of this router too, may come before this returns.
+  SY_ASSIGN_OR_RETURN(const uint64_t handle,
+                      routers_.Submit(std::move(submit), shared_from_this(), std::move(terms)));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (replay_.attempt() == attempt) handle_ = handle;
   }
   CancelAtRouterIfNeeded();
   return absl::OkStatus();
+}
+
+bool Generation::BeginAttempt(const absl::Status& why, const char* reason) {
+  const absl::Time now = absl::Now();
+  const bool full = why.code() == absl::StatusCode::kResourceExhausted;
+  const bool again =
+      full ? now < lost_at_ + options_.router_wait : replay_.fruitless() < options_.resume_attempts;
+  if (!again || now >= deadline_) {
+    End(InTime(why), 0);
+    return false;
+  }
+  replay_.BeginAttempt();
+  handle_ = 0;
+  cancel_choices_.clear();  // the next router is told that they have ended
+  lost_at_ = std::min(lost_at_, now);
+  if (observer_ != nullptr) observer_->OnResumed(reason);
+  return true;
+}
+
+absl::Status Generation::InTime(const absl::Status& status) const {
+  if (absl::Now() < deadline_) return status;
+  return DeadlineExceeded("request \"{}\": its deadline passed without a router; {}",
+                          chunk_head_id_, ToStd(status.message()));
+}
+
+void Generation::Resume(const absl::Status& why, const char* reason, absl::Time not_before) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (done_ || !BeginAttempt(why, reason)) return;
+  }
+  log::Debug("request \"{}\" goes on elsewhere: {}", chunk_head_id_, ToStd(why.message()));
+  const absl::Status sent = Send(not_before);
+  if (sent.ok()) return;
+  absl::MutexLock lock(&mutex_);
+  if (!done_) End(InTime(Unavailable("{}; {}", ToStd(why.message()), ToStd(sent.message()))), 0);
 }
 
 void Generation::Cancel() {
@@ -118,24 +187,57 @@ bool Generation::Abort(const absl::Status& status) {
   return true;
 }
 
-void Generation::OnBroken(const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
-  if (done_) return;
-  for (ChoiceState& choice : choices_) choice.router_done = true;
-  End(status, 0);
+void Generation::OnBroken(const Loss& loss) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (done_ || loss.attempt != replay_.attempt()) return;
+    handle_ = 0;  // there is nothing to cancel
+    if (loss.reason == Loss::Reason::kNoRouter) return End(InTime(loss.status), 0);
+    if (replay_.has_tokens()) numerics_ = loss.numerics;
+  }
+  Resume(loss.status, NameOf(loss.reason), absl::InfinitePast());
 }
 
 void Generation::OnToken(const Token& token) {
+  bool elsewhere = false;
   {
     absl::MutexLock lock(&mutex_);
     if (token.choice() < 0 || token.choice() >= static_cast<int>(choices_.size())) {
       return SY_BUG("token of a choice that was not asked for");
     }
-    if (token.finish() != Token::NONE) choices_[token.choice()].router_done = true;
+    const Replay::Verdict verdict = replay_.Judge(token);
+    elsewhere = verdict == Replay::Verdict::kNews && IsForElsewhere(token);
+    if (verdict == Replay::Verdict::kNews && !elsewhere) replay_.Take(token);
     if (done_) return;
-    Handle(token);
+    if (verdict != Replay::Verdict::kNews) {
+      PassOver(token, verdict);
+    } else if (!elsewhere) {
+      Handle(token);
+    }
+  }
+  if (elsewhere) {
+    const auto code = static_cast<absl::StatusCode>(token.code());
+    return Resume(absl::Status(code, ToAbsl(token.message())), "refused",
+                  absl::Now() + absl::Milliseconds(token.retry_after_ms()));
   }
   CancelAtRouterIfNeeded();
+}
+
+bool Generation::IsForElsewhere(const Token& token) const {
+  if (token.finish() != Token::ERROR) return false;
+  // A stream that runs already is not turned away by a full queue: it waits.
+  const auto full = static_cast<int>(absl::StatusCode::kResourceExhausted);
+  return token.elsewhere() || (replay_.attempt() > 0 && token.code() == full);
+}
+
+void Generation::PassOver(const Token& token, Replay::Verdict verdict) {
+  if (verdict == Replay::Verdict::kStale) {
+    if (observer_ != nullptr && token.index() >= 0) observer_->OnStaleToken();
+  } else if (verdict == Replay::Verdict::kGap) {
+    End(Internal("request \"{}\", choice {}: token {} came before those ahead of it",
+                 chunk_head_id_, token.choice(), token.index()),
+        0);
+  }
 }
 
 void Generation::Handle(const Token& token) {
@@ -195,6 +297,9 @@ void Generation::HandleChoice(const Token& token) {
 void Generation::NoteToken(ChoiceState& choice) {
   if (observer_ == nullptr) return;
   const absl::Time now = absl::Now();
+  if (lost_at_ != absl::InfiniteFuture()) {
+    observer_->OnStall(now - std::exchange(lost_at_, absl::InfiniteFuture()));
+  }
   if (choice.tokens == 0) {
     if (usage_.completion_tokens() == 0) observer_->OnFirstToken(now - start_);
   } else {
@@ -297,7 +402,8 @@ void Generation::Finish(const Token& token, ChoiceState& choice, v1::Choice* out
   if (const StopMatcher* stop = matched(); stop != nullptr) {
     out->set_finish_reason(v1::FINISH_REASON_STOP);
     out->set_stop_reason(std::string(stop->matched()));
-    if (!choice.router_done) cancel_choices_.push_back(token.choice());
+    if (!replay_.ended(token.choice())) cancel_choices_.push_back(token.choice());
+    replay_.End(token.choice());
   } else if (!router_finished) {
     return;
   } else if (token.finish() == Token::STOP && !plan_.echo_only) {
@@ -361,27 +467,21 @@ void Generation::Close(absl::StatusCode code) {
   done_ = true;
   sink_ = nullptr;
   held_.clear();
-  if (!RouterIsDone()) cancel_wanted_ = true;
+  if (!replay_.all_ended() || !cancel_choices_.empty()) cancel_wanted_ = true;
   if (observer_ != nullptr) observer_->OnEnd(code, usage_.completion_tokens());
   open_->Remove(this);  // last: who waits for it may let the observer go
 }
 
-bool Generation::RouterIsDone() const {
-  return std::all_of(choices_.begin(), choices_.end(),
-                     [](const ChoiceState& choice) { return choice.router_done; });
-}
-
 void Generation::CancelAtRouterIfNeeded() {
-  RequestHandle handle;
+  uint64_t handle;
   bool whole;
   std::vector<int> choices;
   {
     absl::MutexLock lock(&mutex_);
-    if (handle_.request == 0) return;  // too early: Submit does it
+    if (handle_ == 0) return;  // too early: Send does it
     handle = handle_;
     whole = std::exchange(cancel_wanted_, false);
     choices.swap(cancel_choices_);
-    for (const int choice : choices) choices_[choice].router_done = true;
   }
   if (whole) return routers_.Cancel(handle);
   for (const int choice : choices) routers_.CancelChoice(handle, choice);
@@ -398,10 +498,12 @@ v1::TokenLogprob Generation::ToLogprob(int32_t id, float logprob) const {
 
 // ---------------------------------------------------------------- generator
 
-Generator::Generator(const ServedModel& model, RouterClient& routers, GenerationObserver* observer)
+Generator::Generator(const ServedModel& model, RouterClient& routers, GenerationObserver* observer,
+                     GenerationOptions options)
     : model_(model),
       routers_(routers),
       observer_(observer),
+      options_(options),
       open_(std::make_shared<OpenGenerations>()) {}
 
 absl::StatusOr<std::shared_ptr<Generation>> Generator::Start(const v1::GenerateRequest& request,
@@ -420,13 +522,13 @@ absl::StatusOr<std::shared_ptr<Generation>> Generator::Start(const v1::GenerateR
   SY_ASSIGN_OR_RETURN(RequestPlan plan, PlanRequest(request, model_, *info, RandomBits()));
   plan.submit.set_trace_id(id);
   plan.submit.set_fair_key(context.fair_key);
-  if (context.deadline != absl::InfiniteFuture()) {
-    const int64_t left = absl::ToInt64Microseconds(context.deadline - absl::Now());
-    if (left <= 0) return DeadlineExceeded("the deadline had passed before the request began");
-    plan.submit.set_deadline_left_us(left);
+  if (context.deadline <= absl::Now()) {
+    return DeadlineExceeded("the deadline had passed before the request began");
   }
-  auto generation = std::make_shared<Generation>(model_, routers_, observer_, open_,
-                                                 std::move(plan), *info, id, std::move(sink));
+  CallContext named = context;
+  named.request_id = id;
+  auto generation = std::make_shared<Generation>(model_, routers_, observer_, options_, open_,
+                                                 std::move(plan), *info, named, std::move(sink));
   SY_RETURN_IF_ERROR(generation->Submit());
   return generation;
 }

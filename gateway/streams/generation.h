@@ -5,7 +5,9 @@
 // called by one thread at a time (gRPC's), in order, and must only enqueue. Whatever ends a
 // generation early (a stop string in every choice, a client that left, one that does not read) ends
 // it at the router, and a stop string in one of several choices ends that choice there. Nothing
-// grows: a chunk is built, given and forgotten.
+// grows but the ids of what came: a chunk is built, given and forgotten.
+//
+// Where its router is lost it goes on at another (replay.h); the sink sees a pause.
 #pragma once
 
 #include <atomic>
@@ -20,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "gateway/streams/replay.h"
 #include "gateway/streams/request_plan.h"
 #include "gateway/streams/served_model.h"
 #include "gateway/text/reasoning_split.h"
@@ -53,6 +56,20 @@ class GenerationObserver {
   virtual void OnFirstToken(absl::Duration since_start) = 0;
   virtual void OnNextToken(absl::Duration since_last) = 0;  // of the same choice
   virtual void OnEnd(absl::StatusCode code, int completion_tokens) = 0;
+  // It goes on at another router; why the one before is out: "broken", "ended", "silent" (as in
+  // Loss), or "refused".
+  virtual void OnResumed(const char* /*reason*/) {}
+  // From the loss of a router to the next token.
+  virtual void OnStall(absl::Duration /*took*/) {}
+  // A token of a router that had been given up, or that had come before.
+  virtual void OnStaleToken() {}
+};
+
+struct GenerationOptions {
+  // Times in a row that a stream may lose its router without a token in between. 0: none goes on.
+  int resume_attempts = 4;
+  // How long a stream that lost its router comes back to queues that are full.
+  absl::Duration router_wait = absl::ZeroDuration();
 };
 
 class Generation;
@@ -76,8 +93,8 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
  public:
   // See Generator::Start.
   Generation(const ServedModel& model, RouterClient& routers, GenerationObserver* observer,
-             std::shared_ptr<OpenGenerations> open, RequestPlan plan, const ModelInfo& info,
-             const std::string& request_id, std::shared_ptr<ChunkSink> sink);
+             GenerationOptions options, std::shared_ptr<OpenGenerations> open, RequestPlan plan,
+             const ModelInfo& info, const CallContext& context, std::shared_ptr<ChunkSink> sink);
   absl::Status Submit();
 
   // The client left. Idempotent; the sink is not called again once this has returned, nor kept.
@@ -87,7 +104,7 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   const std::string& request_id() const { return chunk_head_id_; }
 
   void OnToken(const internal::v1::Token& token) override;
-  void OnBroken(const absl::Status& status) override;
+  void OnBroken(const Loss& loss) override;
 
  private:
   struct ChoiceState {
@@ -99,10 +116,23 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
     bool announced = false;  // its first chunk went out
     bool reasoning_over = false;
     bool finished = false;
-    bool router_done = false;  // the router sent its last event, or was told to end it
     absl::Time last_token;
   };
 
+  // Sends the newest attempt to a router.
+  absl::Status Send(absl::Time not_before);
+  // The same again, behind what has come; or the end, by `why`.
+  void Resume(const absl::Status& why, const char* reason, absl::Time not_before);
+  // False: the stream may not go on, and has ended.
+  bool BeginAttempt(const absl::Status& why, const char* reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of a request that no router has: past the deadline that is what ended it.
+  absl::Status InTime(const absl::Status& status) const;
+  // Whether a router refused what another, or the same one later, may take.
+  bool IsForElsewhere(const internal::v1::Token& token) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of tokens that are no news.
+  void PassOver(const internal::v1::Token& token, Replay::Verdict verdict)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Handle(const internal::v1::Token& token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool MustWaitForPromptLogprobs(const internal::v1::Token& token)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -120,7 +150,6 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   void Emit(bool worth_it) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const absl::Status& status, int retry_after_ms) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Close(absl::StatusCode code) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool RouterIsDone() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // After the lock was let go: tells the router where it would go on for nobody.
   void CancelAtRouterIfNeeded();
   void NoteToken(ChoiceState& choice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -129,9 +158,10 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   const ServedModel& model_;
   RouterClient& routers_;
   GenerationObserver* const observer_;
+  const GenerationOptions options_;
   const std::shared_ptr<OpenGenerations> open_;
   const std::string chunk_head_id_;
-  const absl::Time start_;
+  const absl::Time start_, deadline_;
 
   absl::Mutex mutex_;
   RequestPlan plan_ ABSL_GUARDED_BY(mutex_);
@@ -140,8 +170,11 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   std::shared_ptr<ChunkSink> sink_ ABSL_GUARDED_BY(mutex_);
   std::vector<ChoiceState> choices_ ABSL_GUARDED_BY(mutex_);
   v1::GenerateResponse chunk_ ABSL_GUARDED_BY(mutex_);  // reused: its head stays
-  RequestHandle handle_ ABSL_GUARDED_BY(mutex_);        // request 0: Submit has not returned yet
-  bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;  // of the whole request
+  Replay replay_ ABSL_GUARDED_BY(mutex_);
+  Numerics numerics_ ABSL_GUARDED_BY(mutex_);  // of what has come from a lost router
+  absl::Time lost_at_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();  // until the next token
+  uint64_t handle_ ABSL_GUARDED_BY(mutex_) = 0;              // 0: Send has not returned yet
+  bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;       // of the whole request
   std::vector<int> cancel_choices_ ABSL_GUARDED_BY(mutex_);  // that met their stop string
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   bool sent_ ABSL_GUARDED_BY(mutex_) = false;  // a chunk went out
@@ -159,7 +192,8 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
 class Generator {
  public:
   // All outlive it and every generation; `observer` may be null.
-  Generator(const ServedModel& model, RouterClient& routers, GenerationObserver* observer);
+  Generator(const ServedModel& model, RouterClient& routers, GenerationObserver* observer,
+            GenerationOptions options = {});
 
   // INVALID_ARGUMENT (FieldError), NOT_FOUND, UNAVAILABLE (says what is missing, or that the
   // gateway drains), RESOURCE_EXHAUSTED: the sink is then not called.
@@ -183,6 +217,7 @@ class Generator {
   const ServedModel& model_;
   RouterClient& routers_;
   GenerationObserver* const observer_;
+  const GenerationOptions options_;
   const std::shared_ptr<OpenGenerations> open_;
   std::atomic<bool> draining_{false};
 };

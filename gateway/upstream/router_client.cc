@@ -45,18 +45,29 @@ class RouterClient::Impl {
   }
   void Stop();
 
-  absl::StatusOr<RequestHandle> Submit(pb::Submit submit, std::shared_ptr<TokenListener> listener);
-  void Cancel(const RequestHandle& handle);
-  void CancelChoice(const RequestHandle& handle, int choice);
+  absl::StatusOr<uint64_t> Submit(pb::Submit submit, std::shared_ptr<TokenListener> listener,
+                                  SubmitTerms terms);
+  void Cancel(uint64_t id);
+  void CancelChoice(uint64_t id, int choice);
   RoutersState state() const;
   std::optional<ModelInfo> model() const;
   void DescribeExperts(absl::Duration timeout, ExpertsCallback done);
 
  private:
+  static constexpr size_t kNone = SIZE_MAX;
   struct Request {
     std::shared_ptr<TokenListener> listener;  // null once cancelled
     std::set<int> open;                       // choices whose finish is awaited
+    size_t router = kNone;                    // index into peers_; none: it waits for one
+    Numerics numerics;                        // of that router, then
+    uint32_t attempt = 0;
+    bool lost = false;  // the listener knows that its router is gone
+    // While it waits:
+    pb::Submit submit;
+    SubmitTerms terms;
+    absl::Time until;
   };
+  using News = std::vector<std::pair<std::shared_ptr<TokenListener>, Loss>>;
   struct ExpertsCall {
     grpc::ClientContext context;
     pb::DescribeExpertsRequest request;
@@ -71,12 +82,17 @@ class RouterClient::Impl {
     std::string state = "connecting";
     std::string refusal;  // why we broke the stream ourselves
     ModelInfo info;
-    std::unordered_map<uint64_t, Request> requests;
+    int requests = 0;
+    absl::Duration silence_max = absl::InfiniteDuration();
+    absl::Time heard;
     absl::Duration backoff;
     absl::Time next = absl::InfinitePast();  // attempt, or end of the patience for the hello
   };
 
   void Keep();
+  // What is due at a router or for requests that wait; when to look again.
+  absl::Time Mind(size_t index, absl::Time now, News* news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Time MindWaiting(absl::Time now, News* news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Connect(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnMessage(size_t index, const pb::FromRouter& message);
   void OnDone(size_t index, const absl::Status& status);
@@ -86,10 +102,27 @@ class RouterClient::Impl {
   void UpdateModel() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnState(Peer& peer, const pb::RouterState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnToken(size_t index, const pb::Token& token);
+  // Whether the router may have this request, as far as it takes any.
+  bool Suits(const Peer& peer, const Request& request) const;
+  // To the least loaded router that is ready; NOT_FOUND where none is.
+  absl::Status Send(uint64_t id, Request& request, RouterStream::Bound bound, absl::Time now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Until when it may wait for one.
+  absl::Time Until(const SubmitTerms& terms, absl::Time now) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void Forget(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Its requests have no router any more.
+  void Lose(size_t index, Loss::Reason reason, const absl::Status& why, News* news)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetReady(Peer& peer, bool ready) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void Tell(const News& news) {
+    for (const auto& [listener, loss] : news) listener->OnBroken(loss);
+  }
   // Null if it has ended or was cancelled.
-  Request* Find(const RequestHandle& handle) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Request* Find(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Refuse(Peer& peer, std::string why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Missing() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::Status NoneFor(const Request& request) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Changed() {
     if (on_state_) on_state_();
   }
@@ -103,6 +136,10 @@ class RouterClient::Impl {
   std::vector<Peer> peers_ ABSL_GUARDED_BY(mutex_);
   std::optional<ModelInfo> model_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_request_ ABSL_GUARDED_BY(mutex_) = 1;
+  std::unordered_map<uint64_t, Request> requests_ ABSL_GUARDED_BY(mutex_);
+  std::set<uint64_t> waiting_ ABSL_GUARDED_BY(mutex_);  // of them
+  // Since when no router is ready; the future: one is.
+  absl::Time outage_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   // What gRPC still has of ours. Its contexts hold the channels, and the last use of a channel must
   // not end on a thread of gRPC's: where it is the last of the process, too, that thread would join
   // itself.
@@ -134,30 +171,112 @@ void RouterClient::Impl::Stop() {
     for (const auto& call : experts_calls_) call->context.TryCancel();
   }
   keeper_.join();
+  News news;
+  {
+    absl::MutexLock lock(&mutex_);
+    MindWaiting(absl::InfiniteFuture(), &news);
+  }
+  Tell(news);
   absl::MutexLock lock(&mutex_);
   while (streams_ > 0 || !experts_calls_.empty()) wake_.Wait(&mutex_);
 }
 
-// Connects whoever is due, and gives up on a router that says no hello.
 void RouterClient::Impl::Keep() {
   absl::MutexLock lock(&mutex_);
+  absl::Time planned = absl::InfiniteFuture();
   while (!stopping_) {
     const absl::Time now = absl::Now();
-    absl::Time next = absl::InfiniteFuture();
+    // It was this process that slept, or the clock that was set: the routers get their time anew.
+    const bool late = now - planned > options_.router_silence_max / 4;
+    News news;
+    planned = absl::InfiniteFuture();
     for (size_t i = 0; i < peers_.size(); ++i) {
-      Peer& peer = peers_[i];
-      if (peer.next <= now) {
-        if (peer.stream == nullptr) {
-          Connect(i);
-        } else {
-          peer.next = absl::InfiniteFuture();
-          Refuse(peer, "connecting: the router sends no hello");
-        }
-      }
-      next = std::min(next, peer.next);
+      if (late || peers_[i].heard > now) peers_[i].heard = now;
+      planned = std::min(planned, Mind(i, now, &news));
     }
-    wake_.WaitWithDeadline(&mutex_, next);
+    planned = std::min(planned, MindWaiting(now, &news));
+    if (news.empty()) {
+      wake_.WaitWithDeadline(&mutex_, planned);
+      continue;
+    }
+    mutex_.Unlock();
+    Tell(news);
+    Changed();
+    mutex_.Lock();
   }
+}
+
+// Connects a router that is due, and gives up on one that says no hello or has fallen silent.
+absl::Time RouterClient::Impl::Mind(size_t index, absl::Time now, News* news) {
+  Peer& peer = peers_[index];
+  if (peer.next <= now) {
+    if (peer.stream == nullptr) {
+      Connect(index);
+    } else {
+      peer.next = absl::InfiniteFuture();
+      Refuse(peer, "connecting: the router sends no hello");
+    }
+  }
+  if (!peer.hello) return peer.next;
+  if (now < peer.heard + peer.silence_max)
+    return std::min(peer.next, peer.heard + peer.silence_max);
+  const std::string silence =
+      fmt::format("nothing came from it for {}", absl::FormatDuration(peer.silence_max));
+  if (options_.log_states) log::Warning("router {}: {}", peer.address, silence);
+  Lose(index, Loss::Reason::kSilent, Unavailable("router {} is lost: {}", peer.address, silence),
+       news);
+  peer.hello = false;
+  SetReady(peer, false);
+  UpdateModel();
+  peer.state = "connecting: " + silence;
+  Refuse(peer, peer.state);
+  return peer.next;
+}
+
+absl::Time RouterClient::Impl::MindWaiting(absl::Time now, News* news) {
+  absl::Time next = absl::InfiniteFuture();
+  for (auto at = waiting_.begin(); at != waiting_.end();) {
+    const uint64_t id = *at++;
+    Request& request = requests_.at(id);
+    const bool over = request.until <= now;
+    if (!over && now < request.terms.not_before) {
+      next = std::min({next, request.until, request.terms.not_before});
+    } else if (!stopping_ && Send(id, request, RouterStream::Bound::kNone, now).ok()) {
+      waiting_.erase(id);
+    } else if (over) {
+      const Loss loss = {.status = NoneFor(request),
+                         .reason = Loss::Reason::kNoRouter,
+                         .attempt = request.attempt};
+      if (request.listener != nullptr) news->emplace_back(std::move(request.listener), loss);
+      Forget(id);
+    } else {
+      next = std::min(next, request.until);
+    }
+  }
+  return next;
+}
+
+void RouterClient::Impl::Lose(size_t index, Loss::Reason reason, const absl::Status& why,
+                              News* news) {
+  for (auto& [id, request] : requests_) {
+    if (request.router != index || request.listener == nullptr) continue;
+    if (std::exchange(request.lost, true)) continue;
+    news->emplace_back(request.listener, Loss{.status = why,
+                                              .reason = reason,
+                                              .attempt = request.attempt,
+                                              .numerics = request.numerics});
+  }
+}
+
+void RouterClient::Impl::SetReady(Peer& peer, bool ready) {
+  peer.ready = ready;
+  const bool any = std::any_of(peers_.begin(), peers_.end(), [](const Peer& p) { return p.ready; });
+  if (any) {
+    outage_ = absl::InfiniteFuture();
+  } else if (outage_ == absl::InfiniteFuture()) {
+    outage_ = absl::Now();
+  }
+  wake_.SignalAll();
 }
 
 void RouterClient::Impl::Connect(size_t index) {
@@ -178,13 +297,12 @@ void RouterClient::Impl::Connect(size_t index) {
 }
 
 void RouterClient::Impl::OnMessage(size_t index, const pb::FromRouter& message) {
-  if (message.has_step()) {
-    for (const pb::Token& token : message.step().tokens()) OnToken(index, token);
-    return;
-  }
+  for (const pb::Token& token : message.step().tokens()) OnToken(index, token);
   {
     absl::MutexLock lock(&mutex_);
     Peer& peer = peers_[index];
+    peer.heard = absl::Now();
+    if (!message.has_hello() && !message.has_state()) return;
     if (message.has_hello()) OnHello(peer, message.hello());
     if (message.has_state()) OnState(peer, message.state());
   }
@@ -209,6 +327,13 @@ void RouterClient::Impl::OnHello(Peer& peer, const pb::RouterHello& hello) {
   }
   peer.hello = true;
   peer.info = InfoOf(hello);
+  // Two that are late are no silence yet.
+  peer.silence_max = absl::InfiniteDuration();
+  if (hello.heartbeat_ms() > 0) {
+    peer.silence_max = std::max(options_.router_silence_max,
+                                absl::Milliseconds(3 * int64_t{hello.heartbeat_ms()}));
+  }
+  wake_.SignalAll();
   peer.backoff = options_.backoff_min;
   peer.next = absl::InfiniteFuture();
   UpdateModel();
@@ -238,7 +363,7 @@ void RouterClient::Impl::OnState(Peer& peer, const pb::RouterState& state) {
               : state.draining() ? "draining"
                                  : "not ready: " + state.missing());
   }
-  peer.ready = ready;
+  SetReady(peer, ready);
   peer.state = state.draining() ? "draining"
                : ready          ? "ready"
                        : "missing: " + absl::StrReplaceAll(state.missing(), {{"\n", "; "}});
@@ -255,31 +380,37 @@ void RouterClient::Impl::OnToken(size_t index, const pb::Token& token) {
   std::shared_ptr<TokenListener> listener;
   {
     absl::MutexLock lock(&mutex_);
-    auto& requests = peers_[index].requests;
-    auto it = requests.find(token.request());
+    auto it = requests_.find(token.request());
     // Of a request that was cancelled, or of a choice that has ended.
-    if (it == requests.end() || it->second.open.count(token.choice()) == 0) return;
+    if (it == requests_.end() || it->second.router != index) return;
+    if (it->second.open.count(token.choice()) == 0) return;
     listener = it->second.listener;
     if (token.finish() != pb::Token::NONE) it->second.open.erase(token.choice());
-    if (it->second.open.empty()) requests.erase(it);
+    if (it->second.open.empty()) Forget(token.request());
   }
   if (listener != nullptr) listener->OnToken(token);
 }
 
 void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
-  std::vector<std::shared_ptr<TokenListener>> broken;
-  std::string address;
+  News news;
+  std::vector<Request> gone;  // released after the lock: destructors of listeners are not ours
   {
     absl::MutexLock lock(&mutex_);
     Peer& peer = peers_[index];
-    address = peer.address;
-    for (auto& [id, request] : peer.requests) {
-      if (request.listener != nullptr) broken.push_back(std::move(request.listener));
-    }
-    peer.requests.clear();
+    Lose(index, status.ok() ? Loss::Reason::kEnded : Loss::Reason::kBroken,
+         Unavailable("the stream to router {} broke: {}", peer.address,
+                     status.ok() ? "the router ended it" : std::string(ToStd(status.message()))),
+         &news);
+    std::erase_if(requests_, [&](auto& entry) {
+      if (entry.second.router != index) return false;
+      gone.push_back(std::move(entry.second));
+      return true;
+    });
+    peer.requests = 0;
     const bool was_up = peer.hello;
     peer.stream = nullptr;
-    peer.hello = peer.ready = false;
+    peer.hello = false;
+    SetReady(peer, false);
     UpdateModel();
     std::string why = std::exchange(peer.refusal, "");
     if (why.empty()) {
@@ -301,10 +432,7 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
     peer.backoff = std::min(peer.backoff * 2, options_.backoff_max);
     wake_.SignalAll();
   }
-  const absl::Status error =
-      Unavailable("the stream to router {} broke: {}", address,
-                  status.ok() ? "the router ended it" : std::string(ToStd(status.message())));
-  for (const auto& listener : broken) listener->OnBroken(error);
+  Tell(news);
   Changed();
 }
 
@@ -314,73 +442,145 @@ void RouterClient::Impl::OnGone() {
   wake_.SignalAll();
 }
 
-absl::StatusOr<RequestHandle> RouterClient::Impl::Submit(pb::Submit submit,
-                                                         std::shared_ptr<TokenListener> listener) {
+absl::StatusOr<uint64_t> RouterClient::Impl::Submit(pb::Submit submit,
+                                                    std::shared_ptr<TokenListener> listener,
+                                                    SubmitTerms terms) {
+  std::shared_ptr<TokenListener> refused;  // after the lock: its destructor is not ours
   absl::MutexLock lock(&mutex_);
-  const size_t n = peers_.size();
-  size_t best = n;
-  for (size_t k = 0; k < n; ++k) {
-    const size_t i = (k + next_request_) % n;  // equals take turns
-    if (!peers_[i].ready) continue;
-    if (best == n || peers_[i].requests.size() < peers_[best].requests.size()) best = i;
-  }
-  if (best == n) return Unavailable("no router is ready: {}", Missing());
-  Peer& peer = peers_[best];
+  if (stopping_) return Unavailable("the gateway is shutting down");
+  const absl::Time now = absl::Now();
   const uint64_t id = next_request_++;
-  Request request{.listener = std::move(listener)};
-  for (int choice = 0; choice < std::max(1, submit.n()); ++choice) request.open.insert(choice);
-  submit.set_request(id);
-  pb::ToRouter message;
-  *message.mutable_submit() = std::move(submit);
-  peer.requests.emplace(id, std::move(request));
-  // Under the lock, so that the answer finds the request.
-  absl::Status sent = peer.stream->Send(std::move(message), RouterStream::Bound::kQueue);
-  if (!sent.ok()) {
-    peer.requests.erase(id);
-    return Annotate(sent, "router " + peer.address);
+  // Before it is sent, so that the answer finds the request.
+  Request& request = requests_[id];
+  request.listener = std::move(listener);
+  for (int choice = 0; choice < std::max(1, submit.n()); ++choice) {
+    const bool ended = choice < submit.choices_size() && submit.choices(choice).ended();
+    if (!ended) request.open.insert(choice);
   }
-  return RequestHandle{.router = best, .connection = peer.connection, .request = id};
+  submit.set_request(id);
+  request.attempt = submit.attempt();
+  request.submit = std::move(submit);
+  request.terms = std::move(terms);
+  absl::Status sent = NotFound("");
+  if (request.terms.not_before <= now) {
+    const bool fresh = !request.terms.continued;
+    sent = Send(id, request, fresh ? RouterStream::Bound::kQueue : RouterStream::Bound::kNone, now);
+  }
+  if (sent.ok()) return id;
+  request.until = Until(request.terms, now);
+  const bool wait = sent.code() == absl::StatusCode::kNotFound && request.until > now;
+  if (wait && (request.terms.continued || waiting_.size() < options_.max_queued_writes)) {
+    waiting_.insert(id);
+    wake_.SignalAll();
+    return id;
+  }
+  if (wait) sent = ResourceExhausted("{} requests wait for a router already", waiting_.size());
+  if (sent.code() == absl::StatusCode::kNotFound) sent = NoneFor(request);
+  refused = std::move(request.listener);
+  requests_.erase(id);
+  return sent;
 }
 
-RouterClient::Impl::Request* RouterClient::Impl::Find(const RequestHandle& handle) {
-  if (handle.router >= peers_.size()) return nullptr;
-  Peer& peer = peers_[handle.router];
-  auto it = peer.requests.find(handle.request);
-  if (peer.connection != handle.connection || it == peer.requests.end()) return nullptr;
-  return it->second.listener == nullptr ? nullptr : &it->second;
+bool RouterClient::Impl::Suits(const Peer& peer, const Request& request) const {
+  if (!request.terms.continued) return true;
+  const Numerics& like = request.terms.like;
+  const int64_t length = int64_t{request.submit.prompt_size()} + request.submit.max_tokens();
+  return (like.model_fingerprint.empty() ||
+          like.model_fingerprint == peer.info.model_fingerprint) &&
+         (like.numerics_id.empty() || like.numerics_id == peer.info.numerics_id ||
+          options_.allow_mixed_numerics) &&
+         length <= peer.info.max_model_len;
 }
 
-void RouterClient::Impl::Cancel(const RequestHandle& handle) {
+absl::Status RouterClient::Impl::Send(uint64_t id, Request& request, RouterStream::Bound bound,
+                                      absl::Time now) {
+  while (true) {
+    const size_t n = peers_.size();
+    size_t best = n;
+    for (size_t k = 0; k < n; ++k) {
+      const size_t i = (k + id) % n;  // equals take turns
+      if (!peers_[i].ready || !Suits(peers_[i], request)) continue;
+      if (best == n || peers_[i].requests < peers_[best].requests) best = i;
+    }
+    if (best == n) return NotFound("");
+    Peer& peer = peers_[best];
+    if (request.terms.deadline != absl::InfiniteFuture()) {
+      const int64_t left = absl::ToInt64Microseconds(request.terms.deadline - now);
+      request.submit.set_deadline_left_us(std::max<int64_t>(1, left));
+    }
+    pb::ToRouter message;
+    message.mutable_submit()->Swap(&request.submit);
+    const absl::Status sent = peer.stream->Send(std::move(message), bound);
+    if (sent.ok()) {
+      request.router = best;
+      request.numerics = {peer.info.model_fingerprint, peer.info.numerics_id};
+      ++peer.requests;
+      return sent;
+    }
+    message.mutable_submit()->Swap(&request.submit);
+    if (sent.code() != absl::StatusCode::kUnavailable) {
+      return Annotate(sent, "router " + peer.address);
+    }
+    SetReady(peer, false);  // its OnDone is on the way
+  }
+}
+
+absl::Time RouterClient::Impl::Until(const SubmitTerms& terms, absl::Time now) const {
+  const absl::Time since = terms.continued ? now : outage_;
+  const absl::Time until = since + options_.router_wait;
+  return std::min(std::max(until, terms.not_before), terms.deadline);
+}
+
+void RouterClient::Impl::Forget(uint64_t id) {
+  const auto it = requests_.find(id);
+  if (it->second.router == kNone) {
+    waiting_.erase(id);
+  } else {
+    --peers_[it->second.router].requests;
+  }
+  requests_.erase(it);
+}
+
+RouterClient::Impl::Request* RouterClient::Impl::Find(uint64_t id) {
+  auto it = requests_.find(id);
+  return it == requests_.end() || it->second.listener == nullptr ? nullptr : &it->second;
+}
+
+void RouterClient::Impl::Cancel(uint64_t id) {
   std::shared_ptr<TokenListener> released;  // after the lock: its destructor is not ours
   absl::MutexLock lock(&mutex_);
-  Request* request = Find(handle);
+  Request* request = Find(id);
   if (request == nullptr) return;
-  // Kept until its last event: it is load at that router.
   released = std::exchange(request->listener, nullptr);
+  if (request->router == kNone) return Forget(id);
+  // Kept until its last event: it is load at that router.
   pb::ToRouter message;
-  message.mutable_cancel()->set_request(handle.request);
+  message.mutable_cancel()->set_request(id);
   // Beyond the bound of the queue, but at most one a request and choice. A stream that has just
   // ended needs none.
-  peers_[handle.router].stream->Send(std::move(message), RouterStream::Bound::kNone).IgnoreError();
+  peers_[request->router]
+      .stream->Send(std::move(message), RouterStream::Bound::kNone)
+      .IgnoreError();
 }
 
-void RouterClient::Impl::CancelChoice(const RequestHandle& handle, int choice) {
+void RouterClient::Impl::CancelChoice(uint64_t id, int choice) {
   {
     absl::MutexLock lock(&mutex_);
-    Request* request = Find(handle);
+    Request* request = Find(id);
     if (request == nullptr || request->open.count(choice) == 0) return;
     if (request->open.size() > 1) {
       request->open.erase(choice);
+      if (request->router == kNone) return;
       pb::ToRouter message;
-      message.mutable_cancel()->set_request(handle.request);
+      message.mutable_cancel()->set_request(id);
       message.mutable_cancel()->set_choice(choice);
-      peers_[handle.router]
+      peers_[request->router]
           .stream->Send(std::move(message), RouterStream::Bound::kNone)
           .IgnoreError();
       return;
     }
   }
-  Cancel(handle);
+  Cancel(id);
 }
 
 std::string RouterClient::Impl::Missing() const {
@@ -391,6 +591,23 @@ std::string RouterClient::Impl::Missing() const {
   return absl::StrJoin(lines, "; ");
 }
 
+absl::Status RouterClient::Impl::NoneFor(const Request& request) const {
+  if (stopping_) return Unavailable("the gateway is shutting down");
+  std::vector<std::string> lines;
+  for (const Peer& peer : peers_) {
+    if (!peer.ready || Suits(peer, request)) continue;
+    lines.push_back(fmt::format("router {}: model {}, numerics id {}, up to {} tokens",
+                                peer.address, peer.info.model_fingerprint, peer.info.numerics_id,
+                                peer.info.max_model_len));
+  }
+  if (lines.empty()) return Unavailable("no router is ready: {}", Missing());
+  const Numerics& like = request.terms.like;
+  return Unavailable(
+      "no router may go on with what one of model {}, numerics id {} began: {} "
+      "(--allow-mixed-numerics allows another numerics id)",
+      like.model_fingerprint, like.numerics_id, absl::StrJoin(lines, "; "));
+}
+
 RoutersState RouterClient::Impl::state() const {
   absl::MutexLock lock(&mutex_);
   RoutersState out;
@@ -399,7 +616,7 @@ RoutersState RouterClient::Impl::state() const {
     out.routers.push_back({.address = peer.address,
                            .ready = peer.ready,
                            .state = peer.state,
-                           .requests = static_cast<int>(peer.requests.size())});
+                           .requests = peer.requests});
   }
   if (!out.ready) out.missing = Missing();
   return out;
@@ -454,15 +671,16 @@ RouterClient::~RouterClient() { Stop(); }
 
 void RouterClient::Stop() { impl_->Stop(); }
 
-absl::StatusOr<RequestHandle> RouterClient::Submit(pb::Submit submit,
-                                                   std::shared_ptr<TokenListener> listener) {
-  return impl_->Submit(std::move(submit), std::move(listener));
+absl::StatusOr<uint64_t> RouterClient::Submit(pb::Submit submit,
+                                              std::shared_ptr<TokenListener> listener,
+                                              SubmitTerms terms) {
+  return impl_->Submit(std::move(submit), std::move(listener), std::move(terms));
 }
 
-void RouterClient::Cancel(const RequestHandle& handle) { impl_->Cancel(handle); }
+void RouterClient::Cancel(uint64_t request) { impl_->Cancel(request); }
 
-void RouterClient::CancelChoice(const RequestHandle& handle, int choice) {
-  impl_->CancelChoice(handle, choice);
+void RouterClient::CancelChoice(uint64_t request, int choice) {
+  impl_->CancelChoice(request, choice);
 }
 
 RoutersState RouterClient::state() const { return impl_->state(); }

@@ -3,13 +3,17 @@
 //
 // Invariants: the events of a request reach its listener in order and one at a time; each choice
 // gets exactly one terminal event (a Token with `finish`), or the request gets one OnBroken instead
-// of what is missing. Nothing is retried here: who holds the request decides.
+// of what is missing. Tokens that a lost router goes on sending may still come behind that: they
+// carry their attempt. Nothing is retried here: who holds the request decides.
 //
-// Bounded: at most max_queued_writes messages wait for a router that does not read; one more Submit
-// is refused with RESOURCE_EXHAUSTED.
+// Where no router takes requests, they wait for one, for router_wait since the last one went.
+//
+// Bounded: at most max_queued_writes messages wait for a router that does not read, and as many new
+// requests for a router; one more Submit is refused with RESOURCE_EXHAUSTED.
 //
 // Thread-safety: all methods of RouterClient may be called by any thread, also from a listener.
-// Listeners are called on gRPC's threads without a lock held and must only enqueue.
+// Listeners are called on gRPC's threads and on one of the client's, without a lock held, and must
+// only enqueue.
 #pragma once
 
 #include <cstddef>
@@ -31,13 +35,32 @@ class Channel;
 
 namespace switchyard::gateway {
 
+// What the tokens of a router depend on. Empty: anything.
+struct Numerics {
+  std::string model_fingerprint, numerics_id;
+};
+
+// A request has lost its router, or found none.
+struct Loss {
+  enum class Reason {
+    kBroken,   // the stream died
+    kEnded,    // the router ended it, as it does at the end of its drain
+    kSilent,   // nothing was heard of the router for router_silence_max
+    kNoRouter  // none took the request while it could wait
+  };
+  absl::Status status;  // UNAVAILABLE, names the router
+  Reason reason = Reason::kBroken;
+  uint32_t attempt = 0;  // of the request
+  Numerics numerics;     // of the lost router
+};
+
 class TokenListener {
  public:
   virtual ~TokenListener() = default;
   // index -1: no token, only a finish or prompt fields. finish != NONE ends that choice.
   virtual void OnToken(const internal::v1::Token& token) = 0;
-  // The stream to the router died (UNAVAILABLE, names the router); no more events come.
-  virtual void OnBroken(const absl::Status& status) = 0;
+  // It goes on only where it is submitted anew.
+  virtual void OnBroken(const Loss& loss) = 0;
 };
 
 struct RouterClientOptions {
@@ -49,6 +72,11 @@ struct RouterClientOptions {
   bool log_states = true;              // of routers; false where they log in this process
   absl::Duration backoff_min = absl::Milliseconds(50);
   absl::Duration backoff_max = absl::Seconds(1);
+  // A router that says it sends heartbeats and from which nothing came for so long is lost.
+  absl::Duration router_silence_max = absl::InfiniteDuration();
+  absl::Duration router_wait = absl::ZeroDuration();
+  // Requests that are continued may go to routers of other numerics (of the same model).
+  bool allow_mixed_numerics = false;
 };
 
 // What the connected routers' hellos say of the model. They are of one model, but may differ in
@@ -76,10 +104,13 @@ struct RoutersState {
   std::vector<RouterView> routers;
 };
 
-struct RequestHandle {
-  size_t router = 0;        // index into addresses
-  uint64_t connection = 0;  // of that router, counted from 1
-  uint64_t request = 0;     // 0: none
+// Which routers a request may go to, and when.
+struct SubmitTerms {
+  absl::Time deadline = absl::InfiniteFuture();  // of the request; a router is told what is left
+  absl::Time not_before = absl::InfinitePast();
+  // Of a request that is continued: waits for router_wait from now on.
+  bool continued = false;
+  Numerics like;
 };
 
 class RouterClient {
@@ -100,16 +131,17 @@ class RouterClient {
   // and waits until gRPC holds nothing of it. Again is nothing. Not thread-safe against itself.
   void Stop();
 
-  // Sends a request; `submit.request` is set here. UNAVAILABLE says what is missing;
-  // RESOURCE_EXHAUSTED if that router does not read. The listener lives until its last event.
-  absl::StatusOr<RequestHandle> Submit(internal::v1::Submit submit,
-                                       std::shared_ptr<TokenListener> listener);
+  // Sends a request, or has it wait, and names it: `submit.request`, which is set here, as is
+  // deadline_left_us. UNAVAILABLE says what is missing; RESOURCE_EXHAUSTED if that router does not
+  // read. The listener lives until its last event.
+  absl::StatusOr<uint64_t> Submit(internal::v1::Submit submit,
+                                  std::shared_ptr<TokenListener> listener, SubmitTerms terms = {});
   // The router ends the request within a step. The listener is let go at once: only an event that
-  // is just being delivered may still reach it. Unknown or finished handles are ignored.
-  void Cancel(const RequestHandle& handle);
+  // is just being delivered may still reach it. Unknown or finished requests are ignored.
+  void Cancel(uint64_t request);
   // The same for one choice; the others go on, and events of this one no longer come. Of the only
   // choice that runs it is Cancel.
-  void CancelChoice(const RequestHandle& handle, int choice);
+  void CancelChoice(uint64_t request, int choice);
 
   RoutersState state() const;
   // Of the routers that are connected, or of those that last were; empty before the first hello.

@@ -26,7 +26,7 @@ std::shared_ptr<RouterStream> RouterStream::Start(internal::v1::Router::Stub& st
   return stream;
 }
 
-absl::Status RouterStream::Send(internal::v1::ToRouter message, Bound bound) {
+absl::Status RouterStream::Send(internal::v1::ToRouter&& message, Bound bound) {
   absl::MutexLock lock(&mutex_);
   if (closed_) return Unavailable("the stream to the router has ended");
   if (bound == Bound::kQueue && queue_.size() >= max_queued_) {

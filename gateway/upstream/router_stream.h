@@ -37,8 +37,8 @@ class RouterStream
 
   enum class Bound { kQueue, kNone };
   // RESOURCE_EXHAUSTED if max_queued messages wait (and `bound` says so), UNAVAILABLE if the stream
-  // has ended.
-  absl::Status Send(internal::v1::ToRouter message, Bound bound);
+  // has ended: `message` is as it was then.
+  absl::Status Send(internal::v1::ToRouter&& message, Bound bound);
   // Ends the stream; on_done follows.
   void Break() { context_.TryCancel(); }
 

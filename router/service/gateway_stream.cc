@@ -99,6 +99,16 @@ void GatewayStream::OnStep(uint64_t step, std::vector<TokenEvent> events) {
   SendAll(std::move(messages));
 }
 
+void GatewayStream::Beat() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (writing_) return;
+  }
+  pb::FromRouter message;
+  message.mutable_heartbeat();
+  Send(std::move(message));
+}
+
 void GatewayStream::Send(pb::FromRouter message) {
   std::vector<pb::FromRouter> one;
   one.push_back(std::move(message));

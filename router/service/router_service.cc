@@ -18,6 +18,7 @@ constexpr uint32_t kProtocolVersion = 1;
 RouterService::RouterService(RouterServiceOptions options, Engine& engine, Hooks hooks)
     : options_([&] {
         options.hello.set_protocol_version(kProtocolVersion);
+        options.hello.set_heartbeat_ms(static_cast<int>(absl::ToInt64Milliseconds(kHeartbeat)));
         return std::move(options);
       }()),
       engine_(engine),
@@ -41,7 +42,7 @@ grpc::ServerBidiReactor<pb::ToRouter, pb::FromRouter>* RouterService::Serve(
   return stream;
 }
 
-void RouterService::EndSilent(absl::Time now) {
+void RouterService::Tick(absl::Time now) {
   absl::MutexLock lock(&mutex_);
   for (const auto& [stream, until] : silent_) {
     if (now < until) continue;
@@ -49,6 +50,10 @@ void RouterService::EndSilent(absl::Time now) {
         DeadlineExceeded("no hello within {}", absl::FormatDuration(options_.hello_timeout)));
   }
   std::erase_if(silent_, [&](const auto& entry) { return now >= entry.second; });
+  // Also where the clock was set back.
+  if (now < next_beat_ && next_beat_ - now < kHeartbeat) return;
+  next_beat_ = now + kHeartbeat * 0.75;
+  for (GatewayStream* stream : streams_) stream->Beat();
 }
 
 void RouterService::SetNumericsId(const std::string& id) {

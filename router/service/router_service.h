@@ -29,6 +29,9 @@ struct RouterServiceOptions {
   absl::Duration hello_timeout = absl::Seconds(5);
 };
 
+// How often gateways hear of a router that has nothing to say.
+inline constexpr absl::Duration kHeartbeat = absl::Milliseconds(200);
+
 class RouterService : public internal::v1::Router::CallbackService, private GatewayStream::Owner {
  public:
   using Describe = std::function<void(internal::v1::DescribeExpertsResponse*)>;
@@ -45,8 +48,9 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
   void SetState(bool ready, const std::string& missing, bool draining);
   // Told to gateways from now on, those that are connected included; part of their fingerprint.
   void SetNumericsId(const std::string& id);
-  // Ends the streams whose hello is late. Called every now and then.
-  void EndSilent(absl::Time now);
+  // Ends the streams whose hello is late, and lets the gateways hear of this router. Called more
+  // often than kHeartbeat.
+  void Tick(absl::Time now);
   // Ends every stream once what is queued for it is written.
   void EndStreams();
   int streams() const;
@@ -74,6 +78,7 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
   std::string numerics_id_ ABSL_GUARDED_BY(mutex_);
   std::map<GatewayStream*, absl::Time> silent_
       ABSL_GUARDED_BY(mutex_);  // until when a hello may come
+  absl::Time next_beat_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   internal::v1::RouterState state_ ABSL_GUARDED_BY(mutex_);
   std::set<GatewayStream*> streams_ ABSL_GUARDED_BY(mutex_);  // greeted and not gone
 };

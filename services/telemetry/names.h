@@ -63,6 +63,16 @@ inline constexpr MetricDef kGatewayPromptTokens{"switchyard_gateway_prompt_token
                                                 "Tokens of prompts that were sent to routers"};
 inline constexpr MetricDef kGatewayOutputTokens{"switchyard_gateway_output_tokens_total", kCounter,
                                                 "Tokens that came back from routers"};
+inline constexpr MetricDef kGatewayResumed{
+    "switchyard_gateway_resumed_streams_total", kCounter,
+    "Times that a stream went on at another router, by why the one before was out: broken, ended, "
+    "silent or refused"};
+inline constexpr MetricDef kGatewayStallSeconds{
+    "switchyard_gateway_resume_stall_seconds", kHistogram,
+    "Time from the loss of a stream's router to its next token", kLongSeconds};
+inline constexpr MetricDef kGatewayStaleTokens{
+    "switchyard_gateway_stale_tokens_total", kCounter,
+    "Tokens of routers that had been given up, or that had come before: not passed on"};
 inline constexpr MetricDef kGatewayRouterReady{"switchyard_gateway_router_ready", kGauge,
                                                "1 while that router takes requests, else 0"};
 

@@ -154,6 +154,7 @@ grpc::Status FakeRouter::Serve(grpc::ServerContext* context,
     Running running{.request = message.submit().request(), .tokens = {}};
     for (Token& token : script_(message.submit())) {
       token.set_request(running.request);
+      token.set_attempt(message.submit().attempt());
       running.tokens.push_back(std::move(token));
     }
     if (!running.tokens.empty()) connection.running.push_back(std::move(running));

@@ -42,9 +42,9 @@ class Collector : public gateway::TokenListener {
     error_ = token.message();
     done_.Notify();
   }
-  void OnBroken(const absl::Status& status) override {
+  void OnBroken(const gateway::Loss& loss) override {
     absl::MutexLock lock(&mutex_);
-    error_ = status.ToString();
+    error_ = loss.status.ToString();
     done_.Notify();
   }
   std::vector<int32_t> Await() {

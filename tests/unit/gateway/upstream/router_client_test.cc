@@ -42,7 +42,8 @@ class FakeRouter : public pb::Router::Service {
     absl::MutexLock lock(&mutex_);
     max_model_len_ = max_model_len, numerics_id_ = std::move(numerics_id);
   }
-  void StopReading() { deaf_ = true; }  // on streams that come now
+  void PromiseHeartbeats(int ms) { heartbeat_ms_ = ms; }  // on streams that come now
+  void StopReading() { deaf_ = true; }                    // on streams that come now
 
   // Waits for the n-th submit or cancel since the start, counted from 0.
   pb::ToRouter Received(size_t n) {
@@ -93,6 +94,7 @@ class FakeRouter : public pb::Router::Service {
       hello.mutable_hello()->set_max_model_len(max_model_len_);
       hello.mutable_hello()->set_numerics_id(numerics_id_);
     }
+    hello.mutable_hello()->set_heartbeat_ms(heartbeat_ms_);
     hello.mutable_hello()->set_vocab(512);
     hello.mutable_hello()->set_top_k(2);
     hello.mutable_hello()->add_moe_layers(1);
@@ -126,6 +128,7 @@ class FakeRouter : public pb::Router::Service {
  private:
   const std::string fingerprint_;
   std::atomic<bool> deaf_ = false;
+  std::atomic<int> heartbeat_ms_ = 0;
   std::unique_ptr<rpc::Server> server_;
   absl::Mutex mutex_;
   int max_model_len_ = 64;
@@ -143,10 +146,16 @@ class Recorder : public TokenListener {
     if (token.finish() != pb::Token::NONE) event += ":" + pb::Token::Finish_Name(token.finish());
     Add(event);
   }
-  void OnBroken(const absl::Status& status) override {
+  void OnBroken(const Loss& loss) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      loss_ = loss;
+    }
     Add("broken");
+  }
+  Loss loss() {
     absl::MutexLock lock(&mutex_);
-    status_ = status;
+    return loss_;
   }
   std::vector<std::string> Wait(size_t n) {
     absl::MutexLock lock(&mutex_);
@@ -163,7 +172,7 @@ class Recorder : public TokenListener {
   }
   absl::Mutex mutex_;
   std::vector<std::string> events_;
-  absl::Status status_;
+  Loss loss_;
 };
 
 // Whether the client lets go of a listener; what is just being told still holds it for a moment.
@@ -175,18 +184,18 @@ bool Released(const std::shared_ptr<Recorder>& recorder) {
 
 class RouterClientTest : public ::testing::Test {
  protected:
-  void Connect(std::vector<std::string> addresses, size_t max_queued = 4096) {
-    client_ =
-        std::make_unique<RouterClient>(RouterClientOptions{.gateway_id = "gateway-1",
-                                                           .text_fingerprint = "text-1",
-                                                           .addresses = std::move(addresses),
-                                                           .max_queued_writes = max_queued,
-                                                           .backoff_min = absl::Milliseconds(5),
-                                                           .backoff_max = absl::Milliseconds(50)},
-                                       channels_, [this] {
-                                         absl::MutexLock lock(&mutex_);
-                                         ++changes_;
-                                       });
+  void Connect(std::vector<std::string> addresses, size_t max_queued = 4096,
+               RouterClientOptions options = {}) {
+    options.gateway_id = "gateway-1";
+    options.text_fingerprint = "text-1";
+    options.addresses = std::move(addresses);
+    options.max_queued_writes = max_queued;
+    options.backoff_min = absl::Milliseconds(5);
+    options.backoff_max = absl::Milliseconds(50);
+    client_ = std::make_unique<RouterClient>(options, channels_, [this] {
+      absl::MutexLock lock(&mutex_);
+      ++changes_;
+    });
   }
   // Waits until the state is as `wanted` says.
   RoutersState Until(const std::function<bool(const RoutersState&)>& wanted) {
@@ -207,13 +216,13 @@ class RouterClientTest : public ::testing::Test {
   RoutersState UntilReady() {
     return Until([](const RoutersState& s) { return s.ready; });
   }
-  RequestHandle MustSubmit(std::shared_ptr<TokenListener> listener, int n = 1) {
+  uint64_t MustSubmit(std::shared_ptr<TokenListener> listener, int n = 1) {
     pb::Submit submit;
     submit.set_n(n);
     submit.set_max_tokens(4);
     auto handle = client_->Submit(submit, std::move(listener));
     EXPECT_TRUE(handle.ok()) << handle.status();
-    return handle.value_or(RequestHandle{});
+    return handle.value_or(0);
   }
 
   RouterClient::ChannelFactory channels_ = [](const std::string& address) {
@@ -232,14 +241,14 @@ TEST_F(RouterClientTest, TokensComeInOrderAndEachChoiceEndsOnce) {
   EXPECT_EQ(client_->model()->max_model_len, 64);
   EXPECT_THAT(client_->model()->moe_layers, ElementsAre(1));
   auto recorder = std::make_shared<Recorder>();
-  const RequestHandle handle = MustSubmit(recorder, 2);
-  EXPECT_EQ(router.Received(0).submit().request(), handle.request);
+  const uint64_t handle = MustSubmit(recorder, 2);
+  EXPECT_EQ(router.Received(0).submit().request(), handle);
   EXPECT_EQ(client_->state().routers[0].requests, 1);
-  router.SendToken(handle.request, 0, 0, pb::Token::NONE);
-  router.SendToken(handle.request, 1, 0, pb::Token::STOP);
-  router.SendToken(handle.request, 1, 1, pb::Token::LENGTH);      // after its end: dropped
-  router.SendToken(handle.request + 7, 0, 0, pb::Token::LENGTH);  // nobody's: dropped
-  router.SendToken(handle.request, 0, 1, pb::Token::LENGTH);
+  router.SendToken(handle, 0, 0, pb::Token::NONE);
+  router.SendToken(handle, 1, 0, pb::Token::STOP);
+  router.SendToken(handle, 1, 1, pb::Token::LENGTH);      // after its end: dropped
+  router.SendToken(handle + 7, 0, 0, pb::Token::LENGTH);  // nobody's: dropped
+  router.SendToken(handle, 0, 1, pb::Token::LENGTH);
   EXPECT_THAT(recorder->Wait(3), ElementsAre("0.0", "1.0:STOP", "0.1:LENGTH"));
   EXPECT_EQ(client_->state().routers[0].requests, 0);
 }
@@ -249,16 +258,16 @@ TEST_F(RouterClientTest, CancelReachesTheRouterAndReleasesTheListener) {
   Connect({router.address()});
   UntilReady();
   auto recorder = std::make_shared<Recorder>();
-  const RequestHandle handle = MustSubmit(recorder);
+  const uint64_t handle = MustSubmit(recorder);
   client_->Cancel(handle);
   client_->Cancel(handle);
   EXPECT_TRUE(Released(recorder));
-  EXPECT_EQ(router.Received(1).cancel().request(), handle.request);
+  EXPECT_EQ(router.Received(1).cancel().request(), handle);
   // A later request's token proves that the cancelled one's went nowhere.
   auto next = std::make_shared<Recorder>();
-  const RequestHandle second = MustSubmit(next);
-  router.SendToken(handle.request, 0, 0, pb::Token::CANCELLED);
-  router.SendToken(second.request, 0, 0, pb::Token::STOP);
+  const uint64_t second = MustSubmit(next);
+  router.SendToken(handle, 0, 0, pb::Token::CANCELLED);
+  router.SendToken(second, 0, 0, pb::Token::STOP);
   next->Wait(1);
   EXPECT_THAT(recorder->events(), ElementsAre());
   EXPECT_TRUE(router.Received(2).has_submit()) << "a second cancel was sent";
@@ -269,16 +278,16 @@ TEST_F(RouterClientTest, OneChoiceIsCancelledAloneAndTheLastOneWithItsRequest) {
   Connect({router.address()});
   UntilReady();
   auto recorder = std::make_shared<Recorder>();
-  const RequestHandle handle = MustSubmit(recorder, 3);
+  const uint64_t handle = MustSubmit(recorder, 3);
   client_->CancelChoice(handle, 1);
   client_->CancelChoice(handle, 1);
   client_->CancelChoice(handle, 7);
   const pb::CancelRequest one = router.Received(1).cancel();
-  EXPECT_EQ(one.request(), handle.request);
+  EXPECT_EQ(one.request(), handle);
   ASSERT_TRUE(one.has_choice());
   EXPECT_EQ(one.choice(), 1);
-  router.SendToken(handle.request, 1, 0, pb::Token::CANCELLED);  // dropped
-  router.SendToken(handle.request, 0, 0, pb::Token::STOP);
+  router.SendToken(handle, 1, 0, pb::Token::CANCELLED);  // dropped
+  router.SendToken(handle, 0, 0, pb::Token::STOP);
   EXPECT_THAT(recorder->Wait(1), ElementsAre("0.0:STOP"));
   EXPECT_EQ(client_->state().routers[0].requests, 1);
   client_->CancelChoice(handle, 2);
@@ -286,9 +295,9 @@ TEST_F(RouterClientTest, OneChoiceIsCancelledAloneAndTheLastOneWithItsRequest) {
   EXPECT_FALSE(router.Received(2).cancel().has_choice());
   // Load until the router has ended it.
   EXPECT_EQ(client_->state().routers[0].requests, 1);
-  router.SendToken(handle.request, 2, 0, pb::Token::CANCELLED);
+  router.SendToken(handle, 2, 0, pb::Token::CANCELLED);
   auto next = std::make_shared<Recorder>();
-  router.SendToken(MustSubmit(next).request, 0, 0, pb::Token::STOP);
+  router.SendToken(MustSubmit(next), 0, 0, pb::Token::STOP);
   next->Wait(1);
   EXPECT_EQ(client_->state().routers[0].requests, 0);
   EXPECT_THAT(recorder->events(), ElementsAre("0.0:STOP"));
@@ -299,19 +308,18 @@ TEST_F(RouterClientTest, BrokenStreamEndsItsRequestsAndIsMadeAnew) {
   Connect({router.address()});
   UntilReady();
   auto recorder = std::make_shared<Recorder>();
-  const RequestHandle handle = MustSubmit(recorder, 2);
+  const uint64_t handle = MustSubmit(recorder, 2);
   router.Received(0);
-  router.SendToken(handle.request, 0, 0, pb::Token::STOP);
+  router.SendToken(handle, 0, 0, pb::Token::STOP);
   recorder->Wait(1);
   router.BreakStream();
   EXPECT_THAT(recorder->Wait(2), ElementsAre("0.0:STOP", "broken"));
   UntilReady();
   auto again = std::make_shared<Recorder>();
-  const RequestHandle second = MustSubmit(again);
-  EXPECT_GT(second.connection, handle.connection);
+  const uint64_t second = MustSubmit(again);
   client_->Cancel(handle);  // of the old stream: ignored
   router.Received(1);
-  router.SendToken(second.request, 0, 0, pb::Token::STOP);
+  router.SendToken(second, 0, 0, pb::Token::STOP);
   EXPECT_THAT(again->Wait(1), ElementsAre("0.0:STOP"));
 }
 
@@ -358,12 +366,17 @@ TEST_F(RouterClientTest, StateOfTheRouterIsShownAndTheLeastLoadedReadyOneTaken) 
   Connect({a.address(), b.address()});
   Until([](const RoutersState& s) { return s.routers[0].ready && s.routers[1].ready; });
   auto recorder = std::make_shared<Recorder>();
-  const size_t first = MustSubmit(recorder).router;
-  EXPECT_EQ(MustSubmit(recorder).router, 1 - first);
+  const auto loads = [this] {
+    const RoutersState state = client_->state();
+    return std::vector<int>{state.routers[0].requests, state.routers[1].requests};
+  };
+  MustSubmit(recorder), MustSubmit(recorder);
+  EXPECT_THAT(loads(), ElementsAre(1, 1));
   a.SendState(false, "layer 3: experts 17, 40–63 have no live worker");
   const RoutersState state = Until([](const RoutersState& s) { return !s.routers[0].ready; });
   EXPECT_THAT(state.routers[0].state, HasSubstr("layer 3: experts 17"));
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(MustSubmit(recorder).router, 1u);
+  for (int i = 0; i < 3; ++i) MustSubmit(recorder);
+  EXPECT_THAT(loads(), ElementsAre(1, 4));
   b.SendState(true, "", /*draining=*/true);
   const RoutersState none = Until([](const RoutersState& s) { return !s.ready; });
   EXPECT_THAT(none.missing, AllOf(HasSubstr("layer 3"), HasSubstr("draining")));
@@ -388,6 +401,109 @@ TEST_F(RouterClientTest, RouterThatDoesNotReadFillsABoundedQueue) {
   EXPECT_EQ(client_->state().routers[0].requests, accepted - 1);
   client_.reset();
   EXPECT_EQ(recorder->events().size(), static_cast<size_t>(accepted - 1));
+}
+
+TEST_F(RouterClientTest, ARequestWaitsForARouterWhereTheLastOneHasJustGone) {
+  FakeRouter router;
+  Connect({router.address()}, 1, {.router_wait = kPatience});
+  UntilReady();
+  router.SendState(false, "layer 3");
+  Until([](const RoutersState& s) { return !s.ready; });
+  auto recorder = std::make_shared<Recorder>(), other = std::make_shared<Recorder>();
+  const uint64_t id = MustSubmit(recorder);
+  EXPECT_EQ(client_->Submit({}, other).status().code(), absl::StatusCode::kResourceExhausted);
+  client_->Cancel(id);
+  EXPECT_TRUE(Released(recorder));
+  const uint64_t second = MustSubmit(other);  // in its place
+  router.SendState(true, "");
+  EXPECT_EQ(router.Received(0).submit().request(), second);
+  router.SendToken(second, 0, 0, pb::Token::STOP);
+  EXPECT_THAT(other->Wait(1), ElementsAre("0.0:STOP"));
+}
+
+TEST_F(RouterClientTest, TheWaitForARouterIsBounded) {
+  FakeRouter router;
+  Connect({"127.0.0.1:1"}, 4096, {.router_wait = kPatience});
+  auto recorder = std::make_shared<Recorder>();
+  // There has never been one.
+  EXPECT_EQ(client_->Submit({}, recorder).status().code(), absl::StatusCode::kUnavailable);
+  Connect({router.address()}, 4096, {.router_wait = absl::Milliseconds(30)});
+  UntilReady();
+  router.SendState(false, "layer 3");
+  Until([](const RoutersState& s) { return !s.ready; });
+  pb::Submit again;
+  again.set_attempt(2);
+  ASSERT_TRUE(client_->Submit(again, recorder, {.continued = true}).ok());
+  EXPECT_THAT(recorder->Wait(1), ElementsAre("broken"));
+  const Loss loss = recorder->loss();
+  EXPECT_EQ(loss.reason, Loss::Reason::kNoRouter);
+  EXPECT_EQ(loss.attempt, 2u);
+  EXPECT_EQ(loss.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(loss.status.message()), HasSubstr("layer 3"));
+  EXPECT_TRUE(Released(recorder));
+}
+
+TEST_F(RouterClientTest, ARouterThatBreaksItsPromiseToBeHeardIsLost) {
+  FakeRouter silent, quiet;  // the other one promises nothing
+  silent.PromiseHeartbeats(10);
+  Connect({silent.address(), quiet.address()}, 4096,
+          {.router_silence_max = absl::Milliseconds(40)});
+  auto lost = std::make_shared<Recorder>(), kept = std::make_shared<Recorder>();
+  silent.Send({});  // it is connected
+  const absl::Time end = absl::Now() + kPatience;
+  while (lost->events().empty() && absl::Now() < end) {
+    // It comes back and falls silent again.
+    client_->Submit({}, lost).status().IgnoreError();
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(lost->events()[0], "broken");
+  EXPECT_EQ(lost->loss().reason, Loss::Reason::kSilent);
+  EXPECT_EQ(lost->loss().numerics.numerics_id, "numerics-1");
+  EXPECT_THAT(std::string(lost->loss().status.message()), HasSubstr(silent.address()));
+  EXPECT_TRUE(client_->state().routers[1].ready);
+}
+
+TEST_F(RouterClientTest, AContinuedRequestGoesToARouterOfItsNumericsAndLength) {
+  FakeRouter a, b;
+  b.SayHelloWith(64, "numerics-2");
+  Connect({a.address(), b.address()});
+  Until([](const RoutersState& s) { return s.routers[0].ready && s.routers[1].ready; });
+  auto recorder = std::make_shared<Recorder>();
+  pb::Submit submit;
+  submit.set_n(2);
+  submit.set_max_tokens(60);
+  submit.add_choices()->set_ended(true);
+  submit.add_choices();
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(
+        client_
+            ->Submit(submit, recorder,
+                     {.continued = true,
+                      .like = {.model_fingerprint = "model-1", .numerics_id = "numerics-2"}})
+            .ok());
+  }
+  EXPECT_EQ(client_->state().routers[1].requests, 3);
+  b.Received(2);
+  b.SendToken(b.Received(0).submit().request(), 1, 7, pb::Token::STOP);  // its other choice is over
+  EXPECT_THAT(recorder->Wait(1), ElementsAre("1.7:STOP"));
+  EXPECT_EQ(client_->state().routers[1].requests, 2);
+  const auto none = client_->Submit(
+      submit, recorder,
+      {.continued = true, .like = {.model_fingerprint = "model-1", .numerics_id = "numerics-3"}});
+  EXPECT_THAT(
+      std::string(none.status().message()),
+      AllOf(HasSubstr("numerics-3"), HasSubstr("numerics-2"), HasSubstr("--allow-mixed-numerics")));
+  submit.set_max_tokens(65);
+  EXPECT_EQ(client_->Submit(submit, recorder, {.continued = true}).status().code(),
+            absl::StatusCode::kUnavailable);
+  Connect({a.address(), b.address()}, 4096, {.allow_mixed_numerics = true});
+  UntilReady();
+  submit.set_max_tokens(4);
+  EXPECT_TRUE(client_
+                  ->Submit(submit, recorder,
+                           {.continued = true,
+                            .like = {.model_fingerprint = "model-1", .numerics_id = "numerics-3"}})
+                  .ok());
 }
 
 TEST_F(RouterClientTest, ExpertsOfAllRoutersAreGathered) {

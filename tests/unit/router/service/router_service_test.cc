@@ -242,8 +242,8 @@ TEST_F(RouterServiceTest, StreamsWithoutAHelloAreEndedAndBounded) {
     const auto one = [&] { return ends.size() == 1; };
     ASSERT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&one), kPatience));
   }
-  service_->EndSilent(absl::Now());  // they have time left
-  service_->EndSilent(absl::Now() + absl::Seconds(6));
+  service_->Tick(absl::Now());  // they have time left
+  service_->Tick(absl::Now() + absl::Seconds(6));
   for (std::thread& thread : silent) thread.join();
   EXPECT_THAT(ends, ::testing::ElementsAre(grpc::StatusCode::RESOURCE_EXHAUSTED,
                                            grpc::StatusCode::DEADLINE_EXCEEDED,
