@@ -164,6 +164,12 @@ std::string Gateway::Missing() const {
   return state.missing.empty() ? "no router is ready" : state.missing;
 }
 
+int Gateway::ready_routers() const {
+  const std::vector<RouterView> routers = routers_->state().routers;
+  return static_cast<int>(std::count_if(routers.begin(), routers.end(),
+                                        [](const RouterView& router) { return router.ready; }));
+}
+
 void Gateway::UpdateHealth() {
   absl::MutexLock lock(&mutex_);
   if (running_ && grpc_) grpc_->SetReady(Missing().empty());

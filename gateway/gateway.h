@@ -74,6 +74,7 @@ class Gateway {
 
   // Why requests are not taken, one line; empty if they are.
   std::string Missing() const;
+  int ready_routers() const;
 
   // Not ready from now on; waits up to `timeout` for what runs and until its answers are written,
   // ends the rest, then stops.

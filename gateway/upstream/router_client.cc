@@ -508,6 +508,11 @@ absl::Status RouterClient::Impl::Send(uint64_t id, Request& request, RouterStrea
       const int64_t left = absl::ToInt64Microseconds(request.terms.deadline - now);
       request.submit.set_deadline_left_us(std::max<int64_t>(1, left));
     }
+    const std::string& like = request.terms.like.numerics_id;
+    if (!like.empty() && like != peer.info.numerics_id) {
+      log::Warning("request \"{}\" goes on with numerics id {}; it began with {}",
+                   request.submit.trace_id(), peer.info.numerics_id, like);
+    }
     pb::ToRouter message;
     message.mutable_submit()->Swap(&request.submit);
     const absl::Status sent = peer.stream->Send(std::move(message), bound);

@@ -115,9 +115,11 @@ class Engine::Impl {
     return !commands_.empty() || stopping_ || !drained_.empty();
   }
   int RetryAfterMsNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The last eighth of the queue is for clients of which nothing waits yet.
-  int PlacesFor(const std::string& fair_key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const bool reserved = !fair_key.empty() && waiting_of_.contains(fair_key);
+  // The last eighth of the queue is for clients of which nothing waits yet. What another router
+  // began was let in there: it finds twice the places.
+  int PlacesFor(const EngineRequest& request) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!request.choices.empty()) return 2 * options_.max_queue;
+    const bool reserved = !request.fair_key.empty() && waiting_of_.contains(request.fair_key);
     return options_.max_queue - (reserved ? options_.max_queue / 8 : 0);
   }
   void NoteStarted(const RequestKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -132,7 +134,7 @@ class Engine::Impl {
   absl::Time last_start_ = absl::Now();
 
   mutable absl::Mutex mutex_;
-  std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most max_queue requests
+  std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most twice max_queue requests
   int queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;        // of commands_
   absl::flat_hash_map<RequestKey, Live> live_ ABSL_GUARDED_BY(mutex_);  // requests, not ended
   // Requests of each fair key that wait; no zeros.
@@ -157,11 +159,11 @@ absl::Status Engine::Impl::Submit(EngineRequest request) {
     return AlreadyExists("request {} of this stream still runs", request.request);
   }
   const int waiting = queued_requests_ + snapshot_.waiting;
-  if (waiting >= PlacesFor(request.fair_key)) {
+  if (waiting >= PlacesFor(request)) {
     const int ms = RetryAfterMsNow();
     absl::Status full = ResourceExhausted(
         "the queue is full: it holds {}, waiting requests: {}; try again in {} ms",
-        PlacesFor(request.fair_key), waiting, ms);
+        PlacesFor(request), waiting, ms);
     full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
     return full;
   }

@@ -28,7 +28,7 @@ struct EngineOptions {
   int max_batch_tokens = 2048;  // rows of a step; > 0
   int max_running = 256;        // sequences admitted at a time (a request has n of them); > 0
   // Requests waiting; one more is refused with RESOURCE_EXHAUSTED. A client of which some wait may
-  // not fill the last eighth. > 0
+  // not fill the last eighth; requests that another router began may wait in twice the places. > 0
   int max_queue = 1024;
   // Rows of a step whose logits are made: each costs 4 · vocab bytes in the runner, and prompt
   // log-probabilities want them of every prompt position. > 0

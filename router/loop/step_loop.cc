@@ -57,10 +57,12 @@ void StepLoop::Add(EngineRequest spec, absl::Time now) {
   std::sort(request.stop_ids.begin(), request.stop_ids.end());
   request.submitted = now;
   request.spec = std::move(spec);
+  const bool continued = !request.spec.choices.empty();
+  uint64_t& arrival = continued ? next_continued_ : next_arrival_;
   for (int i = 0; i < request.spec.n; ++i) {
-    request.choices.push_back(std::make_unique<Sequence>(request, i, next_arrival_++));
+    request.choices.push_back(std::make_unique<Sequence>(request, i, arrival++));
     Sequence& s = *request.choices.back();
-    if (!request.spec.choices.empty()) Continue(s, now);
+    if (continued) Continue(s, now);
     if (s.state == Sequence::State::kEnded) continue;
     if (request.open++ > 0 && request.forks()) {
       s.state = Sequence::State::kHeld;

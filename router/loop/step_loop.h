@@ -138,7 +138,8 @@ class StepLoop {
   std::vector<RequestKey> ended_, started_keys_;       // until they are taken
   std::vector<Request*> to_sweep_;                     // open == 0
   absl::Time next_deadline_ = absl::InfiniteFuture();  // no request's is earlier
-  uint64_t next_arrival_ = 1;
+  // Requests that another router began came before all that are new here.
+  uint64_t next_continued_ = 1, next_arrival_ = uint64_t{1} << 62;
   int unstarted_ = 0;
   uint64_t started_ = 0;
 

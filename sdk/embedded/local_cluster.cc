@@ -32,7 +32,7 @@ class LocalCluster::Impl {
   explicit Impl(LocalClusterOptions options) : options_(std::move(options)) {}
   ~Impl() {
     gateway_.reset();
-    router_.reset();
+    routers_.clear();
     for (size_t i = 0; i < workers_.size(); ++i) StopWorker(i);
   }
 
@@ -56,7 +56,8 @@ class LocalCluster::Impl {
     }
     SY_RETURN_IF_ERROR(router::Router::CheckFits(options_.router, model_, expert_bytes));
     SY_ASSIGN_OR_RETURN(gateway::GatewayFiles files, LoadFilesAndCheckExperts());
-    SY_RETURN_IF_ERROR(StartRouter());
+    routers_.resize(static_cast<size_t>(options_.routers));
+    for (size_t i = 0; i < routers_.size(); ++i) SY_RETURN_IF_ERROR(StartRouter(i));
     return StartGateway(std::move(files));
   }
 
@@ -119,15 +120,17 @@ class LocalCluster::Impl {
     return absl::OkStatus();
   }
 
-  absl::Status StartRouter() {
+  absl::Status StartRouter(size_t index) {
+    ServingRouter& serving = routers_[index];
     router::RouterOptions options = options_.router;
     options.model_dir = options_.model_dir;
     options.threads = options_.threads;
     options.workers.clear();
-    options.listen = options_.sockets ? "127.0.0.1:0" : "";
+    const std::string listen = serving.address.empty() ? "127.0.0.1:0" : serving.address;
+    options.listen = options_.sockets ? listen : "";
     router::RouterShared shared;
     shared.model = &model_;
-    shared.metrics = metrics_.get();
+    if (index == 0) shared.metrics = metrics_.get();  // others would report the same series
     for (size_t i = 0; i < workers_.size(); ++i) {
       shared.other_weight_bytes += workers_[i].worker->mapped_bytes();
       if (options_.sockets) {
@@ -137,7 +140,8 @@ class LocalCluster::Impl {
       }
     }
     if (!options_.sockets) shared.pool = pool_.get();
-    SY_ASSIGN_OR_RETURN(router_, router::Router::Create(options, shared));
+    SY_ASSIGN_OR_RETURN(serving.router, router::Router::Create(options, shared));
+    serving.address = serving.router->address();
     return absl::OkStatus();
   }
 
@@ -150,10 +154,13 @@ class LocalCluster::Impl {
 
   absl::Status StartGateway(gateway::GatewayFiles files) {
     gateway::GatewayOptions options = GatewayOptionsOf();
-    options.routers = {options_.sockets ? router_->address() : kInProcess};
+    options.routers.clear();
+    for (const ServingRouter& serving : routers_) {
+      options.routers.push_back(options_.sockets ? serving.address : kInProcess);
+    }
     const auto channels = [this](const std::string& address) -> std::shared_ptr<grpc::Channel> {
       if (address == kInProcess) {
-        return router_->server().InProcessChannel(rpc::DefaultChannelArguments());
+        return routers_[0].router->server().InProcessChannel(rpc::DefaultChannelArguments());
       }
       return *rpc::Connect(address, {});  // fails only on bad TLS files
     };
@@ -185,9 +192,11 @@ class LocalCluster::Impl {
   void Drain(absl::Duration timeout) {
     const absl::Time end = absl::Now() + timeout;
     gateway_->Drain(timeout);
-    router_->BeginDrain();
-    router_->WaitDrained(std::max(absl::ZeroDuration(), end - absl::Now()));
-    router_->Stop(absl::Seconds(1));
+    for (const ServingRouter& serving : routers_) {
+      serving.router->BeginDrain();
+      serving.router->WaitDrained(std::max(absl::ZeroDuration(), end - absl::Now()));
+      serving.router->Stop(absl::Seconds(1));
+    }
     for (const Part& part : workers_) part.worker->BeginDrain();
   }
 
@@ -198,12 +207,17 @@ class LocalCluster::Impl {
     std::unique_ptr<rpc::Server> server;
   };
 
+  struct ServingRouter {
+    std::string address;  // with sockets
+    std::unique_ptr<router::Router> router;
+  };
+
   const LocalClusterOptions options_;
   std::shared_ptr<telemetry::Metrics> metrics_;
   router::OpenedModel model_;
   std::unique_ptr<kernels::ThreadPool> pool_;
   std::vector<Part> workers_;
-  std::unique_ptr<router::Router> router_;
+  std::vector<ServingRouter> routers_;
   std::unique_ptr<gateway::Gateway> gateway_;
 };
 
@@ -218,11 +232,13 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Create(
 }
 
 gateway::Gateway& LocalCluster::gateway() { return *impl_->gateway_; }
-router::Router& LocalCluster::router() { return *impl_->router_; }
+router::Router& LocalCluster::router(int i) { return *impl_->routers_[i].router; }
 worker::Worker& LocalCluster::worker(int i) { return *impl_->workers_[i].worker; }
 absl::Status LocalCluster::WaitReady(absl::Duration timeout) { return impl_->WaitReady(timeout); }
 void LocalCluster::StopWorker(int i) { impl_->StopWorker(i); }
 absl::Status LocalCluster::StartWorker(int i) { return impl_->StartWorker(i); }
+void LocalCluster::StopRouter(int i) { impl_->routers_[i].router.reset(); }
+absl::Status LocalCluster::StartRouter(int i) { return impl_->StartRouter(i); }
 void LocalCluster::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
 
 }  // namespace switchyard::embedded

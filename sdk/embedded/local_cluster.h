@@ -31,6 +31,7 @@ struct LocalClusterOptions {
   // Parts of the experts, as WorkerOptions::experts; each becomes one worker.
   std::vector<std::string> parts = {"0/1"};
   bool sockets = false;
+  int routers = 1;  // more than one: with sockets
 };
 
 class LocalCluster {
@@ -39,7 +40,7 @@ class LocalCluster {
   ~LocalCluster();
 
   gateway::Gateway& gateway();
-  router::Router& router();
+  router::Router& router(int i = 0);
   worker::Worker& worker(int i);
 
   // OK when the gateway takes requests; DEADLINE_EXCEEDED says what is missing.
@@ -49,6 +50,9 @@ class LocalCluster {
   // address.
   void StopWorker(int i);
   absl::Status StartWorker(int i);
+  // The same of a router.
+  void StopRouter(int i);
+  absl::Status StartRouter(int i);
 
   // Gateway, router, workers: none takes new work, what runs has up to `timeout`.
   void Drain(absl::Duration timeout);

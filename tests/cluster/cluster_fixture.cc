@@ -54,7 +54,7 @@ std::string ServableModel(const std::string& name) {
 
 std::unique_ptr<embedded::LocalCluster> StartCluster(const std::string& model, DType dtype,
                                                      std::vector<std::string> parts,
-                                                     router::RouterOptions router) {
+                                                     router::RouterOptions router, int routers) {
   embedded::LocalClusterOptions options;
   options.model_dir = ServableModel(model);
   options.threads = 2;
@@ -63,6 +63,8 @@ std::unique_ptr<embedded::LocalCluster> StartCluster(const std::string& model, D
   if (options.router.kv_bytes == 0) options.router.kv_bytes = 64 << 20;
   options.gateway.http.address = "";
   options.gateway.grpc_address = "127.0.0.1:0";
+  options.gateway.router_wait = absl::Seconds(60);
+  options.routers = routers;
   options.sockets = !parts.empty();
   if (options.sockets) options.parts = std::move(parts);
   auto cluster = embedded::LocalCluster::Create(options);

@@ -36,7 +36,8 @@ std::string ServableModel(const std::string& name);
 // parts empty: embedded, else one worker a part, over sockets. Dies if it does not get ready.
 std::unique_ptr<embedded::LocalCluster> StartCluster(const std::string& model, DType dtype,
                                                      std::vector<std::string> parts,
-                                                     router::RouterOptions router = {});
+                                                     router::RouterOptions router = {},
+                                                     int routers = 1);
 
 Answer Generate(embedded::LocalCluster& cluster, const Ask& ask);
 // All at once, each on a thread of its own.

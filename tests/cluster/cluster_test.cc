@@ -192,6 +192,31 @@ TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
   EXPECT_EQ(Generate(*cluster, ask), before);
 }
 
+// The gateway's streams go on at the other router, or at the same one when it is back.
+TEST(Failure, ARouterThatStopsUnderStreamsChangesNothing) {
+  std::vector<Ask> asks = Probes();
+  for (Ask& ask : asks) ask.max_tokens = 200;
+  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"}, {}, 2);
+  const auto await_both = [&] {
+    while (cluster->gateway().ready_routers() < 2) std::this_thread::yield();
+  };
+  await_both();
+  const std::vector<Answer> before = GenerateAll(*cluster, asks);
+  for (const int lost : {0, 1}) {
+    std::vector<Answer> during;
+    std::thread clients([&] { during = GenerateAll(*cluster, asks); });
+    while (cluster->router(lost).Snapshot().running == 0) std::this_thread::yield();
+    cluster->StopRouter(lost);
+    clients.join();
+    ASSERT_EQ(during.size(), before.size());
+    for (size_t i = 0; i < during.size(); ++i) {
+      EXPECT_TRUE(during[i] == before[i]) << "ask " << i << ": " << during[i].status;
+    }
+    ASSERT_TRUE(cluster->StartRouter(lost).ok());
+    await_both();
+  }
+}
+
 class Drain : public testing::TestWithParam<std::vector<std::string>> {};
 
 TEST_P(Drain, FinishesWhatRunsAndTakesNothingNew) {
