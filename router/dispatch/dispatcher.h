@@ -13,11 +13,15 @@
 
 namespace switchyard::router {
 
+// Stands at the end of a token's experts where it has fewer than top_k.
+inline constexpr int32_t kNoExpert = -1;
+
 struct MoeJob {
   int layer = 0;
   int64_t tokens = 0;
+  int top_k = 0;    // places for experts in each row
   kernels::Rows x;  // [tokens, hidden] in the wire dtype; stays until the job is done
-  const int32_t* experts = nullptr;  // [tokens, top_k], ids ascending in each row
+  const int32_t* experts = nullptr;  // [tokens, top_k], ids ascending in each row, then kNoExpert
   const float* weights = nullptr;    // [tokens, top_k]
   float* out = nullptr;              // [tokens, hidden]: overwritten with the sum over groups
   uint8_t* lost = nullptr;           // [tokens]: set to 1 where a row could not be computed
