@@ -247,8 +247,9 @@ absl::Status Router::Impl::Connect() {
                                               local_socket ? security::TlsFiles{} : options_.tls));
     links_->AddGrpc(link);
   }
-  dispatcher_ =
-      std::make_unique<LinkDispatcher>(model_.spec, options_.dtype, *links_, compute_->pool());
+  dispatcher_ = std::make_unique<LinkDispatcher>(
+      model_.spec, options_.dtype, *links_, compute_->pool(),
+      DispatchOptions{.patience = options_.expert_patience, .hedge = options_.hedge});
   const DecoderOptions decoder{.dtype = options_.dtype, .max_positions = plan_.max_model_len};
   SY_RETURN_IF_ERROR(decoder.Validate());
   decoder_ =

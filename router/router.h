@@ -47,6 +47,8 @@ struct RouterOptions {
   int speculate_ngram = 0;   // tokens guessed for a sequence in a step; 0: none
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
+  absl::Duration expert_patience = absl::Seconds(30);  // of rows whose expert nobody holds
+  bool hedge = true;                 // rows that are late are sent to a replica too
   bool shared_memory = true;         // with the other side of the wire, where it runs on this host
   std::vector<std::string> workers;  // HOST:PORT or unix:PATH
   std::string listen;                // empty: in-process only

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::worker {
@@ -53,7 +54,7 @@ Batcher::Batcher(const ModelSpec& spec, DType activations, Tiers& tiers, const H
 int64_t Batcher::Run(std::span<const Pending> parts, std::vector<Answer>* answers) {
   answers->clear();
   if (work_.size() < parts.size()) work_.resize(parts.size());
-  tiers_.Begin(Tiers::Clock::now());
+  tiers_.Begin(absl::Now());
   FindPieces(parts, answers);
   const int64_t pairs = MakeRuns(parts);
   const float* y = pairs == 0 ? nullptr : ffn_.Run(GatherRows(parts), gather_.data(), runs_, pairs);

@@ -13,12 +13,12 @@ std::string Range(size_t first, size_t last) {
 }
 
 // "17, 40–63" of the experts nobody has; empty if all are there.
-std::string MissingOf(std::span<const int16_t> owner) {
+std::string MissingOf(std::span<const int16_t> first) {
   std::string out;
-  for (size_t e = 0; e < owner.size(); ++e) {
-    if (owner[e] != ExpertMap::kNone) continue;
+  for (size_t e = 0; e < first.size(); ++e) {
+    if (first[e] != ExpertMap::kNone) continue;
     size_t last = e;
-    while (last + 1 < owner.size() && owner[last + 1] == ExpertMap::kNone) ++last;
+    while (last + 1 < first.size() && first[last + 1] == ExpertMap::kNone) ++last;
     out += (out.empty() ? "" : ", ") + Range(e, last);
     e = last;
   }
@@ -30,7 +30,9 @@ std::string MissingOf(std::span<const int16_t> owner) {
 ExpertMap::ExpertMap(std::vector<bool> moe_layers, int experts)
     : moe_layers_(std::move(moe_layers)),
       experts_(static_cast<size_t>(experts)),
-      owner_(moe_layers_.size() * experts_, kNone) {}
+      holders_(moe_layers_.size() * experts_),
+      first_(moe_layers_.size() * experts_, kNone),
+      replicated_(moe_layers_.size(), false) {}
 
 void ExpertMap::Add(int16_t link, const expertwire::pb::Hello& hello) {
   for (const expertwire::pb::HeldExperts& held : hello.held()) {
@@ -39,8 +41,11 @@ void ExpertMap::Add(int16_t link, const expertwire::pb::Hello& hello) {
     for (int i = 0; i < std::min(held.first_size(), held.last_size()); ++i) {
       const size_t end = std::min<size_t>(size_t{held.last(i)} + 1, experts_);
       for (size_t e = held.first(i); e < end; ++e) {
-        int16_t& owner = owner_[layer * experts_ + e];
-        if (owner == kNone) owner = link;
+        Holders& holders = holders_[layer * experts_ + e];
+        if (!holders.empty() && holders.back() == link) continue;  // said twice
+        holders.push_back(link);
+        first_[layer * experts_ + e] = holders.front();
+        if (holders.size() > 1) replicated_[layer] = true;
       }
     }
   }
@@ -49,12 +54,11 @@ void ExpertMap::Add(int16_t link, const expertwire::pb::Hello& hello) {
 std::string ExpertMap::Missing() const {
   std::string out;
   for (size_t layer = 0; layer < moe_layers_.size();) {
-    const std::string missing =
-        moe_layers_[layer] ? MissingOf(this->layer(static_cast<int>(layer))) : "";
+    const std::string missing = moe_layers_[layer] ? MissingOf(first(static_cast<int>(layer))) : "";
     size_t end = layer + 1;
     if (!missing.empty()) {
       while (end < moe_layers_.size() && moe_layers_[end] &&
-             MissingOf(this->layer(static_cast<int>(end))) == missing) {
+             MissingOf(first(static_cast<int>(end))) == missing) {
         ++end;
       }
       const bool one = missing.find_first_not_of("0123456789") == std::string::npos;
@@ -71,7 +75,8 @@ ExpertMap MapOf(std::span<const std::unique_ptr<expertwire::ExpertLink>> links,
                 const std::vector<bool>& moe_layers, int experts) {
   ExpertMap map(moe_layers, experts);
   for (size_t i = 0; i < links.size(); ++i) {
-    if (links[i]->state() != expertwire::LinkState::kUp) continue;
+    const expertwire::LinkState state = links[i]->state();
+    if (state != expertwire::LinkState::kUp && state != expertwire::LinkState::kDraining) continue;
     if (const auto hello = links[i]->peer()) map.Add(static_cast<int16_t>(i), *hello);
   }
   return map;

@@ -1,5 +1,4 @@
-// Which worker computes which expert: made from what the workers' hellos say they hold. The first
-// link in order that is up and holds an expert has it.
+// Which workers can compute which expert: made from what their hellos say they hold.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "services/expertwire/expert_link.h"
 
 namespace switchyard::router {
@@ -15,18 +15,25 @@ namespace switchyard::router {
 class ExpertMap {
  public:
   static constexpr int16_t kNone = -1;
+  using Holders = absl::InlinedVector<int16_t, 8>;
 
   ExpertMap() = default;
   // Without a worker for any expert.
   ExpertMap(std::vector<bool> moe_layers, int experts);
 
-  // Gives `link` what its hello holds and nobody has yet. Ranges outside of the model are ignored.
+  // Adds `link` to the holders of what its hello says. Ranges outside of the model are ignored.
   void Add(int16_t link, const expertwire::pb::Hello& hello);
 
-  // Link of each expert of a MoE layer, kNone where none is alive.
-  std::span<const int16_t> layer(int layer) const {
-    return std::span(owner_).subspan(static_cast<size_t>(layer) * experts_, experts_);
+  // The links that hold an expert of a MoE layer, in the order in which they were added.
+  std::span<const int16_t> holders(int layer, int expert) const {
+    return holders_[static_cast<size_t>(layer) * experts_ + static_cast<size_t>(expert)];
   }
+  // The first holder of each expert of a MoE layer, kNone where none is alive.
+  std::span<const int16_t> first(int layer) const {
+    return std::span(first_).subspan(static_cast<size_t>(layer) * experts_, experts_);
+  }
+  // Whether some expert of the layer has more than one holder.
+  bool replicated(int layer) const { return replicated_[static_cast<size_t>(layer)]; }
 
   // A line for each MoE layer that lacks experts, layers that lack the same together: "layer 3:
   // experts 17, 40–63 have no live worker", "layers 1–26: experts 0–63 have no live worker".
@@ -35,10 +42,12 @@ class ExpertMap {
  private:
   std::vector<bool> moe_layers_;
   size_t experts_ = 0;
-  std::vector<int16_t> owner_;  // [layers, experts]
+  std::vector<Holders> holders_;  // [layers, experts]
+  std::vector<int16_t> first_;    // [layers, experts]
+  std::vector<bool> replicated_;  // [layers]
 };
 
-// Of the links as they stand. Any thread.
+// Of the links that are up or draining, as they stand. Any thread.
 ExpertMap MapOf(std::span<const std::unique_ptr<expertwire::ExpertLink>> links,
                 const std::vector<bool>& moe_layers, int experts);
 

@@ -21,8 +21,12 @@ using expertwire::RowBuffer;
 
 // Rows are gathered and combined on the pool in pieces of this many elements.
 constexpr int64_t kElementsAPiece = 32768;
-// Rows are combined a slice at a time, so that what is between lies on the stack.
-constexpr int64_t kSlice = 1024;
+// How often parked pairs and late parts without a replica are looked at, beside changes of the map.
+constexpr absl::Duration kLookEvery = absl::Milliseconds(20);
+// When a part is first looked at, if it is not late before: silence is found by then.
+constexpr absl::Duration kLookForSilent = absl::Milliseconds(100);
+// Taken for the 99th percentile of latency while too few are known.
+constexpr absl::Duration kUnknownLatency = absl::Milliseconds(100);
 
 std::vector<bool> MoeLayers(const ModelSpec& spec) {
   std::vector<bool> layers;
@@ -34,46 +38,65 @@ uint64_t Micros(absl::Duration d) {
   return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(d)));
 }
 
+void Count(std::atomic<uint64_t>& counter, uint64_t n = 1) {
+  counter.fetch_add(n, std::memory_order_relaxed);
+}
+
+uint64_t Read(const std::atomic<uint64_t>& counter) {
+  return counter.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
-struct LinkDispatcher::Job {
-  enum class PartState : uint8_t { kOpen, kAnswered, kLost };
-
-  MoeJob moe;
-  DispatchPlan plan;
-  std::vector<PartState> state;      // [parts]
-  std::vector<Answer> answers;       // [parts]
-  std::vector<absl::Time> sent;      // [parts]
-  std::vector<uint64_t> generation;  // [parts]: of the link when the part was sent
-  size_t open = 0;
-};
-
-struct LinkDispatcher::LinkCounters {
-  std::atomic<uint64_t> rows = 0, lost_parts = 0, stale = 0;
+struct LinkDispatcher::LinkRecord {
+  LinkHealth health;      // of the engine thread
+  uint64_t rows_out = 0;  // of the engine thread
+  std::atomic<bool> ejected = false;
+  std::atomic<uint64_t> rows = 0, lost_parts = 0, stale = 0, ejections = 0;
   expertwire::Histogram latency_us, wire_us;
+
+  void Publish(absl::Time now) {
+    ejected.store(health.Ejected(now), std::memory_order_relaxed);
+    ejections.store(health.ejections(), std::memory_order_relaxed);
+  }
 };
 
 LinkDispatcher::LinkDispatcher(const ModelSpec& spec, DType wire_dtype, expertwire::LinkSet& links,
-                               kernels::ThreadPool& pool)
+                               kernels::ThreadPool& pool, const DispatchOptions& options)
     : hidden_(spec.hidden),
       experts_(spec.experts.count),
-      top_k_(spec.gate.top_k),
       experts_per_group_(spec.experts_per_group()),
       dtype_(wire_dtype),
+      options_(options),
       moe_layers_(MoeLayers(spec)),
       links_(links),
       pool_(pool),
+      gone_(static_cast<size_t>(spec.num_layers()) * spec.experts.count, false),
       expert_rows_(static_cast<size_t>(spec.num_layers()) * spec.experts.count) {
-  for (const auto& link : links_.links()) {
-    counters_.push_back(std::make_unique<LinkCounters>());
-    max_part_bytes_.push_back(link->max_part_bytes());
-  }
   RefreshMap();
 }
 
 LinkDispatcher::~LinkDispatcher() = default;
 
-void LinkDispatcher::RefreshMap() {
+// ---- who may be asked ----
+
+// Links that came since. Those that are known keep their index, though another worker may have
+// taken the place of one that is gone.
+void LinkDispatcher::MeetLinks() {
+  const auto links = links_.links();
+  for (size_t i = known_.load(std::memory_order_relaxed); i < links.size(); ++i) {
+    records_[i] = std::make_unique<LinkRecord>();
+    known_.store(i + 1, std::memory_order_release);
+  }
+  max_part_bytes_.resize(links.size());
+  for (size_t i = 0; i < links.size(); ++i) {
+    max_part_bytes_[i] = links[i]->max_part_bytes();
+    if (links[i]->state() == expertwire::LinkState::kGone) record(i).health = {};
+  }
+}
+
+// Whether it has changed.
+bool LinkDispatcher::RefreshMap() {
   bool same = generations_.size() == links_.links().size();
   generations_.resize(links_.links().size());
   for (size_t i = 0; i < generations_.size(); ++i) {
@@ -81,12 +104,115 @@ void LinkDispatcher::RefreshMap() {
     same = same && generations_[i] == now;
     generations_[i] = now;
   }
-  if (!same) map_ = MapOf(links_.links(), moe_layers_, experts_);
+  if (same) return false;
+  MeetLinks();
+  map_ = MapOf(links_.links(), moe_layers_, experts_);
+  for (size_t layer = 0; layer < moe_layers_.size(); ++layer) {
+    const auto first = map_.first(static_cast<int>(layer));
+    for (size_t e = 0; e < first.size(); ++e) {
+      if (first[e] != ExpertMap::kNone) gone_[layer * first.size() + e] = false;
+    }
+  }
+  for (auto& [ticket, job] : jobs_) {
+    for (size_t p = 0; p < job->plan.part_count; ++p) {
+      if (job->parts[p].state == Job::State::kParked) {
+        job->parts[p].look_at = job->look_at = absl::InfinitePast();
+      }
+    }
+  }
+  return true;
 }
+
+Standing LinkDispatcher::StandingOf(size_t link, absl::Time now) const {
+  switch (links_.links()[link]->state()) {
+    case expertwire::LinkState::kUp:
+      return record(link).health.Ejected(now) ? Standing::kSuspect : Standing::kWell;
+    case expertwire::LinkState::kDraining:
+      return Standing::kSuspect;
+    default:
+      return Standing::kNever;
+  }
+}
+
+// Of the pairs in wanted_, by standings_.
+std::span<const int16_t> LinkDispatcher::ChooseOwners(const Job& job) {
+  wanted_rows_.assign(static_cast<size_t>(experts_), 0);
+  for (const WantedPair& w : wanted_) ++wanted_rows_[static_cast<size_t>(job.moe.experts[w.pair])];
+  busy_.resize(generations_.size());
+  for (size_t i = 0; i < busy_.size(); ++i) busy_[i] = record(i).rows_out;
+  ChooseReplicas(map_,
+                 {.layer = job.moe.layer,
+                  .experts_per_group = static_cast<uint32_t>(experts_per_group_),
+                  .seed = (next_ticket_ << 8) + job.attempts,
+                  .rows = wanted_rows_,
+                  .standings = standings_,
+                  .busy = busy_},
+                 &given_, &owner_);
+  return owner_;
+}
+
+PlanInput LinkDispatcher::InputOf(const Job& job) const {
+  return {.tokens = job.moe.tokens,
+          .top_k = job.moe.top_k,
+          .experts = job.moe.experts,
+          .weights = job.moe.weights,
+          .experts_per_group = static_cast<uint32_t>(experts_per_group_),
+          .hidden = static_cast<uint32_t>(hidden_),
+          .dtype = dtype_,
+          .max_part_bytes = max_part_bytes_};
+}
+
+void LinkDispatcher::PlanFirst(Job& job) {
+  PlanInput input = InputOf(job);
+  WantAll(input, &wanted_);
+  const auto first_gone = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
+  std::erase_if(wanted_, [&](const WantedPair& w) {  // nobody waits for them again
+    return gone_[first_gone + static_cast<size_t>(job.moe.experts[w.pair])];
+  });
+  if (map_.replicated(job.moe.layer)) {
+    const absl::Time now = options_.now();
+    standings_.resize(generations_.size());
+    for (size_t i = 0; i < standings_.size(); ++i) standings_[i] = StandingOf(i, now);
+    input.owner = ChooseOwners(job);
+  } else {
+    input.owner = map_.first(job.moe.layer);
+  }
+  PlanPairs(input, wanted_, &job.plan);
+}
+
+// Plans what is wanted again of a part onto others than those that it, or one that it was planned
+// for, was sent to in vain; of a parked one onto any. Returns the first new part; of a part that is
+// not lost none are new where nobody can take anything.
+size_t LinkDispatcher::PlanAgain(Job& job, size_t p, absl::Time now) {
+  const size_t first = job.plan.part_count;
+  standings_.resize(generations_.size());
+  for (size_t i = 0; i < standings_.size(); ++i) standings_[i] = StandingOf(i, now);
+  if (job.parts[p].state != Job::State::kParked) {
+    for (int32_t at = static_cast<int32_t>(p); at >= 0;
+         at = job.parts[static_cast<size_t>(at)].parent) {
+      const int link = job.plan.parts[static_cast<size_t>(at)].link;
+      if (link == PlannedPart::kNobody) break;
+      const auto i = static_cast<size_t>(link);
+      if (job.parts[static_cast<size_t>(at)].generation == links_.links()[i]->generation()) {
+        standings_[i] = Standing::kNever;
+      }
+    }
+  }
+  job.WantAgain(p, &wanted_);
+  PlanInput input = InputOf(job);
+  input.owner = ChooseOwners(job);
+  PlanPairs(input, wanted_, &job.plan);
+  const bool nobody =
+      job.plan.part_count == first + 1 && job.plan.parts[first].link == PlannedPart::kNobody;
+  if (nobody && job.parts[p].state != Job::State::kFailed) job.plan.part_count = first;
+  return first;
+}
+
+// ---- a job's way ----
 
 MoeTicket LinkDispatcher::Start(const MoeJob& moe) {
   SY_CHECK(moe.layer >= 0 && static_cast<size_t>(moe.layer) < moe_layers_.size());
-  SY_CHECK(moe.x.dtype == dtype_);
+  SY_CHECK(moe.x.dtype == dtype_ && moe.top_k > 0);
   RefreshMap();
   std::unique_ptr<Job> job;
   if (idle_jobs_.empty()) {
@@ -95,21 +221,37 @@ MoeTicket LinkDispatcher::Start(const MoeJob& moe) {
     job = std::move(idle_jobs_.back());
     idle_jobs_.pop_back();
   }
-  job->moe = moe;
-  MakePlan({.tokens = moe.tokens,
-            .top_k = top_k_,
-            .experts = moe.experts,
-            .weights = moe.weights,
-            .owner = map_.layer(moe.layer),
-            .experts_per_group = static_cast<uint32_t>(experts_per_group_),
-            .hidden = static_cast<uint32_t>(hidden_),
-            .dtype = dtype_,
-            .max_part_bytes = max_part_bytes_},
-           &job->plan);
+  job->Begin(moe);
+  PlanFirst(*job);
   const MoeTicket ticket = next_ticket_++;
-  Send(ticket, *job);
+  Track(ticket, *job, 0, -1, options_.now());
   jobs_.emplace(ticket, std::move(job));
   return ticket;
+}
+
+// Sends the plan's parts from `first` on, as children of `parent`.
+void LinkDispatcher::Track(MoeTicket ticket, Job& job, size_t first, int32_t parent,
+                           absl::Time now) {
+  job.Track(first, parent);
+  for (size_t p = first; p < job.plan.part_count; ++p) {
+    Job::Part& part = job.parts[p];
+    part.attempt = job.attempts;
+    part.since = now;
+    if (part.state == Job::State::kOpen) {
+      Send(ticket, job, p, now);
+      continue;
+    }
+    const bool waits = parent >= 0 && job.parts[static_cast<size_t>(parent)].waits;
+    if (waits) {
+      part.since = job.parts[static_cast<size_t>(parent)].since;
+    } else {
+      Count(parked_rows_, job.plan.parts[p].parked.size());
+    }
+    part.waits = true;
+    part.look_at = now + std::min(kLookEvery, options_.patience);
+    job.look_at = std::min(job.look_at, part.look_at);
+  }
+  ++job.attempts;
 }
 
 RowBuffer LinkDispatcher::Gather(const MoeJob& moe, const PlannedPart& part, bool may_borrow) {
@@ -133,126 +275,242 @@ RowBuffer LinkDispatcher::Gather(const MoeJob& moe, const PlannedPart& part, boo
   return out;
 }
 
-void LinkDispatcher::Send(MoeTicket ticket, Job& job) {
-  const auto parts = job.plan.used();
-  job.state.assign(parts.size(), Job::PartState::kOpen);
-  job.answers.resize(parts.size());
-  job.sent.assign(parts.size(), absl::Now());
-  job.generation.resize(parts.size());
-  job.open = parts.size();
-  const size_t layer_base = static_cast<size_t>(job.moe.layer) * experts_;
-  for (size_t p = 0; p < parts.size(); ++p) {
-    PlannedPart& part = parts[p];
-    ExpertLink& link = *links_.links()[static_cast<size_t>(part.link)];
-    Call call = expertwire::EmptyCall(buffers_);
-    call.call_id = ticket;
-    call.part = static_cast<uint32_t>(p);
-    call.last = part.last;
-    call.layer = job.moe.layer;
-    call.deadline = job.moe.deadline;
-    call.priority = job.moe.priority;
-    call.dtype = dtype_;
-    call.rows = static_cast<uint32_t>(part.tokens.size());
-    call.hidden = static_cast<uint32_t>(hidden_);
-    call.answer_bytes = part.layout.bytes(call.hidden, dtype_);
-    call.payload = Gather(job.moe, part, link.borrows_rows());
-    for (const expertwire::Segment& s : part.segments) {
-      expert_rows_[layer_base + s.expert].fetch_add(s.count, std::memory_order_relaxed);
-    }
-    LinkCounters& counters = *counters_[static_cast<size_t>(part.link)];
-    counters.rows.fetch_add(part.row_index.size(), std::memory_order_relaxed);
-    call.segments.assign(part.segments.begin(), part.segments.end());
-    call.row_index.assign(part.row_index.begin(), part.row_index.end());
-    call.weights.assign(part.weights.begin(), part.weights.end());
-    job.generation[p] = link.generation();
-    if (absl::Status status = link.Send(std::move(call)); !status.ok()) {
-      log::Debug("layer {}: {}", job.moe.layer, ToStd(status.message()));
-      Settle(job, p, true);
-    }
+void LinkDispatcher::Send(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
+  const PlannedPart& part = job.plan.parts[p];
+  LinkRecord& peer = record(static_cast<size_t>(part.link));
+  ExpertLink& link = *links_.links()[static_cast<size_t>(part.link)];
+  Call call = expertwire::EmptyCall(buffers_);
+  call.call_id = ticket;
+  call.attempt = job.parts[p].attempt;
+  call.part = static_cast<uint32_t>(p);
+  call.last = part.last;
+  call.layer = job.moe.layer;
+  call.deadline = job.moe.deadline;
+  call.priority = job.moe.priority;
+  call.dtype = dtype_;
+  call.rows = static_cast<uint32_t>(part.tokens.size());
+  call.hidden = static_cast<uint32_t>(hidden_);
+  call.answer_bytes = part.layout.bytes(call.hidden, dtype_);
+  call.payload = Gather(job.moe, part, link.borrows_rows());
+  const size_t layer_base = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
+  for (const expertwire::Segment& s : part.segments) {
+    Count(expert_rows_[layer_base + s.expert], s.count);
+  }
+  const uint64_t pairs = part.pairs.size();
+  Count(peer.rows, pairs);
+  peer.rows_out += pairs;
+  peer.health.OnSend(now);
+  budget_.OnRows(pairs);
+  call.segments.assign(part.segments.begin(), part.segments.end());
+  call.row_index.assign(part.row_index.begin(), part.row_index.end());
+  call.weights.assign(part.weights.begin(), part.weights.end());
+  job.parts[p].generation = link.generation();
+  const absl::Duration late =
+      std::max(options_.hedge_after_min, 2 * latency_.P99(pairs, kUnknownLatency));
+  job.parts[p].late_at = now + late;
+  job.parts[p].look_at = now + std::min(late, kLookForSilent);
+  job.look_at = std::min(job.look_at, job.parts[p].look_at);
+  if (absl::Status status = link.Send(std::move(call)); !status.ok()) {
+    log::Debug("layer {}: {}", job.moe.layer, ToStd(status.message()));
+    Fail(job, p);
   }
 }
 
-void LinkDispatcher::Settle(Job& job, size_t part, bool lost) {
-  job.state[part] = lost ? Job::PartState::kLost : Job::PartState::kAnswered;
-  --job.open;
-  if (!lost) return;
-  const size_t link = static_cast<size_t>(job.plan.parts[part].link);
-  counters_[link]->lost_parts.fetch_add(1, std::memory_order_relaxed);
+// Its part is out no more.
+void LinkDispatcher::LeaveLink(Job& job, size_t p) {
+  const PlannedPart& part = job.plan.parts[p];
+  record(static_cast<size_t>(part.link)).rows_out -= part.pairs.size();
 }
 
-void LinkDispatcher::OnAnswer(int link, Answer answer) {
-  LinkCounters& counters = *counters_[static_cast<size_t>(link)];
+void LinkDispatcher::Fail(Job& job, size_t p) {
+  LeaveLink(job, p);
+  job.OnFailed(p);
+  Count(record(static_cast<size_t>(job.plan.parts[p].link)).lost_parts);
+}
+
+void LinkDispatcher::OnBadLink(size_t link, absl::Time now) {
+  record(link).health.OnBad(now);
+  record(link).Publish(now);
+}
+
+// ---- what comes back ----
+
+bool LinkDispatcher::Fits(const Job& job, size_t p, const Answer& answer) const {
+  const PlannedPart& part = job.plan.parts[p];
+  return answer.status.size() == part.segments.size() && answer.sums == part.layout.sums &&
+         answer.rows == part.layout.rows && answer.hidden == static_cast<uint32_t>(hidden_) &&
+         answer.dtype == dtype_;
+}
+
+void LinkDispatcher::OnAnswer(int link, Answer answer, absl::Time now) {
+  LinkRecord& peer = record(static_cast<size_t>(link));
   const auto found = jobs_.find(answer.call_id);
   Job* job = found == jobs_.end() ? nullptr : found->second.get();
   const size_t p = answer.part;
-  if (job == nullptr || answer.attempt != 0 || p >= job->state.size() ||
-      job->plan.parts[p].link != link || job->state[p] != Job::PartState::kOpen) {
-    counters.stale.fetch_add(1, std::memory_order_relaxed);
+  if (job == nullptr || p >= job->plan.part_count || job->plan.parts[p].link != link ||
+      job->parts[p].attempt != answer.attempt || job->parts[p].state != Job::State::kOpen) {
+    Count(peer.stale);
     return;
   }
-  const uint64_t latency_us = Micros(absl::Now() - job->sent[p]);
-  counters.latency_us.Add(latency_us);
-  counters.wire_us.Add(latency_us - std::min(latency_us, answer.queue_us + answer.compute_us));
-  const PlannedPart& part = job->plan.parts[p];
+  const absl::Duration latency = now - job->parts[p].since;
+  peer.latency_us.Add(Micros(latency));
+  peer.wire_us.Add(Micros(latency) -
+                   std::min(Micros(latency), answer.queue_us + answer.compute_us));
+  latency_.Add(job->plan.parts[p].pairs.size(), latency);
   const bool any_ok =
       std::find(answer.status.begin(), answer.status.end(), pb::OK) != answer.status.end();
-  const bool fits = answer.status.size() == part.segments.size() &&
-                    answer.sums == part.layout.sums && answer.rows == part.layout.rows &&
-                    answer.hidden == static_cast<uint32_t>(hidden_) && answer.dtype == dtype_;
+  const bool fits = Fits(*job, p, answer);
   if (!answer.error.empty() || (any_ok && !fits)) {
     log::Warning(
         "worker {}, layer {}: {}", links_.links()[static_cast<size_t>(link)]->name(),
         job->moe.layer,
         answer.error.empty() ? "an answer of another shape than was asked for" : answer.error);
   }
-  const bool usable = any_ok && fits;
-  if (usable) job->answers[p] = std::move(answer);
-  Settle(*job, p, !usable);
+  if (!any_ok || !fits) return Fail(*job, p);
+  LeaveLink(*job, p);
+  if (job->Settled(p)) {  // a replica was faster, or what it was to replace came after all
+    job->parts[p].state = Job::State::kAnswered;
+    Count(peer.stale);
+    return;
+  }
+  const int32_t parent = job->parts[p].parent;
+  if (parent >= 0 && job->parts[static_cast<size_t>(parent)].state == Job::State::kOpen) {
+    Count(hedges_won_);
+    const int late = job->plan.parts[static_cast<size_t>(parent)].link;
+    record(static_cast<size_t>(late)).health.OnBeaten(now);
+    record(static_cast<size_t>(late)).Publish(now);
+  }
+  if (!job->parts[p].again) {
+    peer.health.OnGood();
+    if (peer.ejected.load(std::memory_order_relaxed)) peer.Publish(now);
+  }
+  if (!job->OnAnswered(p, std::move(answer))) Count(peer.lost_parts);
 }
 
 // News of a stream that ended while nothing ran must not hit what was sent over the next one.
-void LinkDispatcher::OnDown(int link, uint64_t generation) {
+void LinkDispatcher::OnDown(int link, uint64_t generation, absl::Time now) {
   for (auto& [ticket, job] : jobs_) {
-    for (size_t p = 0; p < job->state.size(); ++p) {
-      const bool open = job->state[p] == Job::PartState::kOpen;
-      if (open && job->plan.parts[p].link == link && job->generation[p] <= generation) {
-        Settle(*job, p, true);
+    for (size_t p = 0; p < job->plan.part_count; ++p) {
+      const bool open = job->parts[p].state == Job::State::kOpen;
+      if (open && job->plan.parts[p].link == link && job->parts[p].generation <= generation) {
+        Fail(*job, p);
       }
     }
   }
+  OnBadLink(static_cast<size_t>(link), now);
 }
 
 void LinkDispatcher::PollLinks() {
   events_.clear();
-  links_.Poll(&events_);
+  if (!links_.Poll(&events_)) return;
+  const absl::Time now = options_.now();
   for (expertwire::LinkSet::Event& event : events_) {
+    if (static_cast<size_t>(event.link) >= generations_.size()) continue;  // was sent nothing yet
     if (auto* answer = std::get_if<Answer>(&event.event)) {
-      OnAnswer(event.link, std::move(*answer));
+      OnAnswer(event.link, std::move(*answer), now);
     } else {
-      OnDown(event.link, std::get<expertwire::LinkDown>(event.event).generation);
+      OnDown(event.link, std::get<expertwire::LinkDown>(event.event).generation, now);
     }
   }
+}
+
+// ---- what fails, is late, or waits ----
+
+// Does what is due for a job's parts, also for those that come of it.
+void LinkDispatcher::Attend(MoeTicket ticket, Job& job, absl::Time now) {
+  job.look_at = absl::InfiniteFuture();
+  for (size_t p = 0; p < job.plan.part_count && !job.done(); ++p) {
+    if (job.Settled(p)) job.parts[p].look_at = absl::InfiniteFuture();
+    if (job.parts[p].look_at <= now) AttendPart(ticket, job, p, now);
+    job.look_at = std::min(job.look_at, job.parts[p].look_at);
+  }
+}
+
+void LinkDispatcher::AttendPart(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
+  Job::Part& part = job.parts[p];
+  part.look_at = absl::InfiniteFuture();
+  switch (part.state) {
+    case Job::State::kOpen:
+      return MayHedge(ticket, job, p, now);
+    case Job::State::kParked:
+      return TryParked(ticket, job, p, now);
+    case Job::State::kFailed:
+      if (!part.again) Retry(ticket, job, p, now);
+      return;
+    case Job::State::kAnswered:
+      return;
+  }
+}
+
+void LinkDispatcher::Retry(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
+  const size_t first = PlanAgain(job, p, now);
+  Count(retried_rows_, wanted_.size());
+  Track(ticket, job, first, static_cast<int32_t>(p), now);
+}
+
+void LinkDispatcher::TryParked(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
+  const size_t first = PlanAgain(job, p, now);
+  if (first < job.plan.part_count) {
+    job.parts[p].state = Job::State::kFailed;
+    return Track(ticket, job, first, static_cast<int32_t>(p), now);
+  }
+  if (now < job.parts[p].since + options_.patience) {
+    job.parts[p].look_at = now + kLookEvery;
+    return;
+  }
+  const auto layer_base = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
+  for (const WantedPair& w : job.plan.parts[p].parked) {
+    const int32_t expert = job.moe.experts[w.pair];
+    if (map_.holders(job.moe.layer, expert).empty()) {
+      gone_[layer_base + static_cast<size_t>(expert)] = true;
+    }
+  }
+  job.GiveUp(p);
+}
+
+// A part is late. One whose worker is silent is sent elsewhere in any case, one that is merely slow
+// within the budget, and not while its worker says that it computes.
+void LinkDispatcher::MayHedge(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
+  Job::Part& part = job.parts[p];
+  part.look_at = now + kLookEvery;
+  const auto link = static_cast<size_t>(job.plan.parts[p].link);
+  const bool silent = links_.links()[link]->suspect();
+  if (silent) {
+    OnBadLink(link, now);
+  } else if (!options_.hedge || now < part.late_at ||
+             links_.links()[link]->Computing(ticket, part.attempt)) {
+    return;
+  }
+  if (part.again) return;
+  const size_t first = PlanAgain(job, p, now);
+  if (first == job.plan.part_count) return;
+  const auto added = job.plan.used().subspan(first);
+  const bool whole = std::none_of(added.begin(), added.end(), [](const PlannedPart& q) {
+    return q.link == PlannedPart::kNobody;
+  });
+  if (!silent && (!whole || !budget_.Take(wanted_.size()))) {
+    job.plan.part_count = first;
+    return;
+  }
+  Count(hedged_rows_, wanted_.size());
+  Track(ticket, job, first, static_cast<int32_t>(p), now);
 }
 
 // Tells each worker once that the parts it still has are not wanted any more.
-void LinkDispatcher::CancelOpen(MoeTicket ticket, const Job& job) {
-  std::vector<int> cancelled;
-  for (size_t p = 0; p < job.state.size(); ++p) {
+void LinkDispatcher::End(MoeTicket ticket, Job& job) {
+  for (size_t p = 0; p < job.plan.part_count; ++p) {
+    if (job.parts[p].state != Job::State::kOpen) continue;
     const int link = job.plan.parts[p].link;
-    if (job.state[p] != Job::PartState::kOpen ||
-        std::find(cancelled.begin(), cancelled.end(), link) != cancelled.end()) {
-      continue;
+    links_.links()[static_cast<size_t>(link)]->Cancel(ticket, job.parts[p].attempt);
+    for (size_t q = p; q < job.plan.part_count; ++q) {
+      if (job.parts[q].state != Job::State::kOpen || job.plan.parts[q].link != link ||
+          job.parts[q].attempt != job.parts[p].attempt) {
+        continue;
+      }
+      LeaveLink(job, q);
+      job.parts[q].state = Job::State::kFailed;
+      if (!job.Settled(q)) Count(record(static_cast<size_t>(link)).lost_parts);
     }
-    links_.links()[static_cast<size_t>(link)]->Cancel(ticket, 0);
-    cancelled.push_back(link);
-  }
-}
-
-// Gives up the parts of a job that nobody answered in time.
-void LinkDispatcher::Expire(MoeTicket ticket, Job& job) {
-  CancelOpen(ticket, job);
-  for (size_t p = 0; p < job.state.size(); ++p) {
-    if (job.state[p] == Job::PartState::kOpen) Settle(job, p, true);
   }
 }
 
@@ -261,116 +519,69 @@ void LinkDispatcher::Abandon(MoeTicket ticket) {
   SY_CHECK(found != jobs_.end());
   std::unique_ptr<Job> job = std::move(found->second);
   jobs_.erase(found);
-  CancelOpen(ticket, *job);
+  End(ticket, *job);
   Recycle(std::move(job));
 }
 
 void LinkDispatcher::Recycle(std::unique_ptr<Job> job) {
-  for (Answer& answer : job->answers) answer.payload = RowBuffer();  // back to its pool
+  for (Job::Part& part : job->parts) part.answer.payload = RowBuffer();  // back to its pool
   idle_jobs_.push_back(std::move(job));
 }
 
 bool LinkDispatcher::Finished(MoeTicket ticket) {
   const auto found = jobs_.find(ticket);
   SY_CHECK(found != jobs_.end());
-  if (found->second->open > 0) {
+  Job& running = *found->second;
+  if (!running.done()) {
     PollLinks();
-    if (found->second->open > 0 && absl::Now() >= found->second->moe.deadline) {
-      Expire(ticket, *found->second);
+    if (!running.done()) {
+      RefreshMap();
+      const absl::Time now = options_.now();
+      if (running.look_at <= now) Attend(ticket, running, now);
+      if (!running.done() && now >= running.moe.deadline) {
+        End(ticket, running);
+        running.GiveUpAll();
+      }
     }
-    if (found->second->open > 0) return false;
+    if (!running.done()) return false;
   }
   std::unique_ptr<Job> job = std::move(found->second);
   jobs_.erase(found);
+  End(ticket, *job);
   Combine(*job);
   Recycle(std::move(job));
   return true;
 }
 
 void LinkDispatcher::Wait(absl::Time until) {
-  for (const auto& [ticket, job] : jobs_) until = std::min(until, job->moe.deadline);
+  for (const auto& [ticket, job] : jobs_) {
+    until = std::min({until, job->moe.deadline, job->look_at});
+  }
   links_.Wait(until);
 }
 
 void LinkDispatcher::Combine(Job& job) {
   const int64_t tokens = job.moe.tokens;
-  pool_.ParallelFor(tokens, std::max<int64_t>(1, kElementsAPiece / (int64_t{hidden_} * top_k_)),
+  const CombineTerms terms{hidden_, experts_per_group_, dtype_};
+  pool_.ParallelFor(tokens,
+                    std::max<int64_t>(1, kElementsAPiece / (int64_t{hidden_} * job.moe.top_k)),
                     [&](int64_t begin, int64_t end) {
-                      for (int64_t t = begin; t < end; ++t) CombineToken(job, t);
+                      for (int64_t t = begin; t < end; ++t) CombineToken(job, terms, t);
                     });
   uint64_t lost = 0;
   for (int64_t t = 0; t < tokens; ++t) lost += job.moe.lost[t] != 0;
   if (lost == 0) return;
-  lost_rows_.fetch_add(lost, std::memory_order_relaxed);
-  log::Warning("layer {}: {} of {} rows lost{}", job.moe.layer, lost, tokens, WorkersOfLost(job));
-}
-
-std::string LinkDispatcher::WorkersOfLost(const Job& job) const {
+  Count(lost_rows_, lost);
   std::set<std::string> names;
-  for (size_t p = 0; p < job.state.size(); ++p) {
-    if (job.state[p] != Job::PartState::kLost) continue;
+  for (size_t p = 0; p < job.plan.part_count; ++p) {
+    if (job.parts[p].state != Job::State::kFailed || job.plan.parts[p].link < 0) continue;
     names.insert(links_.links()[static_cast<size_t>(job.plan.parts[p].link)]->name());
   }
-  return names.empty() ? "" : fmt::format(" with worker {}", absl::StrJoin(names, ", "));
+  log::Warning("layer {}: {} of {} rows lost{}{}", job.moe.layer, lost, tokens,
+               names.empty() ? "" : " with worker ", absl::StrJoin(names, ", "));
 }
 
-bool LinkDispatcher::Whole(const Job& job, int64_t token) const {
-  for (int k = 0; k < top_k_; ++k) {
-    const PairSource& s = job.plan.sources[static_cast<size_t>(token * top_k_ + k)];
-    if (s.part < 0 || job.state[static_cast<size_t>(s.part)] != Job::PartState::kAnswered) {
-      return false;
-    }
-    if (job.answers[static_cast<size_t>(s.part)].status[s.segment] != pb::OK) return false;
-  }
-  return true;
-}
-
-void LinkDispatcher::CombineToken(const Job& job, int64_t token) const {
-  if (!Whole(job, token)) {
-    std::fill_n(job.moe.out + token * hidden_, hidden_, 0.0f);
-    job.moe.lost[token] = 1;
-    return;
-  }
-  for (int64_t from = 0; from < hidden_; from += kSlice) {
-    CombineSlice(job, token, from, std::min(kSlice, hidden_ - from));
-  }
-}
-
-// Group by group ascending: a sum as it came, or the same sum made here from fp32 rows.
-void LinkDispatcher::CombineSlice(const Job& job, int64_t token, int64_t from, int64_t n) const {
-  float* out = job.moe.out + token * hidden_ + from;
-  std::fill(out, out + n, 0.0f);
-  float sum[kSlice], rounded[kSlice];
-  const PairSource* sources = &job.plan.sources[static_cast<size_t>(token * top_k_)];
-  const int32_t* ids = job.moe.experts + token * top_k_;
-  for (int k = 0; k < top_k_;) {
-    const int group = ids[k] / experts_per_group_;
-    int end = k + 1;
-    while (end < top_k_ && ids[end] / experts_per_group_ == group) ++end;
-    const auto payload = [&](const PairSource& s) {
-      return job.answers[static_cast<size_t>(s.part)].payload.data();
-    };
-    if (sources[k].sum) {
-      const int64_t at = int64_t{sources[k].slot} * hidden_ + from;
-      kernels::ConvertToFloat(payload(sources[k]) + static_cast<size_t>(at) * SizeOf(dtype_),
-                              dtype_, n, sum);
-    } else {
-      std::fill(sum, sum + n, 0.0f);
-      for (int i = k; i < end; ++i) {
-        const PairSource& s = sources[i];
-        const size_t offset = job.plan.parts[static_cast<size_t>(s.part)].layout.rows_offset(
-            static_cast<uint32_t>(hidden_), dtype_);
-        const auto* rows = reinterpret_cast<const float*>(payload(s) + offset);
-        kernels::AddScaled(sum, rows + int64_t{s.slot} * hidden_ + from,
-                           job.moe.weights[token * top_k_ + i], n);
-      }
-      kernels::Convert(sum, n, dtype_, rounded);
-      kernels::ConvertToFloat(rounded, dtype_, n, sum);
-    }
-    kernels::Add(out, sum, n);
-    k = end;
-  }
-}
+// ---- what is told ----
 
 std::string LinkDispatcher::Missing() const {
   std::string out = MapOf(links_.links(), moe_layers_, experts_).Missing();
@@ -386,28 +597,38 @@ std::string LinkDispatcher::Missing() const {
 
 std::vector<LinkReport> LinkDispatcher::Links() const {
   std::vector<LinkReport> out;
-  for (size_t i = 0; i < counters_.size(); ++i) {
+  const size_t known = known_.load(std::memory_order_acquire);
+  for (size_t i = 0; i < known; ++i) {
     const ExpertLink& link = *links_.links()[i];
-    const LinkCounters& c = *counters_[i];
-    const auto read = [](const auto& a) { return a.load(std::memory_order_relaxed); };
+    const LinkRecord& r = record(i);
     LinkReport report{.name = link.name(),
                       .state = link.state(),
                       .why = std::string(link.why().message()),
                       .wire = link.stats(),
-                      .rows = read(c.rows),
-                      .lost_parts = read(c.lost_parts),
-                      .latency_us = c.latency_us.Read(),
-                      .wire_us = c.wire_us.Read()};
-    report.stale_answers = read(c.stale) + report.wire.stale_answers;
+                      .rows = Read(r.rows),
+                      .lost_parts = Read(r.lost_parts),
+                      .ejections = Read(r.ejections),
+                      .ejected = r.ejected.load(std::memory_order_relaxed),
+                      .latency_us = r.latency_us.Read(),
+                      .wire_us = r.wire_us.Read()};
+    report.stale_answers = Read(r.stale) + report.wire.stale_answers;
     out.push_back(std::move(report));
   }
   return out;
 }
 
+DispatchReport LinkDispatcher::Report() const {
+  return {.lost_rows = Read(lost_rows_),
+          .retried_rows = Read(retried_rows_),
+          .hedged_rows = Read(hedged_rows_),
+          .hedges_won = Read(hedges_won_),
+          .parked_rows = Read(parked_rows_)};
+}
+
 std::vector<uint64_t> LinkDispatcher::ExpertRows() const {
   std::vector<uint64_t> out;
   out.reserve(expert_rows_.size());
-  for (const auto& rows : expert_rows_) out.push_back(rows.load(std::memory_order_relaxed));
+  for (const auto& rows : expert_rows_) out.push_back(Read(rows));
   return out;
 }
 

@@ -1,10 +1,15 @@
-// The Dispatcher over expert links: plans which rows go where, sends them, and combines what comes
-// back over the fixed tree, bit-equal for any split of the experts over workers. A row whose worker
-// is missing, lost, late or refuses it is lost; nothing else of the job is touched.
+// The Dispatcher over expert links: chooses a replica for each expert, plans which rows go where,
+// sends them, and combines what comes back over the fixed tree, bit-equal for any split of the
+// experts over workers, for any replica, retry or hedge.
+//
+// What fails is planned again on other holders (job.h); what is late is, too, and the first answer
+// wins. Pairs that nobody can take wait for a worker up to `patience`, then their rows are lost;
+// nothing else of the job is touched.
 //
 // Driven by the engine thread; what says "any thread" may be called from others meanwhile.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -12,8 +17,12 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "router/dispatch/combine.h"
 #include "router/dispatch/dispatcher.h"
+#include "router/dispatch/job.h"
+#include "router/dispatch/link_health.h"
 #include "router/dispatch/plan.h"
+#include "router/dispatch/replica_choice.h"
 #include "services/expertwire/histogram.h"
 #include "services/expertwire/link_set.h"
 #include "services/kernels/thread_pool.h"
@@ -21,24 +30,46 @@
 
 namespace switchyard::router {
 
+struct DispatchOptions {
+  // How long the rows of an expert that no worker holds wait for one.
+  absl::Duration patience = absl::ZeroDuration();
+  // Whether rows that are late are sent to a replica too, at most LinkHealth's share of all.
+  bool hedge = true;
+  // Nothing is late before it is out for so long.
+  absl::Duration hedge_after_min = absl::Milliseconds(5);
+  // A simulation has its own.
+  absl::Time (*now)() = absl::Now;
+};
+
 // Of one worker, for metrics.
 struct LinkReport {
   std::string name;
   expertwire::LinkState state = expertwire::LinkState::kConnecting;
   std::string why;  // it is not up; empty if it is
   expertwire::LinkStats wire;
-  uint64_t rows = 0;                       // (token, expert) pairs sent
-  uint64_t lost_parts = 0;                 // not answered, or not with the rows asked for
-  uint64_t stale_answers = 0;              // of unknown or settled calls: dropped
+  uint64_t rows = 0;           // (token, expert) pairs sent
+  uint64_t lost_parts = 0;     // not answered, or not with the rows asked for
+  uint64_t stale_answers = 0;  // of unknown or settled calls: dropped
+  uint64_t ejections = 0;
+  bool ejected = false;                    // left alone now where others can do its work
   expertwire::HistogramCounts latency_us;  // from sending a part to its answer
   expertwire::HistogramCounts wire_us;     // of it, neither waiting at the worker nor computing
 };
 
+// Of all workers, since start.
+struct DispatchReport {
+  uint64_t lost_rows = 0;
+  uint64_t retried_rows = 0;  // pairs sent again because their part failed
+  uint64_t hedged_rows = 0;   // pairs sent again because their part was late
+  uint64_t hedges_won = 0;    // parts whose replica was faster
+  uint64_t parked_rows = 0;   // pairs that had to wait for a worker
+};
+
 class LinkDispatcher : public Dispatcher {
  public:
-  // `links` (all added) and `pool` (of the engine thread) outlive it.
+  // `links`, which may grow and shrink, and `pool` (of the engine thread) outlive it.
   LinkDispatcher(const ModelSpec& spec, DType wire_dtype, expertwire::LinkSet& links,
-                 kernels::ThreadPool& pool);
+                 kernels::ThreadPool& pool, const DispatchOptions& options);
   ~LinkDispatcher() override;
 
   MoeTicket Start(const MoeJob& job) override;
@@ -51,35 +82,44 @@ class LinkDispatcher : public Dispatcher {
   // a layer ("layer 3: experts 17, 40–63 have no live worker"), and why each link is down.
   std::string Missing() const;
   std::vector<LinkReport> Links() const;
+  DispatchReport Report() const;
   // Rows sent since start, [layers × experts].
   std::vector<uint64_t> ExpertRows() const;
-  uint64_t lost_rows() const { return lost_rows_.load(std::memory_order_relaxed); }
 
  private:
-  struct Job;
-  struct LinkCounters;
+  struct LinkRecord;
 
-  void RefreshMap();
-  void Send(MoeTicket ticket, Job& job);
-  void Settle(Job& job, size_t part, bool lost);
-  void OnAnswer(int link, expertwire::Answer answer);
-  void OnDown(int link, uint64_t generation);
-  void Expire(MoeTicket ticket, Job& job);
-  void CancelOpen(MoeTicket ticket, const Job& job);
+  bool RefreshMap();
+  void MeetLinks();
+  Standing StandingOf(size_t link, absl::Time now) const;
+  PlanInput InputOf(const Job& job) const;
+  std::span<const int16_t> ChooseOwners(const Job& job);
+  void PlanFirst(Job& job);
+  size_t PlanAgain(Job& job, size_t p, absl::Time now);
+  void Track(MoeTicket ticket, Job& job, size_t first, int32_t parent, absl::Time now);
+  void Send(MoeTicket ticket, Job& job, size_t p, absl::Time now);
+  void Fail(Job& job, size_t p);
+  void OnBadLink(size_t link, absl::Time now);
+  void LeaveLink(Job& job, size_t p);
+  void OnAnswer(int link, expertwire::Answer answer, absl::Time now);
+  bool Fits(const Job& job, size_t p, const expertwire::Answer& answer) const;
+  void OnDown(int link, uint64_t generation, absl::Time now);
+  void Attend(MoeTicket ticket, Job& job, absl::Time now);
+  void AttendPart(MoeTicket ticket, Job& job, size_t p, absl::Time now);
+  void Retry(MoeTicket ticket, Job& job, size_t p, absl::Time now);
+  void TryParked(MoeTicket ticket, Job& job, size_t p, absl::Time now);
+  void MayHedge(MoeTicket ticket, Job& job, size_t p, absl::Time now);
+  void End(MoeTicket ticket, Job& job);
   void Recycle(std::unique_ptr<Job> job);
   expertwire::RowBuffer Gather(const MoeJob& moe, const PlannedPart& part, bool may_borrow);
   void Combine(Job& job);
-  std::string WorkersOfLost(const Job& job) const;  // for a log line; empty where none was asked
-  bool Whole(const Job& job, int64_t token) const;
-  void CombineToken(const Job& job, int64_t token) const;
-  void CombineSlice(const Job& job, int64_t token, int64_t from, int64_t n) const;
   void PollLinks();
 
   const int64_t hidden_;
   const int experts_;
-  const int top_k_;
   const int experts_per_group_;
   const DType dtype_;
+  const DispatchOptions options_;
   const std::vector<bool> moe_layers_;
   expertwire::LinkSet& links_;
   kernels::ThreadPool& pool_;
@@ -88,14 +128,28 @@ class LinkDispatcher : public Dispatcher {
   ExpertMap map_;
   std::vector<uint64_t> generations_;   // of the links that map_ was made of
   std::vector<size_t> max_part_bytes_;  // [links]
+  std::vector<bool> gone_;              // [layers × experts]: waited for in vain
   absl::flat_hash_map<MoeTicket, std::unique_ptr<Job>> jobs_;
   std::vector<std::unique_ptr<Job>> idle_jobs_;  // for their memory
   std::vector<expertwire::LinkSet::Event> events_;
   MoeTicket next_ticket_ = 1;
+  LatencyPercentile latency_;
+  HedgeBudget budget_;
 
-  std::vector<std::unique_ptr<LinkCounters>> counters_;  // [links]
-  std::vector<std::atomic<uint64_t>> expert_rows_;       // [layers × experts]
-  std::atomic<uint64_t> lost_rows_ = 0;
+  // Scratch of a planning.
+  std::vector<WantedPair> wanted_;
+  std::vector<uint32_t> wanted_rows_;  // [experts]
+  std::vector<Standing> standings_;    // [links]
+  std::vector<uint64_t> busy_, given_;
+  std::vector<int16_t> owner_;  // [experts]
+
+  LinkRecord& record(size_t link) const { return *records_[link]; }
+  // The first known_ are there, for good.
+  std::array<std::unique_ptr<LinkRecord>, expertwire::LinkSet::kLinksMax> records_;
+  std::atomic<size_t> known_ = 0;
+  std::vector<std::atomic<uint64_t>> expert_rows_;  // [layers × experts]
+  std::atomic<uint64_t> lost_rows_ = 0, retried_rows_ = 0, hedged_rows_ = 0, hedges_won_ = 0,
+                        parked_rows_ = 0;
 };
 
 }  // namespace switchyard::router

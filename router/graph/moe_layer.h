@@ -13,7 +13,6 @@
 #include "router/dispatch/dispatcher.h"
 #include "router/graph/context.h"
 #include "router/graph/mlp.h"
-#include "router/graph/routing_policy.h"
 #include "router/graph/weights.h"
 
 namespace switchyard::router {
@@ -21,8 +20,8 @@ namespace switchyard::router {
 struct MoeRows {
   AlignedBuffer normed;   // f32 [rows, hidden]
   InputRows wire;         // the same in the wire dtype
-  AlignedBuffer experts;  // int32 [rows, width], ascending, then kNoExpert
-  AlignedBuffer weights;  // f32 [rows, width]
+  AlignedBuffer experts;  // int32 [rows, top_k], ascending
+  AlignedBuffer weights;  // f32 [rows, top_k]
   AlignedBuffer sum;      // f32 [rows, hidden], from the dispatcher
   AlignedBuffer shared;   // f32 [rows, hidden]
   kernels::Rows x;        // of the job that is out
@@ -38,10 +37,7 @@ class MoeLayer {
     absl::Time deadline = absl::InfiniteFuture();
   };
 
-  // `policy`: null for the gate's own choice. Outlives the layer, as the others do.
-  MoeLayer(const GraphContext& context, Dispatcher& dispatcher, RoutingPolicy* policy);
-
-  int64_t width() const { return width_; }  // places for a row's experts: top_k, or the policy's
+  MoeLayer(const GraphContext& context, Dispatcher& dispatcher);
 
   void Start(int layer, const LayerWeights& weights, int64_t rows, const float* residual,
              const JobTerms& terms, MoeRows& moe);
@@ -51,13 +47,10 @@ class MoeLayer {
 
  private:
   void RunGate(const LayerWeights& weights, int64_t rows, MoeRows& moe);
-  void RunPolicy(const GateWeights& weights, int64_t rows, float* logits, int64_t stride,
-                 int32_t* ids, float* chosen);
 
   const GraphContext& context_;
   Dispatcher& dispatcher_;
-  RoutingPolicy* const policy_;
-  const int64_t hidden_, experts_, width_;
+  const int64_t hidden_, experts_, top_k_;
   Mlp shared_;
   AlignedBuffer logits_;  // f32 [rows, experts], each row followed by the scratch of its selection
 };

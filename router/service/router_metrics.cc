@@ -36,11 +36,24 @@ void CollectLink(const LinkReport& link, t::Samples& samples) {
   samples.Counter(t::kRouterLostParts, static_cast<double>(link.lost_parts), worker);
   samples.Counter(t::kRouterStaleAnswers, static_cast<double>(link.stale_answers), worker);
   samples.Counter(t::kRouterWorkerConnects, static_cast<double>(link.wire.connects), worker);
+  samples.Counter(t::kRouterWorkerEjections, static_cast<double>(link.ejections), worker);
+  samples.Gauge(t::kRouterWorkerEjected, link.ejected ? 1 : 0, worker);
   const auto micros = [&](const t::MetricDef& def, const expertwire::HistogramCounts& us) {
     samples.PowersOfTwo(def, us.counts, us.sum, 1e-6, worker);
   };
   micros(t::kRouterDispatchSeconds, link.latency_us);
   micros(t::kRouterDispatchWireSeconds, link.wire_us);
+}
+
+void CollectDispatch(const DispatchReport& report, t::Samples& samples) {
+  const auto count = [&](const t::MetricDef& def, uint64_t value, const t::Labels& labels = {}) {
+    samples.Counter(def, static_cast<double>(value), labels);
+  };
+  count(t::kRouterLostRows, report.lost_rows);
+  count(t::kRouterAgainRows, report.retried_rows, {{"reason", "retry"}});
+  count(t::kRouterAgainRows, report.hedged_rows, {{"reason", "hedge"}});
+  count(t::kRouterHedgesWon, report.hedges_won);
+  count(t::kRouterParkedRows, report.parked_rows);
 }
 
 }  // namespace
@@ -114,7 +127,7 @@ t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engin
         CollectEngine(engine.Snapshot(), samples);
         samples.Counter(t::kRouterKernelSeconds, pool.seconds_inside());
         samples.Gauge(t::kRouterStreams, service.streams());
-        samples.Counter(t::kRouterLostRows, static_cast<double>(dispatcher.lost_rows()));
+        CollectDispatch(dispatcher.Report(), samples);
         for (const LinkReport& link : dispatcher.Links()) CollectLink(link, samples);
         if (experts_ != ExpertMetrics::kOff) CollectExperts(spec, dispatcher.ExpertRows(), samples);
       });

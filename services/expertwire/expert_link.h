@@ -62,6 +62,9 @@ class ExpertLink {
   // Changes with every change of state or hello.
   virtual uint64_t generation() const = 0;
   virtual LinkStats stats() const = 0;
+  // Calls are open and several progress frames are missing: the worker or the way to it has
+  // stopped.
+  virtual bool suspect() const = 0;
 
   // ---- the engine thread ----
   // Largest part, in bytes of payload either way, that this link wants to carry.
@@ -79,6 +82,8 @@ class ExpertLink {
   virtual void Assign(pb::Assign assign) = 0;
   virtual void AckEpoch(uint64_t epoch) = 0;
   virtual void Prefetch(pb::Prefetch prefetch) = 0;
+  // Whether the worker has said that it is at this call.
+  virtual bool Computing(uint64_t call_id, uint32_t attempt) = 0;
   // Appends what came since the last time; with a local worker, computes first. Whether any came.
   virtual bool Poll(std::vector<LinkEvent>* events) = 0;
 };

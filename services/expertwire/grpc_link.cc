@@ -166,10 +166,12 @@ void GrpcLink::Lane::OnFrame(Frame frame) {
     link_.OnAnswer(std::move(*answer));
   } else if (auto* holds = std::get_if<pb::Holds>(&frame.body)) {
     link_.OnHolds(std::move(*holds));
+  } else if (const auto* progress = std::get_if<pb::Progress>(&frame.body)) {
+    link_.OnProgress(*progress);
   } else if (std::holds_alternative<pb::Drain>(frame.body)) {
     link_.SetState(LinkState::kDraining, Unavailable("{} is draining", link_.name()), link_.peer());
   }
-  // Progress has said what it has to by coming; the rest means nothing to a router.
+  // The rest means nothing to a router.
 }
 
 void GrpcLink::Lane::OfferMemory(const pb::Hello& hello) {
@@ -281,7 +283,6 @@ void GrpcLink::OnHolds(pb::Holds holds) {
     peer_ = std::move(changed);
   }
   generation_.fetch_add(1, std::memory_order_release);
-  told_ = true;
 }
 
 void GrpcLink::Tell(Frame frame) {
@@ -300,7 +301,8 @@ void GrpcLink::AckEpoch(uint64_t epoch) {
 
 absl::Status GrpcLink::Send(Call part) {
   absl::MutexLock lock(&loop_.mutex());
-  if (state() != LinkState::kUp || !lane_ || lane_->stream().ended()) {
+  const bool up = state() == LinkState::kUp || state() == LinkState::kDraining;
+  if (!up || !lane_ || lane_->stream().ended()) {
     return Unavailable("{} is not up", name());
   }
   const size_t reserve = AnswerRoom(part);
@@ -311,9 +313,7 @@ absl::Status GrpcLink::Send(Call part) {
                              cost, reserve, name());
   }
   if (open_.empty()) heard_ = absl::Now();
-  OpenCall& call = open_[part.call_id];
-  call.attempt = part.attempt;
-  call.parts.push_back({.part = part.part});
+  open_[{part.call_id, part.attempt}].parts.push_back({.part = part.part});
   frames_sent_.fetch_add(1, std::memory_order_relaxed);
   waiting_.push_back(std::move(part));
   Forward();
@@ -327,7 +327,7 @@ void GrpcLink::Forward() {
     if (reserved_parts_ + 1 > grant_.frames || reserved_bytes_ + reserve > grant_.bytes) return;
     ++reserved_parts_;
     reserved_bytes_ += reserve;
-    for (OpenPart& open : open_[part.call_id].parts) {
+    for (OpenPart& open : open_[{part.call_id, part.attempt}].parts) {
       if (open.part == part.part) open.reserved = reserve;
     }
     lane_->stream().SendPaid({.body = waiting_.pop_front()});
@@ -342,10 +342,10 @@ void GrpcLink::Release(const OpenPart& part) {
 
 void GrpcLink::OnAnswer(Answer answer) {
   frames_received_.fetch_add(1, std::memory_order_relaxed);
-  const auto call = open_.find(answer.call_id);
-  const bool known = call != open_.end() && call->second.attempt == answer.attempt;
+  const auto call = open_.find({answer.call_id, answer.attempt});
   OpenPart* part = nullptr;
-  for (OpenPart& open : known ? std::span(call->second.parts) : std::span<OpenPart>()) {
+  for (OpenPart& open :
+       call == open_.end() ? std::span<OpenPart>() : std::span(call->second.parts)) {
     if (open.part == answer.part) part = &open;
   }
   if (part == nullptr) {
@@ -359,6 +359,19 @@ void GrpcLink::OnAnswer(Answer answer) {
   Forward();
 }
 
+void GrpcLink::OnProgress(const pb::Progress& progress) {
+  for (const pb::Progress::Open& open : progress.open()) {
+    const auto call = open_.find({open.call_id(), open.attempt()});
+    if (call != open_.end()) call->second.computing = open.computing();
+  }
+}
+
+bool GrpcLink::Computing(uint64_t call_id, uint32_t attempt) {
+  absl::MutexLock lock(&loop_.mutex());
+  const auto call = open_.find({call_id, attempt});
+  return call != open_.end() && call->second.computing;
+}
+
 void GrpcLink::Cancel(uint64_t call_id, uint32_t attempt) {
   absl::MutexLock lock(&loop_.mutex());
   const auto of_call = [&](const auto& x) { return x.call_id == call_id && x.attempt == attempt; };
@@ -366,8 +379,8 @@ void GrpcLink::Cancel(uint64_t call_id, uint32_t attempt) {
     const Answer* answer = std::get_if<Answer>(&event);
     return answer != nullptr && of_call(*answer);
   });
-  const auto call = open_.find(call_id);
-  if (call == open_.end() || call->second.attempt != attempt) return;
+  const auto call = open_.find({call_id, attempt});
+  if (call == open_.end()) return;
   waiting_.erase_if(of_call);
   for (const OpenPart& part : call->second.parts) Release(part);
   open_.erase(call);
@@ -387,7 +400,6 @@ bool GrpcLink::Poll(std::vector<LinkEvent>* events) {
     bytes_sent_.store(past_written_ + lane_->stream().bytes_written(), std::memory_order_relaxed);
     bytes_received_.store(past_read_ + lane_->stream().bytes_read(), std::memory_order_relaxed);
   }
-  told_ = false;
   if (inbox_.empty()) return false;
   for (LinkEvent& event : inbox_) events->push_back(std::move(event));
   inbox_.clear();
@@ -405,13 +417,13 @@ void GrpcLink::Tick(absl::Time now) {
     return;
   }
   if (open_.empty()) {
-    suspect_ = false;
+    suspect_.store(false, std::memory_order_relaxed);
     return;
   }
   const absl::Duration quiet = now - heard_;
   if (quiet < options_.suspect_after) {
-    suspect_ = false;
-  } else if (!std::exchange(suspect_, true)) {
+    suspect_.store(false, std::memory_order_relaxed);
+  } else if (!suspect_.exchange(true, std::memory_order_relaxed)) {
     suspicions_.fetch_add(1, std::memory_order_relaxed);
   }
   if (quiet >= options_.stalled_after) {
@@ -443,6 +455,7 @@ void GrpcLink::OnLaneEnd(absl::Status why) {
     inbox_.push_back(LinkDown{std::string(why.message()), generation()});
   }
   shares_memory_.store(false, std::memory_order_relaxed);
+  suspect_.store(false, std::memory_order_relaxed);
   open_.clear();
   waiting_.clear();
   reserved_bytes_ = reserved_parts_ = 0;

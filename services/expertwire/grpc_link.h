@@ -34,6 +34,7 @@ class GrpcLink final : public ExpertLink {
   std::shared_ptr<const pb::Hello> peer() const override;
   uint64_t generation() const override { return generation_.load(std::memory_order_acquire); }
   LinkStats stats() const override;
+  bool suspect() const override { return suspect_.load(std::memory_order_relaxed); }
 
   size_t max_part_bytes() const override { return max_part_bytes_; }
   bool borrows_rows() const override { return false; }
@@ -42,13 +43,13 @@ class GrpcLink final : public ExpertLink {
   void Assign(pb::Assign assign) override { Tell({.body = std::move(assign)}); }
   void AckEpoch(uint64_t epoch) override;
   void Prefetch(pb::Prefetch prefetch) override { Tell({.body = std::move(prefetch)}); }
+  bool Computing(uint64_t call_id, uint32_t attempt) override;
   bool Poll(std::vector<LinkEvent>* events) override;
 
   // ---- with the mutex held ----
   // Time passes: connects, gives up, suspects.
   void Tick(absl::Time now);
-  // Whether Poll has something, or the worker said since the last one what it holds.
-  bool has_events() const { return told_ || !inbox_.empty(); }
+  bool has_events() const { return !inbox_.empty(); }
   bool idle() const { return open_.empty(); }  // no call waits for an answer
   void Stop();
   bool stopped() const { return stopping_ && lane_ == nullptr; }
@@ -64,9 +65,10 @@ class GrpcLink final : public ExpertLink {
     size_t reserved = 0;  // for its answer; 0 while it waits here
   };
   struct OpenCall {
-    uint32_t attempt = 0;
+    bool computing = false;  // as the last progress said
     absl::InlinedVector<OpenPart, 4> parts;
   };
+  using CallKey = std::pair<uint64_t, uint32_t>;  // call_id, attempt
 
   void Connect(absl::Time now);
   void GiveUpConnecting();
@@ -75,6 +77,7 @@ class GrpcLink final : public ExpertLink {
   // Sends what peers of revision 1 know, or drops it.
   void Tell(Frame frame);
   void OnAnswer(Answer answer);
+  void OnProgress(const pb::Progress& progress);
   void OnLaneEnd(absl::Status why);
   void OnLaneGone();
   // Hands what waits to the lane, as far as the answers have room here.
@@ -94,15 +97,14 @@ class GrpcLink final : public ExpertLink {
   std::unique_ptr<Lane> lane_;
   absl::Time next_attempt_ = absl::InfinitePast();
   absl::Duration backoff_;
-  bool stopping_ = false, refused_ = false, suspect_ = false;
+  bool stopping_ = false, refused_ = false;
   bool waits_ = false;  // the next lane, for its channel
   absl::Time heard_;    // last frame, or when calls became open
-  absl::flat_hash_map<uint64_t, OpenCall> open_;
+  absl::flat_hash_map<CallKey, OpenCall> open_;
   Fifo<Call> waiting_;
   size_t reserved_bytes_ = 0, reserved_parts_ = 0;
   uint64_t past_written_ = 0, past_read_ = 0;  // by lanes that are gone
   std::vector<LinkEvent> inbox_;
-  bool told_ = false;  // generation_ has changed by what the worker holds
   size_t max_part_bytes_ = size_t{1} << 20;
 
   std::atomic<LinkState> state_ = LinkState::kConnecting;
@@ -110,7 +112,7 @@ class GrpcLink final : public ExpertLink {
   mutable absl::Mutex info_mutex_;  // taken last
   absl::Status why_ ABSL_GUARDED_BY(info_mutex_);
   std::shared_ptr<const pb::Hello> peer_ ABSL_GUARDED_BY(info_mutex_);
-  std::atomic<bool> shares_memory_ = false;
+  std::atomic<bool> shares_memory_ = false, suspect_ = false;
   std::atomic<uint64_t> frames_sent_ = 0, frames_received_ = 0, bytes_sent_ = 0,
                         bytes_received_ = 0, connects_ = 0, suspicions_ = 0, stale_ = 0;
 };

@@ -40,8 +40,12 @@ bool LinkSet::Append(std::unique_ptr<ExpertLink> link) {
 }
 
 void LinkSet::AddLocal(std::string name, CallHandler& worker) {
+  Add(std::make_unique<LocalLink>(std::move(name), options_.hello, worker));
+}
+
+void LinkSet::Add(std::unique_ptr<ExpertLink> link) {
   absl::MutexLock adding(&adding_);
-  SY_CHECK(Append(std::make_unique<LocalLink>(std::move(name), options_.hello, worker)));
+  SY_CHECK(Append(std::move(link)));
 }
 
 bool LinkSet::AddGrpc(const GrpcLinkOptions& options) {

@@ -61,6 +61,8 @@ class LinkSet {
 
   // Before the first Poll, in order of preference. A local worker outlives the set.
   void AddLocal(std::string name, CallHandler& worker);
+  // One of another kind.
+  void Add(std::unique_ptr<ExpertLink> link);
 
   // ---- any thread, at any time ----
   // Connects: in the place of a link that is gone, or at a new index. One to the same target that

@@ -32,6 +32,16 @@ uint64_t LinkSlot::generation() const {
   return past_ + (link_ ? link_->generation() : 0);
 }
 
+bool LinkSlot::suspect() const {
+  const auto link = this->link();
+  return link && link->suspect();
+}
+
+bool LinkSlot::Computing(uint64_t call_id, uint32_t attempt) {
+  const auto link = this->link();
+  return link && link->Computing(call_id, attempt);
+}
+
 LinkStats LinkSlot::stats() const {
   const auto link = this->link();
   return link ? link->stats() : LinkStats{};

@@ -36,11 +36,13 @@ class LinkSlot final : public ExpertLink {
   std::shared_ptr<const pb::Hello> peer() const override;
   uint64_t generation() const override;
   LinkStats stats() const override;
+  bool suspect() const override;
 
   size_t max_part_bytes() const override;
   bool borrows_rows() const override { return false; }
   absl::Status Send(Call part) override;
   void Cancel(uint64_t call_id, uint32_t attempt) override;
+  bool Computing(uint64_t call_id, uint32_t attempt) override;
   void Assign(pb::Assign assign) override;
   void AckEpoch(uint64_t epoch) override;
   void Prefetch(pb::Prefetch prefetch) override;

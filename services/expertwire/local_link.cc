@@ -62,7 +62,7 @@ LinkStats LocalLink::stats() const {
 }
 
 absl::Status LocalLink::Send(Call part) {
-  SY_RETURN_IF_ERROR(why());
+  SY_RETURN_IF_ERROR(refused_);
   frames_sent_.fetch_add(1, std::memory_order_relaxed);
   bytes_sent_.fetch_add(part.payload.bytes(), std::memory_order_relaxed);
   ++sink_->open;

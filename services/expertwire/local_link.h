@@ -27,6 +27,7 @@ class LocalLink : public ExpertLink {
     return ((static_cast<uint64_t>(state()) + 1) << 32) + worker_.holds_version();
   }
   LinkStats stats() const override;
+  bool suspect() const override { return false; }
 
   size_t max_part_bytes() const override { return size_t{128} << 20; }
   bool borrows_rows() const override { return true; }
@@ -35,6 +36,7 @@ class LocalLink : public ExpertLink {
   void Assign(pb::Assign assign) override { worker_.OnAssign(assign); }
   void AckEpoch(uint64_t epoch) override;
   void Prefetch(pb::Prefetch prefetch) override { worker_.OnPrefetch(prefetch); }
+  bool Computing(uint64_t, uint32_t) override { return true; }  // in every Poll
   bool Poll(std::vector<LinkEvent>* events) override;
 
  private:

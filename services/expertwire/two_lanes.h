@@ -26,6 +26,7 @@ class TwoLanes final : public ExpertLink {
   std::shared_ptr<const pb::Hello> peer() const override { return quick_->peer(); }
   uint64_t generation() const override { return quick_->generation() + bulk_->generation(); }
   LinkStats stats() const override;
+  bool suspect() const override { return quick_->suspect() || bulk_->suspect(); }
 
   size_t max_part_bytes() const override { return quick_->max_part_bytes(); }
   bool borrows_rows() const override { return false; }
@@ -34,6 +35,9 @@ class TwoLanes final : public ExpertLink {
   void Assign(pb::Assign assign) override { quick_->Assign(std::move(assign)); }
   void AckEpoch(uint64_t epoch) override { quick_->AckEpoch(epoch); }
   void Prefetch(pb::Prefetch prefetch) override { quick_->Prefetch(std::move(prefetch)); }
+  bool Computing(uint64_t call_id, uint32_t attempt) override {
+    return quick_->Computing(call_id, attempt) || bulk_->Computing(call_id, attempt);
+  }
   bool Poll(std::vector<LinkEvent>* events) override;
 
  private:

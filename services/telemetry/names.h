@@ -152,6 +152,14 @@ inline constexpr MetricDef kRouterExpertRows{"switchyard_router_expert_rows_tota
                                              "Rows that were sent to an expert"};
 inline constexpr MetricDef kRouterLostRows{"switchyard_router_lost_rows_total", kCounter,
                                            "Rows that no worker computed"};
+inline constexpr MetricDef kRouterAgainRows{
+    "switchyard_router_dispatch_again_rows_total", kCounter,
+    "(token, expert) pairs sent again, by reason: retry (their part failed), hedge (it was late)"};
+inline constexpr MetricDef kRouterHedgesWon{"switchyard_router_dispatch_hedges_won_total", kCounter,
+                                            "Parts that a replica answered first"};
+inline constexpr MetricDef kRouterParkedRows{
+    "switchyard_router_dispatch_parked_rows_total", kCounter,
+    "(token, expert) pairs that had to wait for a worker to hold their expert"};
 inline constexpr MetricDef kRouterWorkerUp{"switchyard_router_worker_up", kGauge,
                                            "1 while that worker serves this router, else 0"};
 // The bounds of histograms without buckets here are powers of 2, as they are counted.
@@ -176,6 +184,12 @@ inline constexpr MetricDef kRouterStaleAnswers{
     "Answers to parts that were no longer waited for, by worker"};
 inline constexpr MetricDef kRouterWorkerConnects{"switchyard_router_worker_connects_total",
                                                  kCounter, "Streams to a worker that came up"};
+inline constexpr MetricDef kRouterWorkerEjections{
+    "switchyard_router_worker_ejections_total", kCounter,
+    "Times that a worker was left alone for being slow, silent or gone, by worker"};
+inline constexpr MetricDef kRouterWorkerEjected{
+    "switchyard_router_worker_ejected", kGauge,
+    "1 while a worker is left alone where a replica can do its work, else 0"};
 
 // ---- expert worker ----
 inline constexpr MetricDef kWorkerFrames{"switchyard_worker_frames_total", kCounter,

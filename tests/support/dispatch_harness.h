@@ -1,11 +1,13 @@
 // The dispatcher with real workers, local and over gRPC, for its tests.
 #pragma once
 
+#include <gmock/gmock.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -27,6 +29,30 @@ inline std::unique_ptr<worker::Worker> MakeWorker(const ModelSpec& spec,
                                      options, pool);
   EXPECT_TRUE(made.ok()) << made.status();
   return *std::move(made);
+}
+
+// The sum over the fixed tree, by plain loops.
+inline std::vector<float> Expected(const ModelSpec& spec, DType dtype, int layer,
+                                   const MoeBatch& batch) {
+  MemorySource source(spec, 7);
+  for (const auto& info : source.tensors()) {
+    if (info.shape.size() < 3 && !spec.experts.stacked) {
+      source.mapped.push_back({info.name, 0, info.shape[0]});
+      source.mapped.push_back({info.name, 0, -1});
+    }
+    if (spec.experts.stacked) {
+      for (int e = 0; e < spec.experts.count; ++e) source.mapped.push_back({info.name, e, 1});
+    }
+  }
+  kernels::ThreadPool pool(1);
+  const kernels::Compute compute(*kernels::ChooseIsa("auto"), pool);
+  return PlainMoe(spec, source, compute, dtype, layer, batch);
+}
+
+inline void ExpectSame(const MoeBatch& batch, const std::vector<float>& expected) {
+  ASSERT_EQ(batch.out.size(), expected.size());
+  EXPECT_EQ(std::memcmp(batch.out.data(), expected.data(), expected.size() * sizeof(float)), 0);
+  EXPECT_THAT(batch.lost, ::testing::Each(0));
 }
 
 // A worker with a server of its own, on a port or a socket; can be killed and started again.
@@ -66,7 +92,8 @@ class ServedWorker {
 class Router {
  public:
   Router(const ModelSpec& spec, DType dtype, std::vector<std::string> addresses,
-         expertwire::CreditGrant grant = {}, std::vector<worker::Worker*> local = {})
+         expertwire::CreditGrant grant = {}, std::vector<worker::Worker*> local = {},
+         const router::DispatchOptions& options = {})
       : spec_(spec), dtype_(dtype), pool_(2) {
     const auto isa = *kernels::ChooseIsa("auto");
     expertwire::NumericsClass numerics{
@@ -75,7 +102,7 @@ class Router {
         .hello = expertwire::MakeHello("test-router", numerics, grant, false)});
     for (worker::Worker* worker : local) links_->AddLocal("local", *worker);
     for (const std::string& address : addresses) links_->AddGrpc({.target = address});
-    dispatcher_ = std::make_unique<router::LinkDispatcher>(spec, dtype, *links_, pool_);
+    dispatcher_ = std::make_unique<router::LinkDispatcher>(spec, dtype, *links_, pool_, options);
   }
 
   // Drives the links until `done`; the time is only for a test that hangs.
@@ -96,6 +123,7 @@ class Router {
                           absl::Time deadline = absl::InfiniteFuture()) {
     return dispatcher_->Start({.layer = layer,
                                .tokens = batch.tokens,
+                               .top_k = spec_.gate.top_k,
                                .x = {batch.x.data(), dtype_, spec_.hidden},
                                .experts = batch.experts.data(),
                                .weights = batch.weights.data(),

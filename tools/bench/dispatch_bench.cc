@@ -51,7 +51,7 @@ std::unique_ptr<worker::Worker> MakeWorker(const ModelSpec& spec, kernels::Threa
 
 void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
              expertwire::LinkSet& links, kernels::ThreadPool& pool) {
-  router::LinkDispatcher dispatcher(spec, DType::kBF16, links, pool);
+  router::LinkDispatcher dispatcher(spec, DType::kBF16, links, pool, {});
   while (!dispatcher.Missing().empty()) dispatcher.Wait(absl::Now() + absl::Milliseconds(5));
   testing::MoeBatch batch(spec, DType::kBF16, shape.tokens, 3);
   std::vector<double> us;
@@ -59,6 +59,7 @@ void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
     const absl::Time start = absl::Now();
     const auto ticket = dispatcher.Start({.layer = 1,
                                           .tokens = batch.tokens,
+                                          .top_k = spec.gate.top_k,
                                           .x = {batch.x.data(), DType::kBF16, spec.hidden},
                                           .experts = batch.experts.data(),
                                           .weights = batch.weights.data(),

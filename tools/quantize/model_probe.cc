@@ -85,8 +85,8 @@ absl::StatusOr<std::unique_ptr<ModelProbe>> ModelProbe::Open(const std::string& 
   parts->links = std::make_unique<expertwire::LinkSet>(expertwire::LinkSetOptions{
       .hello = expertwire::MakeHello("quantize", parts->worker->numerics(), {}, false)});
   parts->links->AddLocal("experts", *parts->worker);
-  parts->dispatcher =
-      std::make_unique<router::LinkDispatcher>(spec, kDType, *parts->links, parts->pool);
+  parts->dispatcher = std::make_unique<router::LinkDispatcher>(
+      spec, kDType, *parts->links, parts->pool, router::DispatchOptions{});
   parts->watched = std::make_unique<WatchedDispatcher>(*parts->dispatcher);
   parts->decoder = std::make_unique<router::Decoder>(
       router::DecoderOptions{.dtype = kDType, .max_positions = kWindow}, spec, parts->weights,

@@ -30,6 +30,7 @@ Routing RandomRouting(std::mt19937& random, int64_t tokens, int count, int top_k
     std::sort(ids.begin(), ids.begin() + top_k);
     r.experts.insert(r.experts.end(), ids.begin(), ids.begin() + top_k);
     for (int k = 0; k < top_k; ++k) r.weights.push_back(static_cast<float>(random() % 97 + 1));
+    if (holes && t % 3 == 0) r.experts.back() = kNoExpert;
   }
   for (int e = 0; e < count; ++e) {
     r.owner.push_back(static_cast<int16_t>(random() % static_cast<uint32_t>(links)));
@@ -39,10 +40,46 @@ Routing RandomRouting(std::mt19937& random, int64_t tokens, int count, int top_k
   return r;
 }
 
+// Every pair stands in one part, as a sum where its token's group is with one worker; groups of
+// which somebody is missing are parked whole.
+void CheckPairs(const PlanInput& in, const DispatchPlan& plan) {
+  std::vector<int> found(static_cast<size_t>(in.tokens * in.top_k), 0);
+  const auto of_group = [&](uint32_t pair, auto test) {
+    const int32_t* ids = in.experts + pair / in.top_k * in.top_k;
+    return std::all_of(ids, ids + in.top_k, [&](int32_t id) {
+      return id == kNoExpert ||
+             id / in.experts_per_group != in.experts[pair] / in.experts_per_group || test(id);
+    });
+  };
+  for (const PlannedPart& part : plan.used()) {
+    for (const WantedPair& w : part.parked) {
+      ++found[w.pair];
+      EXPECT_FALSE(of_group(w.pair, [&](int32_t id) { return in.owner[id] != ExpertMap::kNone; }));
+    }
+    for (const expertwire::Segment& segment : part.segments) {
+      for (uint32_t i = segment.begin; i < segment.begin + segment.count; ++i) {
+        const uint32_t pair = part.pairs[i];
+        ++found[pair];
+        EXPECT_EQ(segment.expert, static_cast<uint32_t>(in.experts[pair]));
+        EXPECT_EQ(part.tokens[part.row_index[i]], pair / static_cast<uint32_t>(in.top_k));
+        const bool sum = segment.result == pb::GROUP_SUMS;
+        EXPECT_EQ(sum, of_group(pair, [&](int32_t id) { return in.owner[id] == part.link; }));
+        if (sum) {
+          EXPECT_EQ(part.weights[i], in.weights[pair]);
+        }
+      }
+    }
+  }
+  for (size_t pair = 0; pair < found.size(); ++pair) {
+    EXPECT_EQ(found[pair], in.experts[pair] == kNoExpert ? 0 : 1) << pair;
+  }
+}
+
 // What has to hold of every plan.
 void Check(const PlanInput& in, const DispatchPlan& plan) {
   std::set<int> finished;
   for (const PlannedPart& part : plan.used()) {
+    if (part.link == PlannedPart::kNobody) continue;
     EXPECT_TRUE(std::is_sorted(part.tokens.begin(), part.tokens.end(), std::less_equal<>()));
     EXPECT_FALSE(finished.contains(part.link)) << "a part behind the last";
     if (part.last) finished.insert(part.link);
@@ -70,41 +107,12 @@ void Check(const PlanInput& in, const DispatchPlan& plan) {
     }
     EXPECT_EQ(begin, part.row_index.size());
   }
-  for (int64_t t = 0; t < in.tokens; ++t) {
-    const int32_t* ids = in.experts + t * in.top_k;
-    bool lost = false;
-    for (int k = 0; k < in.top_k; ++k) lost |= in.owner[ids[k]] == ExpertMap::kNone;
-    for (int k = 0; k < in.top_k; ++k) {
-      const PairSource& source = plan.sources[t * in.top_k + k];
-      ASSERT_EQ(source.part < 0, lost);
-      if (lost) continue;
-      const PlannedPart& part = plan.parts[source.part];
-      const expertwire::Segment& segment = part.segments[source.segment];
-      EXPECT_EQ(segment.expert, static_cast<uint32_t>(ids[k]));
-      EXPECT_EQ(segment.result == pb::GROUP_SUMS, source.sum);
-      bool together = true;
-      for (int i = 0; i < in.top_k; ++i) {
-        if (ids[i] / in.experts_per_group == ids[k] / in.experts_per_group) {
-          together &= in.owner[ids[i]] == in.owner[ids[k]];
-        }
-      }
-      EXPECT_EQ(source.sum, together);
-      bool found = false;
-      for (uint32_t i = segment.begin; i < segment.begin + segment.count; ++i) {
-        if (part.tokens[part.row_index[i]] != t) continue;
-        found = true;
-        EXPECT_EQ(part.layout.slot[i], source.slot);
-        if (source.sum) {
-          EXPECT_EQ(part.weights[i], in.weights[t * in.top_k + k]);
-        }
-      }
-      EXPECT_TRUE(found);
-    }
-  }
+  CheckPairs(in, plan);
 }
 
 TEST(Plan, HoldsItsPropertiesForRandomRoutings) {
   DispatchPlan plan;  // reused, as the dispatcher does
+  std::vector<WantedPair> wanted;
   for (uint32_t seed = 0; seed < 200; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
@@ -120,7 +128,9 @@ TEST(Plan, HoldsItsPropertiesForRandomRoutings) {
                        .experts_per_group = group,
                        .hidden = 64,
                        .max_part_bytes = r.limits};
-    MakePlan(in, &plan);
+    plan.part_count = 0;
+    WantAll(in, &wanted);
+    PlanPairs(in, wanted, &plan);
     Check(in, plan);
     if (::testing::Test::HasFailure()) return;
   }
@@ -131,15 +141,17 @@ TEST(Plan, OneWorkerWithEverythingIsAskedOnceForSums) {
   Routing r = RandomRouting(random, 7, 24, 5, 1, false);
   r.limits = {1 << 20};
   DispatchPlan plan;
-  MakePlan({.tokens = 7,
-            .top_k = 5,
-            .experts = r.experts.data(),
-            .weights = r.weights.data(),
-            .owner = r.owner,
-            .experts_per_group = 8,
-            .hidden = 64,
-            .max_part_bytes = r.limits},
-           &plan);
+  const PlanInput in{.tokens = 7,
+                     .top_k = 5,
+                     .experts = r.experts.data(),
+                     .weights = r.weights.data(),
+                     .owner = r.owner,
+                     .experts_per_group = 8,
+                     .hidden = 64,
+                     .max_part_bytes = r.limits};
+  std::vector<WantedPair> wanted;
+  WantAll(in, &wanted);
+  PlanPairs(in, wanted, &plan);
   ASSERT_EQ(plan.part_count, 1u);
   EXPECT_EQ(plan.parts[0].tokens.size(), 7u);
   EXPECT_EQ(plan.parts[0].layout.rows, 0u);
@@ -162,8 +174,11 @@ TEST(ExpertMap, SaysWhatIsMissing) {
   hello.mutable_held(0)->add_first(18), hello.mutable_held(0)->add_last(62);
   map.Add(1, hello);
   EXPECT_EQ(map.Missing(), "layer 3: expert 63 has no live worker");
-  EXPECT_EQ(map.layer(3)[39], 0) << "the first link that holds an expert has it";
-  EXPECT_EQ(map.layer(3)[40], 1);
+  EXPECT_EQ(map.first(3)[39], 0) << "links stand in order";
+  EXPECT_EQ(map.first(3)[40], 1);
+  EXPECT_THAT(map.holders(3, 39), ::testing::ElementsAre(0, 1));
+  EXPECT_TRUE(map.replicated(3));
+  EXPECT_FALSE(map.replicated(2));
 }
 
 }  // namespace

@@ -20,6 +20,8 @@ class FakeLane : public ExpertLink {
   LinkStats stats() const override {
     return {.frames_sent = calls.size(), .shares_memory = shares_memory};
   }
+  bool suspect() const override { return silent; }
+  bool Computing(uint64_t, uint32_t) override { return false; }
   size_t max_part_bytes() const override { return 1 << 20; }
   bool borrows_rows() const override { return false; }
   absl::Status Send(Call part) override {
@@ -37,6 +39,7 @@ class FakeLane : public ExpertLink {
 
   LinkState now = LinkState::kUp;
   uint64_t changes = 1;
+  bool silent = false;
   bool shares_memory = true;
   std::vector<uint64_t> calls, cancelled, assigned, acked;
   std::vector<int32_t> prefetched;

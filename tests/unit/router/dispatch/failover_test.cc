@@ -1,0 +1,345 @@
+// Failover of the dispatcher: under a seeded simulation with virtual time, and over real streams.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+#include <map>
+
+#include "tests/support/dispatch_harness.h"
+#include "tests/support/simulated_link.h"
+
+namespace switchyard::router {
+namespace {
+
+using testing::ExpectSame;
+using testing::MoeBatch;
+using testing::ServedWorker;
+using testing::SimulatedLink;
+using testing::virtual_now;
+
+constexpr testing::MoeShape kShape{.groups = 4};
+
+std::vector<float> Expected(const ModelSpec& spec, const MoeBatch& batch) {
+  return testing::Expected(spec, DType::kBF16, 1, batch);
+}
+
+// Workers of these experts behind simulated links, and a dispatcher over them.
+class Simulation {
+ public:
+  Simulation(std::vector<std::string> experts, DispatchOptions options = {})
+      : spec_(testing::MoeSpec(kShape)), pool_(1), links_({.hello = {}}) {
+    virtual_now = absl::UnixEpoch() + absl::Hours(1);
+    for (const std::string& held : experts) {
+      workers_.push_back(testing::MakeWorker(spec_, {.experts = held}, &pool_));
+      auto link =
+          std::make_unique<SimulatedLink>("w" + std::to_string(sims_.size()), *workers_.back());
+      sims_.push_back(link.get());
+      links_.Add(std::move(link));
+    }
+    options.now = &testing::VirtualNow;
+    dispatcher_ = std::make_unique<LinkDispatcher>(spec_, DType::kBF16, links_, pool_, options);
+  }
+
+  void At(absl::Duration from_now, std::function<void()> fault) {
+    faults_.emplace(virtual_now + from_now, std::move(fault));
+  }
+
+  // Those whose time has come.
+  void DoFaults() {
+    while (!faults_.empty() && faults_.begin()->first <= virtual_now) {
+      auto fault = std::move(faults_.begin()->second);
+      faults_.erase(faults_.begin());
+      fault();
+    }
+  }
+
+  MoeTicket Start(MoeBatch& batch, absl::Time deadline = absl::InfiniteFuture()) {
+    DoFaults();
+    batch.lost.assign(batch.lost.size(), 0);
+    return dispatcher_->Start({.layer = 1,
+                               .tokens = batch.tokens,
+                               .top_k = spec_.gate.top_k,
+                               .x = {batch.x.data(), DType::kBF16, spec_.hidden},
+                               .experts = batch.experts.data(),
+                               .weights = batch.weights.data(),
+                               .out = batch.out.data(),
+                               .lost = batch.lost.data(),
+                               .deadline = deadline});
+  }
+
+  // How long it took; infinite if it has not come to an end within an hour.
+  absl::Duration Finish(MoeTicket ticket) {
+    const absl::Time start = virtual_now;
+    while (!dispatcher_->Finished(ticket)) {
+      if (virtual_now > start + absl::Hours(1)) return absl::InfiniteDuration();
+      absl::Time next = virtual_now + absl::Milliseconds(5);  // as the engine looks
+      for (const SimulatedLink* link : sims_) next = std::min(next, link->next());
+      if (!faults_.empty()) next = std::min(next, faults_.begin()->first);
+      virtual_now = std::max(virtual_now + absl::Microseconds(1), next);
+      DoFaults();
+    }
+    return virtual_now - start;
+  }
+
+  absl::Duration Run(MoeBatch& batch) { return Finish(Start(batch)); }
+  // Until latencies are known.
+  void Warm(MoeBatch& batch) {
+    for (int i = 0; i < 100; ++i) Run(batch);
+  }
+
+  const ModelSpec& spec() const { return spec_; }
+  SimulatedLink& link(size_t i) { return *sims_[i]; }
+  LinkDispatcher& dispatcher() { return *dispatcher_; }
+
+ private:
+  const ModelSpec spec_;
+  kernels::ThreadPool pool_;
+  std::vector<std::unique_ptr<worker::Worker>> workers_;
+  std::vector<SimulatedLink*> sims_;
+  expertwire::LinkSet links_;
+  std::unique_ptr<LinkDispatcher> dispatcher_;
+  std::multimap<absl::Time, std::function<void()>> faults_;
+};
+
+// Each expert on two of three, no two layouts alike.
+const std::vector<std::string> kTwice = {"0-7", "4-11", "0-3,8-11"};
+
+TEST(Failover, AKilledReplicaCostsNothingButARetry) {
+  Simulation sim(kTwice);
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.At(absl::Microseconds(100), [&] { sim.link(1).Fall(); });
+  EXPECT_LE(sim.Run(batch), absl::Milliseconds(6));
+  ExpectSame(batch, expected);
+  const DispatchReport report = sim.dispatcher().Report();
+  EXPECT_GT(report.retried_rows, 0u);
+  EXPECT_EQ(report.lost_rows + report.parked_rows + report.hedged_rows, 0u);
+}
+
+TEST(Failover, ASilentWorkerIsReplacedAtOnceAndLeftAlone) {
+  Simulation sim(kTwice, {.hedge = false});  // by suspicion alone
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.Warm(batch);
+  sim.link(0).Stall(true);
+  EXPECT_LE(sim.Run(batch), absl::Milliseconds(175));
+  ExpectSame(batch, expected);
+  EXPECT_TRUE(sim.dispatcher().Links()[0].ejected);
+  for (int i = 0; i < 10; ++i) EXPECT_LE(sim.Run(batch), absl::Milliseconds(1));
+  sim.link(0).Stall(false);
+  virtual_now += LinkHealth::kFirstRest;
+  const uint64_t rows = sim.dispatcher().Links()[0].rows;
+  for (int i = 0; i < 10; ++i) EXPECT_LE(sim.Run(batch), absl::Milliseconds(1));
+  EXPECT_FALSE(sim.dispatcher().Links()[0].ejected) << "a probe brought it back";
+  EXPECT_GT(sim.dispatcher().Links()[0].rows, rows);
+}
+
+TEST(Failover, ALateAnswerIsHedgedWithinTheBudget) {
+  Simulation sim(kTwice);
+  MoeBatch batch(sim.spec(), DType::kBF16, 4, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.Warm(batch);
+  sim.link(0).set_latency(absl::Milliseconds(80));
+  EXPECT_LE(sim.Run(batch), absl::Milliseconds(11));
+  ExpectSame(batch, expected);
+  EXPECT_GT(sim.dispatcher().Report().hedges_won, 0u);
+  for (int i = 0; i < 300; ++i) sim.Run(batch);
+  ExpectSame(batch, expected);
+  uint64_t rows = 0;
+  for (const LinkReport& link : sim.dispatcher().Links()) rows += link.rows;
+  EXPECT_LE(static_cast<double>(sim.dispatcher().Report().hedged_rows),
+            256 + HedgeBudget::kShare * static_cast<double>(rows));
+  EXPECT_GT(sim.dispatcher().Links()[0].ejections, 0u);
+}
+
+TEST(Failover, WhoSaysThatItComputesIsNotHedged) {
+  Simulation sim(kTwice);
+  MoeBatch batch(sim.spec(), DType::kBF16, 4, 1);
+  sim.Warm(batch);
+  for (size_t i = 0; i < 3; ++i) {
+    sim.link(i).set_latency(absl::Milliseconds(80));
+    sim.link(i).set_computing(true);
+  }
+  EXPECT_GE(sim.Run(batch), absl::Milliseconds(80));
+  EXPECT_EQ(sim.dispatcher().Report().hedged_rows, 0u);
+}
+
+TEST(Failover, WhoRefusesAnExpertIsPassedOver) {
+  Simulation sim(kTwice);
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.link(2).set_refusing(true);
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_LE(sim.Run(batch), absl::Milliseconds(6));
+    ExpectSame(batch, expected);
+  }
+}
+
+TEST(Failover, ADrainingWorkerIsUsedOnlyWhereNobodyElseIs) {
+  Simulation sim({"0-7", "4-11"});
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.link(0).set_draining(true);
+  sim.Run(batch);
+  ExpectSame(batch, expected);
+  for (int k = 0; k < sim.spec().gate.top_k; ++k) {
+    for (int64_t t = 0; t < batch.tokens; ++t) batch.experts[t * sim.spec().gate.top_k + k] = 4 + k;
+  }
+  const uint64_t rows = sim.dispatcher().Links()[0].rows;
+  EXPECT_GT(rows, 0u);
+  sim.Run(batch);
+  EXPECT_EQ(sim.dispatcher().Links()[0].rows, rows);
+}
+
+TEST(Failover, RowsWaitForTheirExpertsAsLongAsIsPatient) {
+  Simulation sim({"0-7", "8-11"}, {.patience = absl::Seconds(3)});
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.At(absl::Microseconds(100), [&] { sim.link(1).Fall(); });
+  sim.At(absl::Seconds(2), [&] { sim.link(1).Rise(); });
+  const absl::Duration took = sim.Run(batch);
+  EXPECT_GE(took, absl::Seconds(2));
+  EXPECT_LE(took, absl::Milliseconds(2010));
+  ExpectSame(batch, expected);
+
+  sim.link(1).Fall();
+  const MoeTicket first = sim.Start(batch);
+  EXPECT_NEAR(absl::ToDoubleSeconds(sim.Finish(first)), 3, 0.05);
+  EXPECT_THAT(batch.lost, ::testing::Contains(1));
+  const auto lost = batch.lost;
+  EXPECT_LE(sim.Run(batch), absl::Milliseconds(1)) << "nobody waits for it twice";
+  EXPECT_EQ(batch.lost, lost);
+  sim.link(1).Rise();
+  sim.Run(batch);
+  ExpectSame(batch, expected);
+}
+
+TEST(Failover, ADeadlineEndsAJobThatWaits) {
+  Simulation sim({"0-7", "8-11"}, {.patience = absl::Hours(1)});
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  for (int k = 0; k < sim.spec().gate.top_k; ++k) batch.experts[k] = k;
+  sim.link(1).Fall();
+  const absl::Duration took = sim.Finish(sim.Start(batch, virtual_now + absl::Seconds(1)));
+  EXPECT_LE(took, absl::Milliseconds(1010));
+  EXPECT_THAT(batch.lost, ::testing::Contains(1));
+  EXPECT_THAT(batch.lost, ::testing::Contains(0)) << "rows of the others are here";
+}
+
+// Random faults for five virtual seconds.
+void ScheduleFaults(Simulation& sim, std::mt19937& random, bool one_at_a_time) {
+  const auto ms = [&](uint32_t from, uint32_t to) {
+    return absl::Milliseconds(from + random() % (to - from));
+  };
+  absl::Duration at = absl::ZeroDuration();
+  while (at < absl::Seconds(5)) {
+    at += ms(1, 200);
+    const absl::Duration lasts = ms(10, 800);
+    SimulatedLink& link = sim.link(random() % 3);
+    switch (random() % 5) {
+      case 0:
+        sim.At(at, [&] { link.Fall(); });
+        sim.At(at + lasts, [&] { link.Rise(); });
+        break;
+      case 1:
+        sim.At(at, [&] { link.Stall(true); });
+        sim.At(at + lasts, [&] { link.Stall(false); });
+        break;
+      case 2:
+        sim.At(at, [&] { link.set_latency(absl::Milliseconds(60)); });
+        sim.At(at + lasts, [&] { link.set_latency(absl::Microseconds(200)); });
+        break;
+      case 3:
+        sim.At(at, [&] { link.set_draining(true); });
+        sim.At(at + lasts, [&] { link.set_draining(false); });
+        break;
+      default:
+        sim.At(at, [&] { link.set_refusing(true); });
+        sim.At(at + lasts, [&] { link.set_refusing(false); });
+    }
+    if (one_at_a_time) at += lasts + absl::Milliseconds(1);
+  }
+}
+
+TEST(Failover, WithOneFaultAtATimeNothingIsLostOrChangedOrSlow) {
+  for (uint32_t seed = 0; seed < 12; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    Simulation sim(kTwice, {.patience = absl::Seconds(10)});
+    MoeBatch batch(sim.spec(), DType::kBF16, 1 + random() % 20, seed);
+    const std::vector<float> expected = Expected(sim.spec(), batch);
+    ScheduleFaults(sim, random, true);
+    const absl::Time end = virtual_now + absl::Seconds(5);
+    while (virtual_now < end) {
+      ASSERT_LE(sim.Run(batch), absl::Milliseconds(300));
+      ExpectSame(batch, expected);
+      if (::testing::Test::HasFailure()) return;
+      virtual_now += absl::Milliseconds(1);
+    }
+    EXPECT_EQ(sim.dispatcher().Report().lost_rows, 0u);
+  }
+}
+
+TEST(Failover, WithAnyFaultsNothingHangsAndNoRowIsWrong) {
+  for (uint32_t seed = 100; seed < 112; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    Simulation sim(kTwice, {.patience = absl::Milliseconds(200)});
+    MoeBatch batch(sim.spec(), DType::kBF16, 1 + random() % 20, seed);
+    const std::vector<float> expected = Expected(sim.spec(), batch);
+    ScheduleFaults(sim, random, false);
+    const absl::Time end = virtual_now + absl::Seconds(7);
+    while (virtual_now < end) {
+      ASSERT_LE(sim.Run(batch), absl::Seconds(6));
+      for (int64_t t = 0; t < batch.tokens; ++t) {
+        if (batch.lost[t]) continue;
+        ASSERT_EQ(std::memcmp(&batch.out[t * sim.spec().hidden], &expected[t * sim.spec().hidden],
+                              sim.spec().hidden * sizeof(float)),
+                  0);
+      }
+      virtual_now += absl::Milliseconds(1);
+    }
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(sim.link(i).open(), 0u) << "calls left behind";
+    sim.Run(batch);
+    ExpectSame(batch, expected);
+  }
+}
+
+// Three jobs at a time while one worker of three is killed and comes back, over and over.
+TEST(Failover, OverRealStreamsWorkersMayDieInMidCall) {
+  const ModelSpec spec = testing::MoeSpec(kShape);
+  std::vector<std::string> addresses;
+  std::vector<std::unique_ptr<ServedWorker>> workers;
+  for (const std::string& experts : kTwice) {
+    addresses.push_back(testing::SocketPath());
+    workers.push_back(std::make_unique<ServedWorker>(
+        spec, worker::WorkerOptions{.experts = experts}, addresses.back()));
+  }
+  testing::Router router(spec, DType::kBF16, addresses, {}, {}, {.patience = absl::Seconds(20)});
+  const auto all_up = [&] {
+    const auto links = router.links().links();
+    return std::all_of(links.begin(), links.end(), [](const auto& link) {
+      return link->state() == expertwire::LinkState::kUp;
+    });
+  };
+  for (uint32_t round = 0; round < 6; ++round) {
+    ASSERT_TRUE(router.Until(all_up));
+    std::vector<std::unique_ptr<MoeBatch>> batches;
+    std::vector<MoeTicket> tickets;
+    for (uint32_t i = 0; i < 3; ++i) {
+      batches.push_back(std::make_unique<MoeBatch>(spec, DType::kBF16, 150, 10 * round + i));
+      tickets.push_back(router.Start(*batches.back()));
+    }
+    workers[round % 3].reset();
+    for (size_t i = 0; i < tickets.size(); ++i) {
+      router.Finish(tickets[i]);
+      ExpectSame(*batches[i], Expected(spec, *batches[i]));
+    }
+    workers[round % 3] = std::make_unique<ServedWorker>(
+        spec, worker::WorkerOptions{.experts = kTwice[round % 3]}, addresses[round % 3]);
+  }
+  EXPECT_EQ(router.dispatcher().Report().lost_rows, 0u);
+}
+
+}  // namespace
+}  // namespace switchyard::router
