@@ -16,7 +16,7 @@
 #include "gateway/api/http_server.h"
 #include "gateway/api/inference_service.h"
 #include "gateway/api/openai_http.h"
-#include "gateway/streams/generation.h"
+#include "gateway/streams/generator.h"
 #include "gateway/streams/served_model.h"
 #include "gateway/upstream/router_client.h"
 #include "services/rpc/server.h"

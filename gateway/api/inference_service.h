@@ -6,7 +6,7 @@
 #include <cstddef>
 
 #include "gateway/api/gateway_metrics.h"
-#include "gateway/streams/generation.h"
+#include "gateway/streams/generator.h"
 #include "services/security/keys.h"
 #include "switchyard/v1/inference.grpc.pb.h"
 

@@ -15,7 +15,7 @@
 #include "absl/time/time.h"
 #include "gateway/api/gateway_metrics.h"
 #include "gateway/api/http_types.h"
-#include "gateway/streams/generation.h"
+#include "gateway/streams/generator.h"
 #include "gateway/upstream/router_client.h"
 #include "services/base/bounded_queue.h"
 #include "services/security/keys.h"

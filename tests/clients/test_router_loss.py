@@ -158,6 +158,21 @@ def test_a_frozen_router_is_given_up_and_what_it_says_later_is_ignored(pair):
     assert run_all(pair.url) == undisturbed
 
 
+def test_a_frozen_gateway_does_not_take_its_own_sleep_for_its_routers_silence(pair):
+    undisturbed = run_all(pair.url)
+    gateway = pair.gateway.process
+
+    def freeze():
+        gateway.send_signal(signal.SIGSTOP)
+        try:
+            threading.Event().wait(2)  # twice --router-timeout
+        finally:
+            gateway.send_signal(signal.SIGCONT)
+
+    assert run_all(pair.url, freeze) == undisturbed
+    assert resumed(pair.url) == {}
+
+
 def test_the_only_router_may_come_back(tmp_path):
     with Pair(tmp_path, routers=1, gateway_args=("--router-wait", "60s")) as alone:
         undisturbed = run_all(alone.url)

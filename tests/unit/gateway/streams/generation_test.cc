@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "gateway/streams/field_error.h"
+#include "gateway/streams/generator.h"
 #include "services/rpc/channel.h"
 #include "tests/support/fake_router.h"
 

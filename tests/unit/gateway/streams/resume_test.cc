@@ -9,7 +9,7 @@
 #include <map>
 #include <thread>
 
-#include "gateway/streams/generation.h"
+#include "gateway/streams/generator.h"
 #include "services/rpc/channel.h"
 #include "tests/support/fake_router.h"
 

@@ -179,6 +179,39 @@ TEST_P(EngineModelTest, NorDoesSpeculation) {
   EXPECT_GT(counter_.accepted, 0);
 }
 
+// Each request behind what another router made of it: rows that decoding computed are a prompt's
+// now.
+TEST_P(EngineModelTest, NorDoesAnotherRoutersBeginning) {
+  test::DecoderHarness harness(model_, {.dtype = DType::kBF16, .kv_blocks = options_.kv_blocks});
+  options_.max_drafts = 3;
+  options_.make_drafter = [] { return std::make_unique<NgramDrafter>(); };
+  for (const size_t cut : {1, 17, 39}) {
+    auto sink = std::make_shared<CollectingSink>();
+    Engine engine(options_, harness.decoder(), nullptr);
+    const auto begun = [&](int choice) {  // of several, each from elsewhere
+      return static_cast<std::ptrdiff_t>(cut) - std::min<std::ptrdiff_t>(choice, cut);
+    };
+    for (uint64_t id = 1; id <= kRequests; ++id) {
+      EngineRequest request = Ask(id);
+      request.sink = sink;
+      for (int c = 0; c < request.n; ++c) {
+        const std::vector<int32_t>& all = base_[{id, c}].tokens;
+        request.choices.push_back({.tokens = {all.begin(), all.begin() + begun(c)}});
+      }
+      ASSERT_TRUE(engine.Submit(std::move(request)).ok());
+    }
+    for (uint64_t id = 1; id <= kRequests; ++id) sink->AwaitEnd(id, Ask(id).n);
+    for (const auto& [key, whole] : base_) {
+      const std::ptrdiff_t from = begun(key.second);
+      const Output rest = sink->Of(key.first, key.second);
+      const std::vector<int32_t> tokens(whole.tokens.begin() + from, whole.tokens.end());
+      const std::vector<float> logprobs(whole.logprobs.begin() + from, whole.logprobs.end());
+      EXPECT_EQ(rest.tokens, tokens) << "cut at " << cut << ", request " << key.first;
+      EXPECT_EQ(rest.logprobs, logprobs) << "cut at " << cut << ", request " << key.first;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, EngineModelTest,
                          testing::Values("tiny-r1", "qwen3-moe-tiny", "mixtral-swa-tiny",
                                          "gpt-oss-tiny"),

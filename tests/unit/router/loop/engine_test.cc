@@ -376,6 +376,31 @@ TEST(EngineTest, TheLastEighthOfTheQueueIsForClientsOfWhichNothingWaits) {
   sink->AwaitEnd(16, 1);
 }
 
+TEST(EngineTest, WhatAnotherRouterBeganFindsPlacesAndGoesFirst) {
+  FakeRunner runner({});
+  auto sink = std::make_shared<CollectingSink>();
+  EngineOptions options = SmallEngine();
+  options.max_queue = 2;
+  options.max_running = 1;
+  Engine engine(options, runner, nullptr);
+  const auto continued = [&](uint64_t id) {
+    EngineRequest request = Ask(sink, id, 5, 40);
+    request.choices = {{.tokens = std::vector<int32_t>(38, 9)}};
+    return engine.Submit(request).code();
+  };
+  runner.Hold();
+  ASSERT_TRUE(engine.Submit(Ask(sink, 1, 5, 5)).ok());
+  runner.AwaitHeld();
+  for (uint64_t id = 2; id < 4; ++id) ASSERT_TRUE(engine.Submit(Ask(sink, id, 5, 40)).ok());
+  EXPECT_EQ(engine.Submit(Ask(sink, 9, 5, 5)).code(), absl::StatusCode::kResourceExhausted);
+  for (uint64_t id = 4; id < 6; ++id) EXPECT_EQ(continued(id), absl::StatusCode::kOk);
+  EXPECT_EQ(continued(9), absl::StatusCode::kResourceExhausted);
+  runner.Release();
+  for (uint64_t id = 4; id < 6; ++id) sink->AwaitEnd(id, 1);
+  EXPECT_THAT(sink->Of(2).tokens, IsEmpty());
+  for (uint64_t id = 2; id < 4; ++id) sink->AwaitEnd(id, 1);
+}
+
 TEST(EngineTest, AnIdIsTakenUntilItsRequestEnds) {
   FakeRunner runner({});
   auto sink = std::make_shared<CollectingSink>(), other = std::make_shared<CollectingSink>();

@@ -80,6 +80,31 @@ TEST(RequestCheckTest, NamesTheFieldAndBothNumbers) {
   expect([](EngineRequest& r) { r.sampling.logit_bias = {{1, 101}}; }, {"logit_bias is 101"});
 }
 
+TEST(RequestCheckTest, WhatALostRouterMadeMustFitTheRequest) {
+  const auto refusal = [](const std::function<void(EngineRequest&)>& change) {
+    return Refusal([&](EngineRequest& r) {  // 3 tokens of prompt, 10 of output
+      r.n = 2;
+      r.choices = {{.tokens = {4, 5}}, {.tokens = std::vector<int32_t>(10, 7), .ended = true}};
+      change(r);
+    });
+  };
+  EXPECT_EQ(refusal([](EngineRequest& r) {
+              r.choices[0].tokens.resize(9);
+              r.choices[0].routing_until = 11, r.prompt_logprobs_until = 2;
+            }),
+            "");
+  const auto expect = [&](const std::function<void(EngineRequest&)>& change, const char* part) {
+    EXPECT_THAT(refusal(change), HasSubstr(part));
+  };
+  expect([](EngineRequest& r) { r.choices.pop_back(); }, "choices has 1 entries");
+  expect([](EngineRequest& r) { r.choices[0].tokens = {61}; }, "id 61");
+  expect([](EngineRequest& r) { r.choices[0].tokens.resize(10); }, "choices.tokens has 10 ids");
+  expect([](EngineRequest& r) { r.choices[0].ended = true; }, "all of them have ended");
+  expect([](EngineRequest& r) { r.choices[0].routing_until = 5; }, "routing_until is 5");
+  expect([](EngineRequest& r) { r.choices[0].routing_until = -1; }, "routing_until is -1");
+  expect([](EngineRequest& r) { r.prompt_logprobs_until = 3; }, "prompt_logprobs_until is 3");
+}
+
 TEST(RequestCheckTest, OptionsAreValidated) {
   EXPECT_TRUE(kOptions.Validate().ok());
   EngineOptions options = kOptions;

@@ -48,7 +48,22 @@ class Client {
   }
   void Submit(uint64_t id, int max_tokens, int n = 1) {
     pb::ToRouter message;
+    Write(id, max_tokens, n, &message);
+  }
+  // A third attempt behind these tokens of each choice; that of index `ended` is over.
+  void Continue(uint64_t id, int max_tokens, const std::vector<std::vector<int32_t>>& tokens,
+                int ended) {
+    pb::ToRouter message;
     pb::Submit& submit = *message.mutable_submit();
+    submit.set_attempt(3);
+    for (const std::vector<int32_t>& choice : tokens) {
+      submit.add_choices()->mutable_tokens()->Assign(choice.begin(), choice.end());
+    }
+    submit.mutable_choices(ended)->set_ended(true);
+    Write(id, max_tokens, static_cast<int>(tokens.size()), &message);
+  }
+  void Write(uint64_t id, int max_tokens, int n, pb::ToRouter* message) {
+    pb::Submit& submit = *message->mutable_submit();
     submit.set_request(id);
     for (int t : {5, 17, 30}) submit.add_prompt(t);
     submit.mutable_sampling()->set_top_p(1);
@@ -57,7 +72,7 @@ class Client {
     submit.set_max_tokens(max_tokens);
     submit.set_n(n);
     submit.set_top_logprobs(-1);
-    stream_->Write(message);
+    stream_->Write(*message);
   }
   // A prompt of `tokens`, of which all routing is wanted.
   void SubmitTraced(uint64_t id, int tokens) {
@@ -250,6 +265,57 @@ TEST_F(RouterServiceTest, StreamsWithoutAHelloAreEndedAndBounded) {
                                            grpc::StatusCode::DEADLINE_EXCEEDED));
   greeted.Submit(1, 5);
   EXPECT_EQ((greeted.Tokens(1)[{1, 0}].size()), 5u);
+}
+
+TEST_F(RouterServiceTest, GatewaysHearOfARouterThatHasNothingToSay) {
+  Start();
+  Client client(address());
+  client.Hello();
+  pb::FromRouter message;
+  ASSERT_TRUE(client.Read(&message));
+  const absl::Duration promised = absl::Milliseconds(message.hello().heartbeat_ms());
+  EXPECT_EQ(promised, kHeartbeat);
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_TRUE(message.has_state());
+  const absl::Time now = absl::Now();
+  for (const absl::Time at : {now, now + promised, now - absl::Hours(1)}) {  // the last: set back
+    service_->Tick(at);
+    service_->Tick(at + absl::Milliseconds(1));  // too early
+    ASSERT_TRUE(client.Read(&message));
+    EXPECT_TRUE(message.has_heartbeat());
+  }
+  service_->SetState(true, "", false);
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_TRUE(message.has_state());  // and nothing before it
+}
+
+TEST_F(RouterServiceTest, GoesOnBehindWhatAnotherRouterMade) {
+  Start();
+  Client client(address());
+  client.Hello();
+  client.Submit(1, 6, 2);
+  auto whole = client.Tokens(2);
+  client.Continue(2, 6, {{whole[{1, 0}][0].id(), whole[{1, 0}][1].id()}, {}}, /*ended=*/1);
+  const auto rest = client.Tokens(1)[{2, 0}];
+  ASSERT_EQ(rest.size(), 4u);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(rest[i].attempt(), 3u);
+    EXPECT_EQ(rest[i].index(), i + 2);
+    EXPECT_EQ(rest[i].id(), (whole[{1, 0}][i + 2].id()));
+  }
+}
+
+TEST_F(RouterServiceTest, ADrainingRouterRefusesForElsewhere) {
+  Start();
+  Client client(address());
+  client.Hello();
+  engine_->BeginDrain([] {});
+  client.Continue(1, 6, {{5}, {}}, /*ended=*/0);
+  const auto tokens = client.Tokens(1);  // the choice that has ended hears nothing
+  const pb::Token& refused = tokens.at({1, 1})[0];
+  EXPECT_EQ(refused.code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_TRUE(refused.elsewhere());
+  EXPECT_EQ(tokens.size(), 1u);
 }
 
 TEST_F(RouterServiceTest, AChangeOfNumericsIsToldToGateways) {
