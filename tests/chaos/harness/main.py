@@ -29,8 +29,8 @@ from .processes import BIN, Failure
 from .trial import Options, References, Trial
 
 TABLE = {f.__name__: f for f in (
-    scenarios.kill_worker_replica, scenarios.kill_worker_orphan, scenarios.partition_worker, scenarios.kill_router, scenarios.rolling_restart,
-    scenarios.sigstop_worker, scenarios.slow_link, scenarios.slow_link_lone, scenarios.migrate, overload.random_kills, overload.overload)}
+    scenarios.kill_worker_replica, scenarios.kill_worker_orphan, scenarios.partition_worker, scenarios.kill_router, scenarios.sigstop_router,
+    scenarios.rolling_restart, scenarios.sigstop_worker, scenarios.slow_link, scenarios.slow_link_lone, scenarios.migrate, overload.random_kills, overload.overload)}
 PROGRAMS = ("switchyard", "switchyard-gateway", "switchyard-router", "switchyard-expert-worker")
 LIMIT_SECONDS = 600  # of a run of a scenario, beside the minutes of random kills
 

@@ -85,8 +85,8 @@ async def _kill_at_random(trial, victims, memory, seconds, chance):
             await asyncio.sleep(1)
 
 
-async def _counters(trial):
-    """What does not add up after all has ended, each in a line."""
+async def _requests_that_do_not_add_up(trial):
+    """Of the gateway and the routers, each in a line, after all has ended."""
     fleet, wrong = trial.cluster, []
     gateway = await http.metrics(fleet.gateways[0].metrics_port, 10)
     if gateway is None:
@@ -102,10 +102,22 @@ async def _counters(trial):
         for gauge in ("switchyard_router_running_sequences", "switchyard_router_waiting_requests"):
             if page is None or page.sum(gauge):
                 wrong.append(f"{router.name}: {gauge} is {page.sum(gauge) if page else 'not told'}")
-    for worker in fleet.workers:
-        page = await http.metrics(worker.metrics_port, 10)
-        if page is None or page.sum("switchyard_worker_waiting_frames"):
-            wrong.append(f"{worker.name}: frames wait still" if page else f"{worker.name}: /metrics does not answer")
+    return wrong
+
+
+async def _parts_that_do_not_add_up(trial):
+    """Between a router and a worker that both lived throughout: every part that was sent was answered or dropped as cancelled."""
+    fleet, wrong = trial.cluster, []
+    router, worker = fleet.routers[0], fleet.workers[0]
+    said, heard = await http.metrics(router.metrics_port, 10), await http.metrics(worker.metrics_port, 10)
+    if said is None or heard is None:
+        return [f"{router.name} or {worker.name}: /metrics does not answer"]
+    frames = {d: said.sum("switchyard_router_dispatch_frames_total", worker=fleet.known_as[worker.name], direction=d) for d in ("out", "in")}
+    dropped = heard.sum("switchyard_worker_cancelled_frames_total")  # of all routers
+    if not 0 <= frames["out"] - frames["in"] <= dropped:
+        wrong.append(f"{router.name} sent {frames['out']:g} parts to {worker.name} and got {frames['in']:g} answers; at most {dropped:g} were cancelled")
+    if waiting := heard.sum("switchyard_worker_waiting_frames"):
+        wrong.append(f"{worker.name}: {waiting:g} frames wait still")
     for node in (*fleet.workers, *fleet.routers, *fleet.gateways):
         page = await http.metrics(node.metrics_port, 10)
         if page and (bugs := page.sum("switchyard_bugs_total")):
@@ -126,7 +138,7 @@ async def random_kills(run):
         await _kill_at_random(trial, [*fleet.workers[1:], fleet.routers[1]], memory, 60 * run.options.minutes, random.Random(5))
         await trial.end()
         await asyncio.sleep(1)
-        wrong, growth = await _counters(trial), memory.growth()
+        wrong, growth = [*await _requests_that_do_not_add_up(trial), *await _parts_that_do_not_add_up(trial)], memory.growth()
         return trial.row({"memory_growth": ["<=", 0.05], "counter_errors": ["<=", 0]}, sheds_count=False, memory_growth=max(growth.values()),
                          memory_growth_of=growth, counter_errors=len(wrong), counters=wrong[:10], peak_tokens_per_s=round(tokens, 1),
                          answered=sum(r.ok for r in trial.load.records))

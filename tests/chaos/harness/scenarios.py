@@ -94,6 +94,28 @@ async def kill_router(run):
         return trial.row({})
 
 
+async def sigstop_router(run):
+    """SIGSTOP one of 2 routers for 5 s: its streams go on elsewhere, and what it says when it goes on counts no more"""
+    async with run.trial("sigstop_router", Shape(routers=2), {"choices": 3, "stops": True}) as trial:
+        await trial.undisturbed()
+        for router in trial.cluster.routers:
+            trial.fault(f"SIGSTOP {router.name}")
+            await _freeze(router, 5)
+            trial.fault(f"SIGCONT {router.name}")
+            await trial.cluster.router_ready(router)
+            await asyncio.sleep(2)
+        await trial.end()
+        return trial.row({})
+
+
+async def _freeze(node, seconds):
+    node.process.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        node.process.signal(signal.SIGCONT)
+
+
 async def _restart(trial, node):
     """SIGTERM, wait for the drain, start again; how it ended."""
     trial.fault(f"SIGTERM {node.name}")
@@ -131,11 +153,7 @@ async def sigstop_worker(run):
         await trial.undisturbed()
         for worker in trial.cluster.workers[:min(3, run.options.kills)]:
             trial.fault(f"SIGSTOP {worker.name}")
-            worker.process.signal(signal.SIGSTOP)
-            try:
-                await asyncio.sleep(5)
-            finally:
-                worker.process.signal(signal.SIGCONT)
+            await _freeze(worker, 5)
             trial.fault(f"SIGCONT {worker.name}")
             await trial.cluster.worker_up(worker)
             await asyncio.sleep(1)
