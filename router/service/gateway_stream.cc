@@ -102,7 +102,7 @@ void GatewayStream::OnStep(uint64_t step, std::vector<TokenEvent> events) {
 void GatewayStream::Beat() {
   {
     absl::MutexLock lock(&mutex_);
-    if (writing_) return;
+    if (queue_.size() > 1) return;
   }
   pb::FromRouter message;
   message.mutable_heartbeat();

@@ -46,7 +46,7 @@ class GatewayStream
 
   // Queues a message; dropped if the stream ends.
   void Send(internal::v1::FromRouter message);
-  // A message where none is on its way, so that the gateway hears of us.
+  // A message where none waits to be sent, so that the gateway hears of us.
   void Beat();
   // Ends the stream, and cancels its requests, for this reason.
   void End(const absl::Status& status);

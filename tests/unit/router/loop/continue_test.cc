@@ -151,6 +151,36 @@ INSTANTIATE_TEST_SUITE_P(
                          .after = Speculating(SmallEngine(), 4)}),
     [](const auto& info) { return info.param.name; });
 
+TEST(ContinueOrderTest, WhatAnotherRouterBeganGoesAheadOfWhatIsNewHere) {
+  const EngineOptions options = Cut(64, 64, /*running=*/1);
+  FakeRunner runner({.kv_blocks = options.kv_blocks});
+  EngineObserver observer;
+  Outbox outbox;
+  StepLoop loop(options, runner, observer, outbox);
+  auto log = std::make_shared<EventLog>();
+  for (uint64_t id = 1; id <= 4; ++id) {
+    EngineRequest request;
+    request.request = id;
+    request.prompt = {3, 4, 5};
+    request.max_tokens = 4;
+    request.sampling.ignore_eos = true;
+    request.sink = log;
+    if (id >= 3) request.choices = {{.tokens = {7, 8}}};
+    loop.Add(std::move(request), absl::FromUnixSeconds(1));
+  }
+  while (loop.BeginStep(absl::FromUnixSeconds(1))) {
+    while (loop.Poll() == ModelRunner::Progress::kWaiting) {
+    }
+    loop.FinishStep(absl::FromUnixSeconds(1));
+    outbox.Flush(loop.steps());
+  }
+  std::vector<uint64_t> ended;
+  for (const TokenEvent& event : log->events) {
+    if (event.finish != Finish::kNone) ended.push_back(event.request);
+  }
+  EXPECT_EQ(ended, (std::vector<uint64_t>{3, 4, 1, 2}));
+}
+
 // Choices of a long prompt compute it once, also where they go on.
 TEST(ContinueShareTest, ThePromptIsComputedOnceForAllChoices) {
   EngineRequest request;
