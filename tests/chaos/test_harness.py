@@ -36,6 +36,7 @@ def test_a_stall_is_the_longest_silence_of_a_slot():
     other = record([1.0, 1.1], slot="b")
     assert sorted(measure.stalls([slow, late, other], 1.05, 3)) == [pytest.approx(0.1), pytest.approx(2.0)]
     assert sorted(measure.stalls([slow, late, other], 1.05, 5)) == [pytest.approx(0.1), pytest.approx(5.0)]
+    assert sorted(measure.stalls([slow, other], 0.5, 3, whole=True)) == [pytest.approx(0.1), pytest.approx(0.2)], "what a fault after it did is not counted"
     hung = record([1.0], ended=21.0, finish=None, done=False, hung=True, error="silent", slot="c")
     assert measure.stalls([hung], 2, 3) == [20.0]
 

@@ -27,12 +27,13 @@ def silences(record):
         yield max([record.began, *(c.times[-1] for c in record.choices.values() if c.times)]), record.ended
 
 
-def stalls(records, fault, until):
-    """The longest silence of each stream, of those that reach into the window; a stream is one slot's requests, one after the other."""
+def stalls(records, fault, until, whole=False):
+    """The longest silence of each stream, of those that reach into the window, or (whole) lie in it; a stream is one slot's requests, one
+    after the other."""
     longest = {}
     for r in records:
         if r.began < until and r.ended_or(until) > fault:
-            reach = [b - a for a, b in silences(r) if b > fault and a < until]
+            reach = [b - a for a, b in silences(r) if (fault <= a and b <= until if whole else b > fault and a < until)]
             longest[r.slot] = max(longest.get(r.slot, 0.0), *reach, 0.0)
     return list(longest.values())
 

@@ -110,7 +110,7 @@ class Trial:
             "stall_p99_ms": measure.ms(measure.percentile(longest, 0.99)),
             "undisturbed_p99_ms": self.undisturbed_p99_ms(),
             "stall_max_ms": measure.ms(max(longest, default=None)), "stall_median_ms": measure.ms(measure.percentile(longest, 0.5)),
-            "undisturbed_stall_p99_ms": measure.ms(measure.percentile(measure.stalls(records, *self.calm), 0.99)),
+            "undisturbed_stall_p99_ms": measure.ms(measure.percentile(measure.stalls(records, *self.calm, whole=True), 0.99)),
             "inter_token_p99_ms": self.p99_ms([disturbed]),
             "undisturbed_first_token_p99_ms": measure.ms(measure.percentile(measure.first_tokens(records, *self.calm), 0.99)),
             "first_token_p99_ms": measure.ms(measure.percentile(measure.first_tokens(records, *disturbed), 0.99)),
