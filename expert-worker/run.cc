@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "expert-worker/held_weights.h"
+#include "expert-worker/presence.h"
 #include "expert-worker/worker.h"
 #include "expert-worker/worker_metrics.h"
 #include "services/base/cores.h"
@@ -130,6 +131,7 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   SY_RETURN_IF_ERROR(rpc::CheckListen(config.listen(), tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
   SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}, "--metrics"));
+  SY_ASSIGN_OR_RETURN(const auto presence, Presence::Create(config));
   SY_ASSIGN_OR_RETURN(const WorkerOptions options, OptionsFrom(config));
   SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config, options));
   auto metrics = std::make_shared<telemetry::Metrics>();
@@ -156,7 +158,9 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   std::cout << "listening on " << server->address() << std::endl;
   if (exposer != nullptr) std::cout << "metrics: " << exposer->url() << std::endl;
   std::cout << "ready" << std::endl;
+  presence->Announce(server->address(), *worker, *metrics);
   signal.Wait();
+  presence->Withdraw();
   server->SetReady(false);
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));

@@ -12,6 +12,7 @@
 #include "router/graph/weights.h"
 #include "router/kv/kv_storage.h"
 #include "router/kv_plan.h"
+#include "router/worker_links.h"
 #include "services/base/check.h"
 #include "services/base/cores.h"
 #include "services/base/logging.h"
@@ -94,6 +95,7 @@ void DescribeTo(const ModelSpec& spec, const expertwire::LinkSet& links,
   std::vector<std::vector<int>> holders(spec.layers.size() * experts);
   for (size_t i = 0; i < reports.size(); ++i) {
     const LinkReport& report = reports[i];
+    if (report.state == expertwire::LinkState::kGone) continue;
     pb::WorkerView* view = out->add_workers();
     view->set_address(report.name);
     view->set_state(report.why.empty() ? std::string(Name(report.state))
@@ -181,13 +183,14 @@ class Router::Impl {
   std::unique_ptr<KvStorage> kv_;
   expertwire::NumericsClass numerics_;
   std::unique_ptr<expertwire::LinkSet> links_;
+  std::unique_ptr<WorkerLinks> worker_links_;
   std::unique_ptr<LinkDispatcher> dispatcher_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<RouterMetrics> metrics_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<RouterService> service_;
   std::unique_ptr<rpc::Server> server_;
-  telemetry::Metrics::Registration registration_;
+  telemetry::Metrics::Registration registration_, links_registration_;
 
   absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
@@ -240,13 +243,12 @@ absl::Status Router::Impl::Connect() {
   for (const RouterShared::LocalWorker& worker : shared_.workers) {
     links_->AddLocal(worker.name, *worker.handler);
   }
-  for (const std::string& address : options_.workers) {
-    const bool local_socket = address.rfind("unix:", 0) == 0;
-    expertwire::GrpcLinkOptions link{.target = address, .shared_memory = options_.shared_memory};
-    SY_ASSIGN_OR_RETURN(link.credentials, security::ClientCredentials(
-                                              local_socket ? security::TlsFiles{} : options_.tls));
-    links_->AddGrpc(link);
-  }
+  SY_ASSIGN_OR_RETURN(worker_links_, WorkerLinks::Create({.addresses = options_.workers,
+                                                          .dns_refresh = options_.dns_refresh,
+                                                          .etcd = options_.etcd,
+                                                          .tls = options_.tls,
+                                                          .shared_memory = options_.shared_memory},
+                                                         *links_));
   dispatcher_ = std::make_unique<LinkDispatcher>(
       model_.spec, options_.dtype, *links_, compute_->pool(),
       DispatchOptions{.patience = options_.expert_patience, .hedge = options_.hedge});
@@ -311,6 +313,8 @@ absl::Status Router::Impl::Serve() {
                                                     builder.RegisterService(service_.get());
                                                   }));
   registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_, compute_->pool());
+  links_registration_ = metrics.AddCollector(
+      "router", [this](telemetry::Samples& samples) { worker_links_->CollectTo(samples); });
   Look();  // embedded is ready at once
   watcher_ = std::thread([this] { Watch(); });
   return absl::OkStatus();
@@ -328,6 +332,7 @@ bool Router::Impl::Mixed() const {
 void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
   while (!mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchEvery)) {
+    worker_links_->Look();
     if (!draining_) Look();
     service_->Tick(absl::Now());
   }
@@ -379,6 +384,7 @@ void Router::Impl::Stop(absl::Duration grace) {
   service_->EndStreams();
   server_->Shutdown(grace);
   registration_ = {};
+  links_registration_ = {};
 }
 
 absl::Status Router::CheckFits(const RouterOptions& options, const OpenedModel& model,

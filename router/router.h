@@ -27,6 +27,10 @@ namespace grpc {
 class Server;
 }
 
+namespace switchyard::discovery {
+class EtcdClient;
+}
+
 namespace switchyard::router {
 
 struct RouterOptions {
@@ -50,9 +54,11 @@ struct RouterOptions {
   absl::Duration expert_patience = absl::Seconds(30);  // of rows whose expert nobody holds
   bool hedge = true;                 // rows that are late are sent to a replica too
   bool shared_memory = true;         // with the other side of the wire, where it runs on this host
-  std::vector<std::string> workers;  // HOST:PORT or unix:PATH
-  std::string listen;                // empty: in-process only
-  security::TlsFiles tls;            // of the listener, and shown to the workers
+  std::vector<std::string> workers;  // HOST:PORT, dns:NAME:PORT or unix:PATH
+  absl::Duration dns_refresh = absl::Seconds(5);  // of names among them
+  std::shared_ptr<discovery::EtcdClient> etcd;    // where further ones are announced; null: none
+  std::string listen;                             // empty: in-process only
+  security::TlsFiles tls;                         // of the listener, and shown to the workers
 };
 
 // A checkpoint that was opened and identified.

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <utility>
 
@@ -9,12 +10,14 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "router/router.h"
+#include "services/base/check.h"
 #include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
+#include "services/discovery/etcd_client.h"
 #include "services/kernels/kernels.h"
 #include "services/rpc/server.h"
 #include "services/rpc/shutdown_signal.h"
@@ -45,6 +48,9 @@ RouterOptions OptionsFrom(const config::v1::RouterConfig& config) {
   options.tls = TlsFilesOf(config.tls());
   options.allow_mixed_numerics = config.allow_mixed_numerics();
   options.shared_memory = !config.no_shared_memory();
+  const auto refresh = config::ParseDuration(config.dns().dns_refresh());
+  SY_CHECK(refresh.ok());
+  options.dns_refresh = std::min(*refresh, absl::Hours(24));
   ApplyKnobs(config.weights(), &options);
   ApplyKnobs(config.engine(), &options);
   ApplyKnobs(config.compute(), &options);
@@ -98,7 +104,8 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
       log::Configure(config.log().log_level(), config.log().log_format() == "json", "router"));
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
-  const RouterOptions options = OptionsFrom(config);
+  RouterOptions options = OptionsFrom(config);
+  SY_ASSIGN_OR_RETURN(options.etcd, discovery::EtcdClient::Create(config.etcd()));
   SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
   SY_RETURN_IF_ERROR(rpc::CheckListen(config.metrics(), {}, "--metrics"));

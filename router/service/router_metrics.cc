@@ -128,7 +128,10 @@ t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engin
         samples.Counter(t::kRouterKernelSeconds, pool.seconds_inside());
         samples.Gauge(t::kRouterStreams, service.streams());
         CollectDispatch(dispatcher.Report(), samples);
-        for (const LinkReport& link : dispatcher.Links()) CollectLink(link, samples);
+        for (const LinkReport& link : dispatcher.Links()) {
+          // Its name may stand again, as another link's.
+          if (link.state != expertwire::LinkState::kGone) CollectLink(link, samples);
+        }
         if (experts_ != ExpertMetrics::kOff) CollectExperts(spec, dispatcher.ExpertRows(), samples);
       });
 }

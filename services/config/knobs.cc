@@ -60,6 +60,8 @@ absl::Status CheckText(const Knob& knob, std::string_view text) {
       return ParseDuration(text).status();
     case v1::Knob::ADDRESS:
       return CheckAddress(text);
+    case v1::Knob::PEER_ADDRESS:
+      return CheckPeerAddress(text);
     case v1::Knob::EXPERTS:
       return text == "none" ? absl::OkStatus() : ParseExpertRanges(text).status();
     default:

@@ -1,6 +1,7 @@
 #include "services/config/load.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <map>
@@ -138,6 +139,12 @@ absl::Status ApplyEnvironment(const std::vector<Knob>& knobs, const Environment&
   return absl::OkStatus();
 }
 
+const Knob* Find(const std::vector<Knob>& knobs, const std::string& key) {
+  const auto it =
+      std::find_if(knobs.begin(), knobs.end(), [&](const Knob& knob) { return knob.key == key; });
+  return it == knobs.end() ? nullptr : &*it;
+}
+
 absl::Status ApplyDefaults(const std::vector<Knob>& knobs, Message* config) {
   for (const Knob& knob : knobs) {
     if (IsSet(knob, *config)) continue;
@@ -145,8 +152,12 @@ absl::Status ApplyDefaults(const std::vector<Knob>& knobs, Message* config) {
       SY_RETURN_IF_ERROR(
           SetFromText(knob, "default of " + knob.flag(), knob.options->fallback(), config));
     } else if (knob.options->required()) {
-      return InvalidArgument("{} is missing: {}. Give it as a flag, as {} or as \"{}\" in --config",
-                             knob.flag(), knob.options->help(), knob.environment(), knob.key);
+      const Knob* instead = Find(knobs, knob.options->instead());
+      if (instead != nullptr && IsSet(*instead, *config)) continue;
+      return InvalidArgument(
+          "{} is missing: {}. Give it as a flag, as {} or as \"{}\" in --config{}", knob.flag(),
+          knob.options->help(), knob.environment(), knob.key,
+          instead == nullptr ? "" : fmt::format(" (or {} instead)", instead->flag()));
     }
   }
   return absl::OkStatus();

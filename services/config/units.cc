@@ -98,6 +98,18 @@ absl::Status CheckAddress(std::string_view text) {
   return absl::OkStatus();
 }
 
+absl::Status CheckPeerAddress(std::string_view text) {
+  constexpr std::string_view kDns = "dns:";
+  const bool dns = text.substr(0, kDns.size()) == kDns;
+  const std::string_view address = dns ? text.substr(kDns.size()) : text;
+  if (CheckAddress(address).ok() && !(dns && address.substr(0, 5) == "unix:")) {
+    return absl::OkStatus();
+  }
+  return InvalidArgument(
+      "\"{}\" is not an address; give HOST:PORT (port 0 to 65535), dns:NAME:PORT or unix:PATH",
+      text);
+}
+
 absl::StatusOr<ExpertRanges> ParseExpertRanges(std::string_view text) {
   text = ToStd(absl::StripAsciiWhitespace(ToAbsl(text)));
   ExpertRanges out;

@@ -22,6 +22,8 @@ absl::StatusOr<absl::Duration> ParseDuration(std::string_view text);
 
 // "HOST:PORT", "[::1]:PORT" or "unix:PATH".
 absl::Status CheckAddress(std::string_view text);
+// The same, or "dns:NAME:PORT": every address of a name (services/discovery/address_watch.h).
+absl::Status CheckPeerAddress(std::string_view text);
 
 // Experts of a layer as --experts names them, before a model says how many there are.
 struct ExpertRanges {

@@ -7,8 +7,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "services/base/logging.h"
-#include "services/base/status.h"
-#include "services/config/units.h"
 #include "services/discovery/stopper.h"
 
 namespace switchyard::discovery {
@@ -16,18 +14,11 @@ namespace {
 
 constexpr std::string_view kDns = "dns:";
 constexpr int kMissesMax = 2;
+constexpr absl::Duration kRefreshMin = absl::Milliseconds(100);
 
 bool IsDns(std::string_view text) { return text.substr(0, kDns.size()) == kDns; }
 
 }  // namespace
-
-absl::Status CheckPeerAddress(std::string_view text) {
-  const std::string_view address = IsDns(text) ? text.substr(kDns.size()) : text;
-  if (IsDns(text) && address.substr(0, 5) == "unix:") {
-    return InvalidArgument("\"{}\": dns: goes before a name and a port", text);
-  }
-  return config::CheckAddress(address);
-}
 
 class AddressWatch::State {
  public:
@@ -46,7 +37,7 @@ class AddressWatch::State {
   void Run() {
     do {
       Refresh();
-    } while (stopper_.Pause(options_.refresh));
+    } while (stopper_.Pause(std::max(options_.refresh, kRefreshMin)));
   }
   // Whether no resolver keeps the thread from its end.
   bool Stop() {

@@ -28,11 +28,8 @@ struct Address {
   friend bool operator==(const Address&, const Address&) = default;
 };
 
-// HOST:PORT, dns:NAME:PORT or unix:PATH; INVALID_ARGUMENT says what it should be.
-absl::Status CheckPeerAddress(std::string_view text);
-
 struct AddressWatchOptions {
-  std::vector<std::string> addresses;         // that CheckPeerAddress accepts
+  std::vector<std::string> addresses;         // that config::CheckPeerAddress accepts
   absl::Duration refresh = absl::Seconds(5);  // infinite: only Refresh resolves
   Resolver resolver = SystemResolver;
   size_t addresses_max = 512;  // of a name; more are left out
@@ -42,8 +39,8 @@ struct AddressWatchOptions {
 // behind at the end.
 class AddressWatch {
  public:
-  // Called with all addresses when they have changed, on a thread of the watch's, one at a time.
-  // Must not call the watch.
+  // Called with all addresses when they have changed, on a thread of the watch's, one at a time; it
+  // may come before the constructor has returned. Must not call the watch.
   using Changed = std::function<void(const std::vector<Address>&)>;
 
   AddressWatch(AddressWatchOptions options, Changed changed);

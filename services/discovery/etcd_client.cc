@@ -109,6 +109,16 @@ absl::StatusOr<std::shared_ptr<EtcdClient>> EtcdClient::Create(EtcdOptions optio
   return client;
 }
 
+absl::StatusOr<std::shared_ptr<EtcdClient>> EtcdClient::Create(const config::v1::EtcdKnobs& knobs) {
+  if (knobs.etcd().empty()) return nullptr;
+  return Create(EtcdOptions{.urls = {knobs.etcd().begin(), knobs.etcd().end()},
+                            .prefix = knobs.etcd_prefix(),
+                            .tls = {.cert = knobs.etcd_cert(),
+                                    .key = knobs.etcd_key(),
+                                    .ca = knobs.etcd_ca(),
+                                    .flags = "--etcd"}});
+}
+
 std::string EtcdClient::Key(std::string_view name) const {
   return fmt::format("{}/{}", options_.prefix, name);
 }
@@ -205,6 +215,12 @@ EtcdHealth EtcdClient::health() const {
   return {.status = status_,
           .silent_for = streams_ > 0 ? absl::ZeroDuration() : absl::Now() - contact_,
           .errors = errors_};
+}
+
+void EtcdClient::CollectTo(telemetry::Samples& samples) const {
+  const EtcdHealth now = health();
+  samples.Gauge(telemetry::kEtcdSilentSeconds, absl::ToDoubleSeconds(now.silent_for));
+  samples.Counter(telemetry::kEtcdErrors, static_cast<double>(now.errors));
 }
 
 }  // namespace switchyard::discovery

@@ -18,6 +18,8 @@
 #include "etcd/rpc.grpc.pb.h"
 #include "services/discovery/stopper.h"
 #include "services/security/tls.h"
+#include "services/telemetry/metrics.h"
+#include "switchyard/config/v1/common.pb.h"
 
 namespace switchyard::discovery {
 
@@ -40,6 +42,9 @@ class EtcdClient {
  public:
   // INVALID_ARGUMENT names the flag; nothing is connected yet.
   static absl::StatusOr<std::shared_ptr<EtcdClient>> Create(EtcdOptions options);
+
+  // Of a program's knobs; null where they name no etcd.
+  static absl::StatusOr<std::shared_ptr<EtcdClient>> Create(const config::v1::EtcdKnobs& knobs);
 
   // "PREFIX/NAME".
   std::string Key(std::string_view name) const;
@@ -85,6 +90,7 @@ class EtcdClient {
   };
 
   EtcdHealth health() const;
+  void CollectTo(telemetry::Samples& samples) const;
 
  private:
   explicit EtcdClient(EtcdOptions options) : options_(std::move(options)) {}

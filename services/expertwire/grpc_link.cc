@@ -41,6 +41,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const GrpcLinkOptions& options) {
     arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, options.socket_buffer_bytes);
     arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   }
+  if (!options.tls_name.empty()) arguments.SetSslTargetNameOverride(options.tls_name);
   const auto credentials =
       options.credentials ? options.credentials : grpc::InsecureChannelCredentials();
   return grpc::CreateCustomChannel(options.target, credentials, arguments);

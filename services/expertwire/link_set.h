@@ -36,7 +36,8 @@ class GrpcLink;
 struct GrpcLinkOptions {
   std::string target;                                     // HOST:PORT or unix:PATH
   std::shared_ptr<grpc::ChannelCredentials> credentials;  // null: insecure
-  absl::Duration backoff_min = absl::Milliseconds(50);    // between attempts to connect
+  std::string tls_name;  // that the worker's certificate bears; empty: the target's host
+  absl::Duration backoff_min = absl::Milliseconds(50);  // between attempts to connect
   absl::Duration backoff_max = absl::Seconds(1);
   absl::Duration connect_timeout = absl::Seconds(2);  // of one attempt, hello included
   // Without any frame for so long while calls are open the worker is suspect, and given up.

@@ -36,6 +36,15 @@ inline constexpr MetricDef kGrpcErrors{
     "switchyard_grpc_errors_total", kCounter,
     "Calls that ended with another status than OK, by method and code"};
 
+// ---- discovery, of whichever service uses it ----
+inline constexpr MetricDef kEtcdSilentSeconds{
+    "switchyard_etcd_silent_seconds", kGauge,
+    "Time since the last word of etcd's; 0 while a watch stands"};
+inline constexpr MetricDef kEtcdErrors{"switchyard_etcd_errors_total", kCounter,
+                                       "Calls to etcd and watches that failed"};
+inline constexpr MetricDef kDnsFailures{"switchyard_dns_failures_total", kCounter,
+                                        "Names of peers that could not be resolved, each time"};
+
 // ---- gateway ----
 inline constexpr MetricDef kGatewayRequests{"switchyard_gateway_requests_total", kCounter,
                                             "Requests that ended, by api, route and status code"};
@@ -191,7 +200,13 @@ inline constexpr MetricDef kRouterWorkerEjected{
     "switchyard_router_worker_ejected", kGauge,
     "1 while a worker is left alone where a replica can do its work, else 0"};
 
+inline constexpr MetricDef kRouterKnownWorkers{
+    "switchyard_router_known_workers", kGauge,
+    "Workers that this router has links to: given, resolved or announced"};
+
 // ---- expert worker ----
+inline constexpr MetricDef kWorkerAnnounced{"switchyard_worker_announced", kGauge,
+                                            "1 while this worker stands in etcd, else 0"};
 inline constexpr MetricDef kWorkerFrames{"switchyard_worker_frames_total", kCounter,
                                          "Parts of calls that were taken"};
 inline constexpr MetricDef kWorkerRows{"switchyard_worker_rows_total", kCounter,

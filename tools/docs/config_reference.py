@@ -67,7 +67,9 @@ def tables():
             if of_group != group:
                 continue
             fallback = option(options, "fallback")
-            default = "required" if "required: true" in options else f"`{fallback}`" if fallback else "–"
+            instead = option(options, "instead")
+            required = "required" + (f" without `--{instead.replace('_', '-')}`" if instead else "")
+            default = required if "required: true" in options else f"`{fallback}`" if fallback else "–"
             flag = "--" + name.replace("_", "-")
             value = option(options, "value_name") or {"int32": "N", "bool": ""}.get(kind, "ADDR" if "ADDRESS" in options else "NAME")
             lines.append(f"| `{(flag + ' ' + value).strip()}` | `SWITCHYARD_{name.upper()}` | `{name}` | {default} | "

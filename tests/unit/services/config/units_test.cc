@@ -58,5 +58,14 @@ TEST(ParseExpertRanges, TakesListsAndParts) {
   EXPECT_THAT(std::string(ParseExpertRanges("1,x").status().message()), HasSubstr("see \"x\""));
 }
 
+TEST(CheckPeerAddress, TakesNamesToFollow) {
+  EXPECT_TRUE(CheckPeerAddress("dns:experts.ns.svc:8200").ok());
+  EXPECT_TRUE(CheckPeerAddress("experts:8200").ok());
+  EXPECT_TRUE(CheckPeerAddress("unix:/run/w.sock").ok());
+  EXPECT_FALSE(CheckPeerAddress("dns:experts").ok());
+  EXPECT_FALSE(CheckPeerAddress("dns:unix:/run/w.sock").ok());
+  EXPECT_FALSE(CheckPeerAddress("dns:a:70000").ok());
+}
+
 }  // namespace
 }  // namespace switchyard::config

@@ -155,14 +155,5 @@ TEST(SystemResolver, ResolvesNumbersNamesAndSaysWhatItCannot) {
   EXPECT_NE(none.status().message().find("no-such-host.invalid"), absl::string_view::npos);
 }
 
-TEST(CheckPeerAddress, TakesNamesToFollow) {
-  EXPECT_TRUE(CheckPeerAddress("dns:experts.ns.svc:8200").ok());
-  EXPECT_TRUE(CheckPeerAddress("experts:8200").ok());
-  EXPECT_TRUE(CheckPeerAddress("unix:/run/w.sock").ok());
-  EXPECT_FALSE(CheckPeerAddress("dns:experts").ok());
-  EXPECT_FALSE(CheckPeerAddress("dns:unix:/run/w.sock").ok());
-  EXPECT_FALSE(CheckPeerAddress("dns:a:70000").ok());
-}
-
 }  // namespace
 }  // namespace switchyard::discovery

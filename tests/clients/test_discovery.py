@@ -1,0 +1,131 @@
+"""Workers that routers find in a real etcd or behind a name, with real processes that come, go and are killed."""
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+
+import pytest
+import requests
+
+import processes
+
+PROMPT = {"prompt": [5, 17, 300, 41], "max_tokens": 24}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Etcd:
+    """One member, its data in a directory of its own."""
+
+    def __init__(self):
+        self.dir = tempfile.mkdtemp(prefix="etcd_")
+        self.url, self.peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            ["etcd", "--data-dir", self.dir + "/data", "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+             "--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer, "--initial-cluster", "default=" + self.peer,
+             "--log-level", "error"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        processes.wait_for(self.answers)
+
+    def answers(self):
+        try:
+            return requests.get(self.url + "/health", timeout=5).json()["health"] == "true"
+        except (requests.ConnectionError, KeyError, ValueError):
+            assert self.process.poll() is None, "etcd ended"
+            return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def close(self):
+        self.kill()
+        shutil.rmtree(self.dir)
+
+
+@pytest.fixture
+def etcd():
+    server = Etcd()
+    yield server
+    server.close()
+
+
+def router(*args):
+    return processes.Process("switchyard-router", "--model", processes.MODEL, "--listen", "127.0.0.1:0", "--threads", 1,
+                             "--metrics", "127.0.0.1:0", *args)
+
+
+def metric(process, name):
+    text = requests.get(process.fact("metrics"), timeout=5).text
+    return float(re.search(rf"^{name}{{.*}} (\S+)$", text, re.M)[1])
+
+
+def complete(url):
+    answer = requests.post(url + "/v1/completions", json={"model": "tiny-r1", "temperature": 0, "ignore_eos": True,
+                                                          "return_token_ids": True, **PROMPT}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["token_ids"]
+
+
+def test_workers_are_found_in_etcd_as_they_come_and_go(etcd):
+    at = ("--etcd", etcd.url, "--etcd-prefix", "/test/one")
+    with processes.worker("0/2", *at) as first, router(*at) as route, processes.gateway([route.fact("listening")]) as gate:
+        url = gate.fact("http")
+        first.fact("ready")
+        with processes.worker("1/2", *at) as second:
+            second.fact("ready")
+            processes.wait_ready(url)
+            tokens = complete(url)
+            second.stop(signal.SIGKILL)
+        processes.wait_for(lambda: "experts 64–127" in requests.get(url + "/ready", timeout=5).text)
+        # The same experts at another port; the dead one's lease runs out.
+        with processes.worker("1/2", "--metrics", "127.0.0.1:0", *at) as third:
+            third.fact("ready")
+            processes.wait_ready(url)
+            assert complete(url) == tokens
+            processes.wait_for(lambda: metric(route, "switchyard_router_known_workers") == 2)
+            # Without etcd everything goes on.
+            etcd.kill()
+            processes.wait_for(lambda: metric(route, "switchyard_etcd_silent_seconds") > 0)
+            processes.wait_for(lambda: metric(third, "switchyard_worker_announced") == 0)
+            assert complete(url) == tokens
+            etcd.start()
+            processes.wait_for(lambda: metric(third, "switchyard_worker_announced") == 1)
+            processes.wait_for(lambda: metric(route, "switchyard_etcd_silent_seconds") == 0)
+            with processes.worker("1/2", *at) as fourth:
+                fourth.fact("ready")
+                processes.wait_for(lambda: metric(route, "switchyard_router_known_workers") == 3)
+                assert third.stop() == 0
+                processes.wait_for(lambda: metric(route, "switchyard_router_known_workers") == 2)
+                processes.wait_ready(url)
+                assert complete(url) == tokens
+
+
+def test_workers_are_found_behind_a_name():
+    with processes.worker("0/1") as only:
+        port = only.fact("listening").rsplit(":", 1)[1]
+        with router("--workers", f"dns:localhost:{port}", "--dns-refresh", "200ms") as route, \
+                processes.gateway([route.fact("listening")]) as gate:
+            processes.wait_ready(gate.fact("http"))
+            assert len(complete(gate.fact("http"))) == PROMPT["max_tokens"]
+
+
+@pytest.mark.parametrize("program, args, status, says", [
+    ("switchyard-router", ["--listen", "127.0.0.1:0"], 2, "--workers is missing"),
+    ("switchyard-router", ["--workers", "dns:nowhere"], 2, "dns:NAME:PORT"),
+    ("switchyard-router", ["--etcd", "localhost:2379"], 1, "http://"),
+    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--listen", "0.0.0.0:0"], 1, "--advertise"),
+    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--advertise", "0.0.0.0:8200"], 1, "--advertise"),
+])
+def test_flags_that_do_not_fit_are_told_before_anything_is_loaded(program, args, status, says):
+    done = subprocess.run([processes.BIN / program, "--model", processes.MODEL, *args], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
