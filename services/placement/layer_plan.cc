@@ -205,7 +205,12 @@ void TakePrevious(LayerState* state) {
     const auto slots = static_cast<size_t>(problem.workers[static_cast<size_t>(w)].slots);
     while (state->experts_of(w).size() > slots) state->Remove(w, LeastMissed(*state, w));
   }
-  while (state->replicas() > problem.replicas_max) {
+  // Room for what Complete adds.
+  int surplus = -problem.replicas_max;
+  for (int e = 0; e < problem.experts(); ++e) {
+    surplus += std::max(state->replicas(e), problem.min_replicas);
+  }
+  for (; surplus > 0; --surplus) {
     int worker = -1, expert = -1;
     double least = kInfinity;
     for (int e = 0; e < problem.experts(); ++e) {

@@ -242,7 +242,29 @@ class Planner {
     auto planned = PlanLayer(ids);
     if (!planned.ok()) return Annotate(planned.status(), "ids of the nodes");
     allowed_ = *std::move(planned);
+    FillUp(ids, &allowed_);
     return absl::OkStatus();
+  }
+
+  // Nodes with room for more ids get those with the most rows a node: layers may choose then.
+  static void FillUp(const LayerProblem& ids, std::vector<std::vector<bool>>* of_nodes) {
+    std::vector<int> nodes(ids.load.size());
+    for (const std::vector<bool>& held : *of_nodes) {
+      for (size_t e = 0; e < nodes.size(); ++e) nodes[e] += held[e];
+    }
+    for (size_t n = 0; n < of_nodes->size(); ++n) {
+      std::vector<bool>& held = (*of_nodes)[n];
+      for (auto count = std::ranges::count(held, true); count < ids.workers[n].slots; ++count) {
+        size_t best = held.size();
+        for (size_t e = 0; e < held.size(); ++e) {
+          if (held[e]) continue;
+          if (best == held.size() || ids.load[e] / nodes[e] > ids.load[best] / nodes[best])
+            best = e;
+        }
+        if (best == held.size()) break;
+        held[best] = true, ++nodes[best];
+      }
+    }
   }
 
   LayerProblem IdsProblem() const {

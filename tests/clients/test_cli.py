@@ -38,6 +38,7 @@ def test_a_wrong_command_line_ends_with_2_and_leads_to_help(args, program, says)
 @pytest.mark.parametrize("args, program", [
     (["switchyard", "serve", "/nowhere"], "switchyard serve"),
     (["switchyard", "inspect", "/nowhere"], "switchyard inspect"),
+    (["switchyard", "place", "/nowhere"], "switchyard place"),
     (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1"], "switchyard-router"),
     (["switchyard-gateway", "--model", "/nowhere", "--routers", "127.0.0.1:1"], "switchyard-gateway"),
     (["switchyard-expert-worker", "--model", "/nowhere", "--experts", "0"], "switchyard-expert-worker"),
@@ -55,7 +56,7 @@ def test_help_and_version_end_with_0(args):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
-@pytest.mark.parametrize("args", [[], ["chat"], ["bench"], ["inspect"], ["quantize"], ["version"], ["serve"]])
+@pytest.mark.parametrize("args", [[], ["chat"], ["bench"], ["inspect"], ["place"], ["quantize"], ["version"], ["serve"]])
 def test_help_of_every_command_looks_the_same(args):
     text = run("switchyard", *args, "--help").stdout
     assert "Print this help and exit" in text

@@ -1,4 +1,4 @@
-// The `switchyard` command: serve, chat, bench, inspect, quantize, version.
+// The `switchyard` command: serve, chat, bench, inspect, place, quantize, version.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
@@ -11,6 +11,7 @@
 #include "tools/cli/bench.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/inspect.h"
+#include "tools/cli/place.h"
 #include "tools/cli/quantize.h"
 #include "tools/cli/serve.h"
 #include "tools/cli/version.h"
@@ -113,6 +114,52 @@ void AddQuantize(CLI::App& app, QuantizeCommand& command) {
       "  switchyard quantize MODEL OUT --scheme int4-awq --text sample.txt");
 }
 
+void AddPlace(CLI::App& app, PlaceCommand& command) {
+  Add(app, "model", "PATH", command.model, "Directory or .gguf file of the model")->required();
+  Add(app, "--url", "URL", command.http.url,
+      "Server whose /admin/experts tells load and workers; or unix:PATH");
+  Add(app, "--api-key", "KEY", command.http.api_key, "Sent as a bearer token; also OPENAI_API_KEY")
+      ->envname("OPENAI_API_KEY");
+  Add(app, "--ca", "FILE", command.http.ca_file,
+      "Certificates (PEM) that the server must be signed by")
+      ->check(CLI::ExistingFile);
+  Add(app, "--load", "FILE", command.load_file, "What it answered, in a file");
+  Add(app, "--since", "FILE", command.since_file,
+      "An earlier answer in a file: only rows since then count");
+  Add(app, "--worker", "SPEC", command.workers,
+      "ADDRESS[,node=NAME][,zone=NAME][,memory=SIZE][,rows=X]; one for each worker. Default: "
+      "those of --previous, else those that the server names")
+      ->expected(1)
+      ->take_all();
+  Add(app, "--workers", "FILE", command.workers_file,
+      "The same as JSON: [{\"address\", \"node\", \"zone\", \"memory\", \"rows_per_s\"}]");
+  Add(app, "--memory", "SIZE", command.memory, "For experts, of workers that do not say");
+  Add(app, "--previous", "FILE", command.previous_file,
+      "Placement to change as little as possible. Default: what the server says is held");
+  AddDefaulted(app, "--extra-memory", "X", command.plan.extra_memory,
+               "For replicas, as a part of what one copy of all experts takes");
+  AddDefaulted(app, "--min-replicas", "N", command.plan.min_replicas,
+               "Of each expert; 2 survive the loss of any one node")
+      ->check(CLI::Range(1, placement::kWorkersMax));
+  AddDefaulted(app, "--max-experts-per-node", "N", command.plan.max_experts_per_node,
+               "Different expert ids on a node; 0: any number")
+      ->check(CLI::Range(0, placement::kExpertsMax));
+  AddDefaulted(app, "--width", "N", command.width,
+               "Workers that a layer lies on; all; or auto: from the next three");
+  AddDefaulted(app, "--step-tokens", "N", command.costs.tokens_per_step, "Of a step, for auto")
+      ->check(CLI::Range(1, 1 << 20));
+  AddDefaulted(app, "--link", "SIZE", command.link, "What a router's link carries a second");
+  AddDefaulted(app, "--bandwidth", "SIZE", command.bandwidth, "Of a worker's memory, a second");
+  Add(app, "--out", "FILE", command.out_file, "Write the placement; default: standard output");
+  Add(app, "--json", "FILE", command.json_file, "Write statistics as JSON; - is standard output");
+  app.footer(
+      "Examples:\n  switchyard place MODEL --url http://127.0.0.1:8000 --memory 64GiB --out "
+      "new.json\n"
+      "  switchyard place MODEL --load experts.json --previous old.json --memory 64GiB\n"
+      "  switchyard place MODEL --worker 10.0.0.1:7000,node=a,memory=64GiB \\\n"
+      "      --worker 10.0.0.2:7000,node=b,memory=32GiB --min-replicas 2 --extra-memory 0");
+}
+
 constexpr int kExitInterrupted = 130;  // what a shell says of a program that Ctrl-C ended
 
 // `command`: "chat".
@@ -170,6 +217,10 @@ int Main(int argc, char** argv) {
   CLI::App* quantize_app =
       app.add_subcommand("quantize", "Rewrite a checkpoint with smaller weights");
   AddQuantize(*quantize_app, quantize);
+  PlaceCommand place;
+  CLI::App* place_app =
+      app.add_subcommand("place", "Plan which worker holds which experts, from measured load");
+  AddPlace(*place_app, place);
   CLI::App* version_app = app.add_subcommand("version", "Print version, compiler and CPU");
   // Here and not above, as commands inherit what their program has when they are added.
   app.footer(
@@ -189,6 +240,7 @@ int Main(int argc, char** argv) {
   if (*bench_app) return Report("bench", RunBench(bench));
   if (*inspect_app) return RunInspect(directory, json);
   if (*quantize_app) return Report("quantize", RunQuantize(std::move(quantize)));
+  if (*place_app) return Report("place", RunPlace(std::move(place)));
   if (*version_app) {
     std::cout << VersionText();
     return 0;

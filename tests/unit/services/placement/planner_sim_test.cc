@@ -123,6 +123,15 @@ class World {
         }
       }
     }
+    const int budget = static_cast<int>(options_.extra_memory * input_.grid.experts) +
+                       options_.min_replicas * input_.grid.experts;
+    for (int layer = 0; layer < input_.grid.layers(); ++layer) {
+      int replicas = 0;
+      for (int e = 0; e < input_.grid.experts; ++e) {
+        replicas += static_cast<int>(index.replicas(layer, e).size());
+      }
+      EXPECT_LE(replicas, budget) << "layer " << layer;
+    }
     for (const auto& [node, of_node] : ids) {
       if (options_.max_experts_per_node == 0) break;
       EXPECT_LE(of_node.size(), static_cast<size_t>(options_.max_experts_per_node)) << node;

@@ -1,0 +1,243 @@
+#include "tools/cli/place.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <set>
+
+#include "absl/strings/numbers.h"
+#include "services/base/file.h"
+#include "services/base/status.h"
+#include "services/config/units.h"
+#include "tools/cli/place_input.h"
+
+namespace switchyard::cli {
+namespace {
+
+using placement::PlacementIndex;
+using placement::Plan;
+using placement::PlanInput;
+using placement::PlanStats;
+
+constexpr uint64_t kFileBytesMax = 64 << 20;
+
+struct Question {
+  PlanInput input;
+  std::optional<PlacementIndex> previous;
+  std::string load_from;  // for people
+};
+
+absl::StatusOr<MeasuredLoad> LoadFrom(const std::string& path, const placement::ExpertGrid& grid) {
+  SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kFileBytesMax));
+  auto load = ParseLoad(text, grid);
+  if (!load.ok()) return Annotate(load.status(), path);
+  return load;
+}
+
+absl::StatusOr<MeasuredLoad> MeasuredFor(const PlaceCommand& command,
+                                         const placement::ExpertGrid& grid, std::string* from) {
+  MeasuredLoad load{.rows = std::vector<double>(grid.cells()), .held = {}, .addresses = {}};
+  if (!command.http.url.empty() && !command.load_file.empty()) {
+    return InvalidArgument("--url and --load do not go together; give one");
+  }
+  if (!command.load_file.empty()) {
+    SY_ASSIGN_OR_RETURN(load, LoadFrom(command.load_file, grid));
+    *from = command.load_file;
+  } else if (!command.http.url.empty()) {
+    HttpClient http(command.http);
+    SY_ASSIGN_OR_RETURN(const std::string body, http.Get("/admin/experts"));
+    auto parsed = ParseLoad(body, grid);
+    *from = command.http.url + "/admin/experts";
+    if (!parsed.ok()) return Annotate(parsed.status(), *from);
+    load = *std::move(parsed);
+  } else {
+    *from = "none; all experts count alike";
+  }
+  if (!command.since_file.empty()) {
+    SY_ASSIGN_OR_RETURN(const MeasuredLoad earlier, LoadFrom(command.since_file, grid));
+    Subtract(earlier, &load);
+  }
+  return load;
+}
+
+// As given; else those of the previous document; else those that the load names.
+absl::Status FindWorkers(const PlaceCommand& command, const MeasuredLoad& load, Question* q) {
+  std::vector<placement::PlanWorker>& workers = q->input.workers;
+  for (const std::string& text : command.workers) {
+    auto worker = ParseWorker(text);
+    if (!worker.ok()) return Annotate(worker.status(), "--worker");
+    workers.push_back(*std::move(worker));
+  }
+  if (!command.workers_file.empty()) {
+    SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(command.workers_file, kFileBytesMax));
+    const auto of_file = ParseWorkers(text);
+    if (!of_file.ok()) return Annotate(of_file.status(), command.workers_file);
+    workers.insert(workers.end(), of_file->begin(), of_file->end());
+  }
+  if (workers.empty() && !command.previous_file.empty()) {
+    for (const PlacementIndex::Worker& worker : q->previous->workers()) {
+      workers.push_back({.address = worker.address, .node = worker.node, .zone = worker.zone});
+    }
+  }
+  if (workers.empty()) {
+    for (const std::string& address : load.addresses) workers.push_back({.address = address});
+  }
+  if (workers.empty()) {
+    return InvalidArgument("no workers; give --worker, --workers, --previous or --url");
+  }
+  int64_t memory = 0;
+  if (!command.memory.empty()) {
+    const auto bytes = config::ParseBytes(command.memory);
+    if (!bytes.ok()) return Annotate(bytes.status(), "--memory");
+    memory = *bytes;
+  }
+  for (placement::PlanWorker& worker : workers) {
+    if (worker.memory_bytes == 0) worker.memory_bytes = memory;
+    if (worker.memory_bytes > 0) continue;
+    return InvalidArgument(
+        "worker {}: its memory is not known; give --memory SIZE for all, or "
+        "memory=SIZE with the worker",
+        worker.address);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Question> QuestionOf(const PlaceCommand& command, const ModelSizes& model) {
+  Question q;
+  q.input.grid = placement::GridOf(model.spec);
+  q.input.expert_bytes = model.expert_bytes;
+  q.input.experts_per_group = model.spec.experts_per_group();
+  q.input.model_fingerprint = model.fingerprint;
+  SY_ASSIGN_OR_RETURN(MeasuredLoad load, MeasuredFor(command, q.input.grid, &q.load_from));
+  q.input.rows = std::move(load.rows);
+  v1::Placement before = load.held;
+  if (!command.previous_file.empty()) {
+    SY_ASSIGN_OR_RETURN(before, placement::ReadDocument(command.previous_file));
+  }
+  if (before.workers_size() > 0) {
+    auto index = Expand(before, q.input.grid, model.fingerprint);
+    if (!index.ok()) return Annotate(index.status(), command.previous_file);
+    q.previous = *std::move(index);
+  }
+  SY_RETURN_IF_ERROR(FindWorkers(command, load, &q));
+  return q;
+}
+
+absl::StatusOr<int> WidthOf(PlaceCommand& command, const ModelSizes& model, int workers) {
+  int width = 0;
+  if (command.width == "all") return 0;
+  if (command.width != "auto") {
+    if (absl::SimpleAtoi(command.width, &width) && width > 0) return width;
+    return InvalidArgument("--width: \"{}\"; expected auto, all or a number of workers",
+                           command.width);
+  }
+  const auto rate = [](const std::string& text, const char* flag) -> absl::StatusOr<double> {
+    const auto bytes = config::ParseBytes(text);
+    if (!bytes.ok()) return Annotate(bytes.status(), flag);
+    if (*bytes == 0) return InvalidArgument("{}: is 0", flag);
+    return static_cast<double>(*bytes);
+  };
+  SY_ASSIGN_OR_RETURN(command.costs.link_bytes_per_s, rate(command.link, "--link"));
+  SY_ASSIGN_OR_RETURN(command.costs.memory_bytes_per_s, rate(command.bandwidth, "--bandwidth"));
+  command.costs.top_k = model.spec.gate.top_k;
+  command.costs.experts = model.spec.experts.count;
+  command.costs.expert_bytes = std::ranges::max(model.expert_bytes);
+  command.costs.row_bytes = int64_t{2} * 2 * model.spec.hidden;  // bf16, out and back
+  return BestWidth(command.costs, model.spec.gate.groups, workers);
+}
+
+std::string Bytes(int64_t bytes) { return config::FormatBytes(bytes); }
+
+// "61.8 % -> 99.7 %", or only the latter.
+std::string Change(const std::optional<PlanStats>& before, const PlanStats& after,
+                   double PlanStats::*value) {
+  const auto percent = [&](const PlanStats& s) {
+    return fmt::format("{:.1f} %", 100 * (s.*value));
+  };
+  return (before ? percent(*before) + " -> " : "") + percent(after);
+}
+
+std::string Summary(const Question& q, const Plan& plan, const std::optional<PlanStats>& before) {
+  std::set<std::string> nodes;
+  int64_t memory = 0;
+  for (const placement::PlanWorker& worker : q.input.workers) {
+    nodes.insert(worker.node.empty() ? worker.address : worker.node);
+    memory += worker.memory_bytes;
+  }
+  const auto layers = std::ranges::count(q.input.grid.moe_layers, true);
+  const double rows = std::accumulate(q.input.rows.begin(), q.input.rows.end(), 0.0);
+  const PlanStats& after = plan.stats;
+  std::string out;
+  const auto line = [&out](std::string_view name, const std::string& value) {
+    out += fmt::format("{:<12} {}\n", name, value);
+  };
+  line("load", fmt::format("{:.0f} rows in {} layers of {} experts (from {})", rows, layers,
+                           q.input.grid.experts, q.load_from));
+  line("workers", fmt::format("{} on {} nodes, {} for experts; {} used, at most {} of one",
+                              q.input.workers.size(), nodes.size(), Bytes(memory),
+                              Bytes(after.bytes), Bytes(after.most_bytes)));
+  line("replicas", fmt::format("{} of {} experts, each layer on up to {} workers", after.replicas,
+                               layers * q.input.grid.experts, after.layer_width_max));
+  line("utilisation", Change(before, after, &PlanStats::utilisation));
+  line("balance", fmt::format("{}, the least balanced layer {}",
+                              Change(before, after, &PlanStats::balance_mean),
+                              Change(before, after, &PlanStats::balance_least)));
+  line("to load", fmt::format("{} in {} replicas{}", Bytes(plan.bytes_moved), plan.replicas_moved,
+                              q.previous ? "" : " (nothing is known to be there)"));
+  line("epoch", std::to_string(plan.placement.epoch()));
+  return out;
+}
+
+nlohmann::ordered_json StatsJson(const PlanStats& stats) {
+  return {{"utilisation", stats.utilisation},
+          {"balance_mean", stats.balance_mean},
+          {"balance_least", stats.balance_least},
+          {"balance", stats.balance},
+          {"replicas", stats.replicas},
+          {"bytes", stats.bytes},
+          {"most_bytes_of_a_worker", stats.most_bytes},
+          {"width", stats.layer_width_max},
+          {"workers_a_gate_group", stats.groups_split}};
+}
+
+absl::Status WriteOut(const std::string& path, const std::string& text) {
+  if (!path.empty() && path != "-") return WriteFile(path, text);
+  std::cout << text;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunPlace(PlaceCommand command) {
+  if (command.json_file == "-" && (command.out_file.empty() || command.out_file == "-")) {
+    return InvalidArgument(
+        "--json - and the placement would both go to standard output; give --out");
+  }
+  SY_ASSIGN_OR_RETURN(const ModelSizes model, ReadModelSizes(command.model));
+  SY_ASSIGN_OR_RETURN(Question q, QuestionOf(command, model));
+  q.input.previous = q.previous ? &*q.previous : nullptr;
+  SY_ASSIGN_OR_RETURN(command.plan.width,
+                      WidthOf(command, model, static_cast<int>(q.input.workers.size())));
+  SY_ASSIGN_OR_RETURN(Plan plan, MakePlan(q.input, command.plan));
+  // Of what the routers said, which has no epoch, the first document is made.
+  if (plan.placement.epoch() == 0) plan.placement.set_epoch(1);
+  std::optional<PlanStats> before;
+  if (q.previous && CheckCovers(*q.previous).ok()) {
+    before = Measure(*q.previous, q.input, command.plan.width);
+  }
+  SY_RETURN_IF_ERROR(WriteOut(command.out_file, placement::ToJson(plan.placement)));
+  std::cerr << Summary(q, plan, before);
+  if (command.json_file.empty()) return absl::OkStatus();
+  nlohmann::ordered_json report = {{"epoch", plan.placement.epoch()},
+                                   {"bytes_moved", plan.bytes_moved},
+                                   {"replicas_moved", plan.replicas_moved},
+                                   {"after", StatsJson(plan.stats)}};
+  if (before) report["before"] = StatsJson(*before);
+  return WriteOut(command.json_file, report.dump(2) + "\n");
+}
+
+}  // namespace switchyard::cli

@@ -1,0 +1,217 @@
+#include "tools/cli/place_input.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/numbers.h"
+#include "services/base/json_error.h"
+#include "services/base/status.h"
+#include "services/checkpoint/content_digest.h"
+#include "services/checkpoint/tensor_source.h"
+#include "services/config/units.h"
+#include "services/model/fingerprint.h"
+#include "services/model/memory_plan.h"
+#include "services/model/spec_from_hf.h"
+
+namespace switchyard::cli {
+namespace {
+
+using nlohmann::json;
+using placement::ExpertGrid;
+using placement::PlanWorker;
+
+absl::StatusOr<json> ParseJson(std::string_view text) {
+  try {
+    return json::parse(text);
+  } catch (const json::exception& error) {
+    return InvalidArgument("{}", NotValidJson(error.what()));
+  }
+}
+
+// An integer of [0, below) at a key of an object.
+absl::StatusOr<int> IndexAt(const json& object, const char* key, int below) {
+  const auto at = object.find(key);
+  if (at == object.end() || !at->is_number_integer() || *at < 0 || *at >= below) {
+    return InvalidArgument("{}: {}; expected 0 to {}", key,
+                           at == object.end() ? "missing" : at->dump(), below - 1);
+  }
+  return at->get<int>();
+}
+
+class LoadReader {
+ public:
+  LoadReader(const ExpertGrid& grid, MeasuredLoad* out) : grid_(grid), out_(*out) {
+    out_.rows.assign(grid.cells(), 0);
+  }
+
+  absl::Status AddRouter(const json& router) {
+    const auto experts = router.is_object() ? router.find("experts") : router.end();
+    if (!router.is_object() || experts == router.end() || !experts->is_array()) {
+      return InvalidArgument("experts: is missing or no list");
+    }
+    for (size_t i = 0; i < experts->size(); ++i) {
+      SY_RETURN_IF_ERROR(Annotate(AddExpert((*experts)[i]), fmt::format("experts[{}]", i)));
+    }
+    const auto workers = router.find("workers");
+    if (workers == router.end() || !workers->is_array()) return absl::OkStatus();
+    for (const json& worker : *workers) {
+      if (!worker.is_object()) continue;
+      if (const auto at = worker.find("address"); at != worker.end() && at->is_string()) {
+        held_.try_emplace(at->get<std::string>(), grid_.cells());
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  void Finish() {
+    for (const auto& [address, cells] : held_) {
+      out_.addresses.push_back(address);
+      if (std::ranges::count(cells, true) == 0) continue;
+      v1::WorkerPlacement* worker = out_.held.add_workers();
+      worker->set_worker(address);
+      placement::SetHolds(cells, grid_, 0, worker);
+    }
+  }
+
+ private:
+  absl::Status AddExpert(const json& entry) {
+    if (!entry.is_object()) return InvalidArgument("is no object");
+    SY_ASSIGN_OR_RETURN(const int layer, IndexAt(entry, "layer", grid_.layers()));
+    SY_ASSIGN_OR_RETURN(const int expert, IndexAt(entry, "expert", grid_.experts));
+    if (!grid_.moe_layers[static_cast<size_t>(layer)]) {
+      return InvalidArgument("layer: {}, a layer without experts", layer);
+    }
+    const auto rows = entry.find("rows");
+    if (rows == entry.end() || !rows->is_number() || rows->get<double>() < 0) {
+      return InvalidArgument("rows: {}; expected a number, 0 or more",
+                             rows == entry.end() ? "missing" : rows->dump());
+    }
+    const size_t cell = grid_.cell(layer, expert);
+    out_.rows[cell] += rows->get<double>();
+    const auto workers = entry.find("workers");
+    if (workers == entry.end() || !workers->is_array()) return absl::OkStatus();
+    for (const json& address : *workers) {
+      if (!address.is_string()) return InvalidArgument("workers: is no list of addresses");
+      held_.try_emplace(address.get<std::string>(), grid_.cells()).first->second[cell] = true;
+    }
+    return absl::OkStatus();
+  }
+
+  const ExpertGrid& grid_;
+  MeasuredLoad& out_;
+  std::map<std::string, std::vector<bool>> held_;  // cells by address
+};
+
+// One of a worker's properties, whichever way it was given.
+absl::Status SetField(std::string_view key, const std::string& value, PlanWorker* worker) {
+  if (key == "node") {
+    worker->node = value;
+  } else if (key == "zone") {
+    worker->zone = value;
+  } else if (key == "memory") {
+    SY_ASSIGN_OR_RETURN(worker->memory_bytes, config::ParseBytes(value));
+  } else if (key == "rows" || key == "rows_per_s") {
+    if (!absl::SimpleAtod(value, &worker->rows_per_s) || !std::isfinite(worker->rows_per_s) ||
+        worker->rows_per_s <= 0) {
+      return InvalidArgument("{}: \"{}\" is no number above 0", key, value);
+    }
+  } else {
+    return InvalidArgument("unknown \"{}\"; known: node, zone, memory, rows", key);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PlanWorker> WorkerFrom(const json& entry) {
+  PlanWorker worker;
+  if (!entry.is_object()) return InvalidArgument("is no object");
+  for (const auto& [key, value] : entry.items()) {
+    const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+    if (key == "address") {
+      worker.address = text;
+    } else {
+      SY_RETURN_IF_ERROR(SetField(key, text, &worker));
+    }
+  }
+  SY_RETURN_IF_ERROR(Annotate(config::CheckAddress(worker.address), "address"));
+  return worker;
+}
+
+}  // namespace
+
+absl::StatusOr<MeasuredLoad> ParseLoad(std::string_view text, const ExpertGrid& grid) {
+  SY_ASSIGN_OR_RETURN(const json body, ParseJson(text));
+  MeasuredLoad load;
+  LoadReader reader(grid, &load);
+  if (body.is_object() && body.contains("routers") && body["routers"].is_array()) {
+    for (size_t i = 0; i < body["routers"].size(); ++i) {
+      SY_RETURN_IF_ERROR(
+          Annotate(reader.AddRouter(body["routers"][i]), fmt::format("routers[{}]", i)));
+    }
+  } else {
+    SY_RETURN_IF_ERROR(reader.AddRouter(body));
+  }
+  reader.Finish();
+  return load;
+}
+
+void Subtract(const MeasuredLoad& earlier, MeasuredLoad* load) {
+  for (size_t cell = 0; cell < load->rows.size(); ++cell) {
+    if (load->rows[cell] >= earlier.rows[cell]) load->rows[cell] -= earlier.rows[cell];
+  }
+}
+
+absl::StatusOr<PlanWorker> ParseWorker(std::string_view text) {
+  PlanWorker worker;
+  const size_t comma = text.find(',');
+  worker.address = std::string(text.substr(0, comma));
+  SY_RETURN_IF_ERROR(config::CheckAddress(worker.address));
+  std::string_view rest = comma == std::string_view::npos ? "" : text.substr(comma + 1);
+  while (!rest.empty()) {
+    const size_t end = rest.find(',');
+    const std::string_view field = rest.substr(0, end);
+    rest = end == std::string_view::npos ? "" : rest.substr(end + 1);
+    const size_t equals = field.find('=');
+    const std::string_view value = equals == std::string_view::npos ? "" : field.substr(equals + 1);
+    SY_RETURN_IF_ERROR(
+        Annotate(SetField(field.substr(0, equals), std::string(value), &worker), worker.address));
+  }
+  return worker;
+}
+
+absl::StatusOr<std::vector<PlanWorker>> ParseWorkers(std::string_view text) {
+  SY_ASSIGN_OR_RETURN(const json body, ParseJson(text));
+  if (!body.is_array()) return InvalidArgument("is no list of workers");
+  std::vector<PlanWorker> workers;
+  for (size_t i = 0; i < body.size(); ++i) {
+    auto worker = WorkerFrom(body[i]);
+    if (!worker.ok()) return Annotate(worker.status(), fmt::format("[{}]", i));
+    workers.push_back(*std::move(worker));
+  }
+  return workers;
+}
+
+absl::StatusOr<ModelSizes> ReadModelSizes(const std::string& path) {
+  ModelSizes out;
+  SY_ASSIGN_OR_RETURN(out.spec, LoadSpec(path));
+  SY_ASSIGN_OR_RETURN(const auto source, checkpoint::OpenCheckpoint(path));
+  SY_ASSIGN_OR_RETURN(const std::string digest, checkpoint::ContentDigest(*source));
+  out.fingerprint = ModelFingerprint(out.spec, digest);
+  const StoredTensorOf stored = [&](std::string_view name) {
+    const checkpoint::TensorInfo* info = source->Find(name);
+    return info != nullptr ? StoredTensor(info->dtype, info->scale_bytes)
+                           : StoredTensor(out.spec.weight_dtype);
+  };
+  ModelSpec one = out.spec;
+  for (LayerSpec& layer : one.layers) layer.moe = false;
+  for (size_t layer = 0; layer < one.layers.size(); ++layer) {
+    one.layers[layer].moe = out.spec.layers[layer].moe;
+    constexpr int kExpert[] = {0};  // all of a layer are alike
+    out.expert_bytes.push_back(static_cast<int64_t>(ExpertBytes(one, kExpert, stored).total()));
+    one.layers[layer].moe = false;
+  }
+  return out;
+}
+
+}  // namespace switchyard::cli
