@@ -58,7 +58,8 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
 
 absl::Status Gateway::StartRouters(const GatewayOptions& options,
                                    const RouterClient::ChannelFactory& channels) {
-  if (options.routers.empty()) return InvalidArgument("--routers: at least one address is needed");
+  if (options.routers.empty() && !options.follow_routers)
+    return InvalidArgument("--routers: at least one address is needed");
   const std::set<std::string> different(options.routers.begin(), options.routers.end());
   if (different.size() != options.routers.size()) {
     return InvalidArgument("--routers names an address twice: {}",

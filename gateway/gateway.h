@@ -31,6 +31,7 @@ struct GatewayOptions {
   std::string model_dir;
   std::string served_model_name;     // empty: the name of the directory
   std::vector<std::string> routers;  // HOST:PORT or unix:PATH; what the channel factory is given
+  bool follow_routers = false;       // further ones may come, by FollowRouters
   bool log_routers = true;           // their states; false where they log in this process
   // See RouterClientOptions and GenerationOptions. In one process no router is lost alone.
   absl::Duration router_silence_max = absl::InfiniteDuration();
@@ -65,6 +66,9 @@ class Gateway {
   ~Gateway();  // Stop()
   Gateway(const Gateway&) = delete;
   Gateway& operator=(const Gateway&) = delete;
+
+  // See RouterClient::Follow.
+  void FollowRouters(const std::vector<std::string>& addresses) { routers_->Follow(addresses); }
 
   // With the chosen ports; empty where there is no such listener.
   std::string http_address() const;

@@ -44,6 +44,7 @@ class RouterClient::Impl {
     keeper_ = std::thread([this] { Keep(); });
   }
   void Stop();
+  void Follow(const std::vector<std::string>& addresses);
 
   absl::StatusOr<uint64_t> Submit(pb::Submit submit, std::shared_ptr<TokenListener> listener,
                                   SubmitTerms terms);
@@ -75,6 +76,8 @@ class RouterClient::Impl {
   };
   struct Peer {
     std::string address;
+    bool named = true;  // else it is left, and its place may become another's once that is done
+    bool left() const { return !named && stream == nullptr; }
     std::unique_ptr<pb::Router::Stub> stub;
     std::shared_ptr<RouterStream> stream;  // null between attempts
     uint64_t connection = 0;
@@ -93,6 +96,8 @@ class RouterClient::Impl {
   // What is due at a router or for requests that wait; when to look again.
   absl::Time Mind(size_t index, absl::Time now, News* news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Time MindWaiting(absl::Time now, News* news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddPeer(const std::string& address, const std::shared_ptr<grpc::Channel>& channel)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Connect(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnMessage(size_t index, const pb::FromRouter& message);
   void OnDone(size_t index, const absl::Status& status);
@@ -128,6 +133,7 @@ class RouterClient::Impl {
   }
 
   const RouterClientOptions options_;
+  const ChannelFactory channels_;
   const StateCallback on_state_;
   std::thread keeper_;
 
@@ -150,14 +156,49 @@ class RouterClient::Impl {
 
 RouterClient::Impl::Impl(RouterClientOptions options, const ChannelFactory& channels,
                          StateCallback on_state)
-    : options_(std::move(options)), on_state_(std::move(on_state)) {
-  for (const std::string& address : options_.addresses) {
-    Peer peer;
-    peer.address = address;
-    peer.stub = pb::Router::NewStub(channels(address));
-    peer.backoff = options_.backoff_min;
-    peers_.push_back(std::move(peer));
+    : options_(std::move(options)), channels_(channels), on_state_(std::move(on_state)) {
+  absl::MutexLock lock(&mutex_);
+  for (const std::string& address : options_.addresses) AddPeer(address, channels_(address));
+}
+
+// In the place of one that was left, or at a new index.
+void RouterClient::Impl::AddPeer(const std::string& address,
+                                 const std::shared_ptr<grpc::Channel>& channel) {
+  if (channel == nullptr) return;
+  auto place = std::find_if(peers_.begin(), peers_.end(), [](const Peer& p) { return p.left(); });
+  if (place == peers_.end()) place = peers_.emplace(peers_.end());
+  const uint64_t connection = place->connection;
+  *place = Peer();
+  place->connection = connection;
+  place->address = address;
+  place->stub = pb::Router::NewStub(channel);
+  place->backoff = options_.backoff_min;
+}
+
+void RouterClient::Impl::Follow(const std::vector<std::string>& addresses) {
+  std::set<std::string> fresh(addresses.begin(), addresses.end());
+  {
+    absl::MutexLock lock(&mutex_);
+    for (Peer& peer : peers_) {
+      const bool named = fresh.contains(peer.address);
+      if (!named && !peer.named) continue;
+      fresh.erase(peer.address);
+      if (named == peer.named) continue;
+      peer.named = named;
+      peer.next = named && peer.stream == nullptr ? absl::InfinitePast() : peer.next;
+      if (!named) SetReady(peer, false);
+    }
+    wake_.SignalAll();
   }
+  std::vector<std::pair<std::string, std::shared_ptr<grpc::Channel>>> channels;
+  for (const std::string& address : fresh) channels.emplace_back(address, channels_(address));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return;
+    for (const auto& [address, channel] : channels) AddPeer(address, channel);
+    wake_.SignalAll();
+  }
+  Changed();
 }
 
 void RouterClient::Impl::Stop() {
@@ -209,6 +250,8 @@ void RouterClient::Impl::Keep() {
 // Connects a router that is due, and gives up on one that says no hello or has fallen silent.
 absl::Time RouterClient::Impl::Mind(size_t index, absl::Time now, News* news) {
   Peer& peer = peers_[index];
+  if (peer.left()) return absl::InfiniteFuture();
+  if (!peer.named && peer.requests == 0) peer.stream->Break();
   if (peer.next <= now) {
     if (peer.stream == nullptr) {
       Connect(index);
@@ -269,7 +312,7 @@ void RouterClient::Impl::Lose(size_t index, Loss::Reason reason, const absl::Sta
 }
 
 void RouterClient::Impl::SetReady(Peer& peer, bool ready) {
-  peer.ready = ready;
+  peer.ready = ready && peer.named;
   const bool any = std::any_of(peers_.begin(), peers_.end(), [](const Peer& p) { return p.ready; });
   if (any) {
     outage_ = absl::InfiniteFuture();
@@ -355,7 +398,7 @@ void RouterClient::Impl::UpdateModel() {
 }
 
 void RouterClient::Impl::OnState(Peer& peer, const pb::RouterState& state) {
-  if (!peer.hello) return;
+  if (!peer.hello || !peer.named) return;
   const bool ready = state.ready() && !state.draining();
   if (ready != peer.ready && options_.log_states) {
     log::Info("router {} is {}", peer.address,
@@ -541,7 +584,9 @@ void RouterClient::Impl::Forget(uint64_t id) {
   if (it->second.router == kNone) {
     waiting_.erase(id);
   } else {
-    --peers_[it->second.router].requests;
+    Peer& peer = peers_[it->second.router];
+    --peer.requests;
+    if (!peer.named) wake_.SignalAll();
   }
   requests_.erase(it);
 }
@@ -591,8 +636,9 @@ void RouterClient::Impl::CancelChoice(uint64_t id, int choice) {
 std::string RouterClient::Impl::Missing() const {
   std::vector<std::string> lines;
   for (const Peer& peer : peers_) {
-    lines.push_back(fmt::format("router {}: {}", peer.address, peer.state));
+    if (!peer.left()) lines.push_back(fmt::format("router {}: {}", peer.address, peer.state));
   }
+  if (lines.empty()) return "no router's address is known yet";
   return absl::StrJoin(lines, "; ");
 }
 
@@ -617,6 +663,7 @@ RoutersState RouterClient::Impl::state() const {
   absl::MutexLock lock(&mutex_);
   RoutersState out;
   for (const Peer& peer : peers_) {
+    if (peer.left()) continue;
     out.ready |= peer.ready;
     out.routers.push_back({.address = peer.address,
                            .ready = peer.ready,
@@ -675,6 +722,8 @@ RouterClient::RouterClient(RouterClientOptions options, const ChannelFactory& ch
 RouterClient::~RouterClient() { Stop(); }
 
 void RouterClient::Stop() { impl_->Stop(); }
+
+void RouterClient::Follow(const std::vector<std::string>& addresses) { impl_->Follow(addresses); }
 
 absl::StatusOr<uint64_t> RouterClient::Submit(pb::Submit submit,
                                               std::shared_ptr<TokenListener> listener,

@@ -67,7 +67,7 @@ struct RouterClientOptions {
   std::string gateway_id;
   // What the routers compare with theirs: config.json + tokenizer.json + chat template.
   std::string text_fingerprint;
-  std::vector<std::string> addresses;  // HOST:PORT or unix:PATH; ≥ 1
+  std::vector<std::string> addresses;  // HOST:PORT or unix:PATH; see Follow
   size_t max_queued_writes = 4096;     // messages a router
   bool log_states = true;              // of routers; false where they log in this process
   absl::Duration backoff_min = absl::Milliseconds(50);
@@ -115,7 +115,8 @@ struct SubmitTerms {
 
 class RouterClient {
  public:
-  // Makes the channel of an address; embedded passes an in-process one. Called once an address.
+  // Makes the channel of an address; embedded passes an in-process one. Called once an address, and
+  // by Follow once each time that one is new. Null: there is none, it is left out.
   using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>(const std::string& address)>;
   // Called on a gRPC thread, without a lock held, after state() or model() has changed.
   using StateCallback = std::function<void()>;
@@ -130,6 +131,10 @@ class RouterClient {
   // Breaks what is in flight (OnBroken and DescribeExperts' `done` are called), connects no more,
   // and waits until gRPC holds nothing of it. Again is nothing. Not thread-safe against itself.
   void Stop();
+
+  // The routers from now on. One that is not named any more takes no new requests, and its stream
+  // ends with its last one. By one thread at a time.
+  void Follow(const std::vector<std::string>& addresses);
 
   // Sends a request, or has it wait, and names it: `submit.request`, which is set here, as is
   // deadline_left_us. UNAVAILABLE says what is missing; RESOURCE_EXHAUSTED if that router does not

@@ -27,11 +27,14 @@ grpc::ChannelArguments DefaultChannelArguments() {
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address,
-                                                       const security::TlsFiles& tls) {
+                                                       const security::TlsFiles& tls,
+                                                       const std::string& tls_name) {
   const bool local_socket = address.rfind("unix:", 0) == 0;
   SY_ASSIGN_OR_RETURN(auto credentials,
                       security::ClientCredentials(local_socket ? security::TlsFiles{} : tls));
-  return grpc::CreateCustomChannel(address, credentials, DefaultChannelArguments());
+  grpc::ChannelArguments arguments = DefaultChannelArguments();
+  if (!tls_name.empty()) arguments.SetSslTargetNameOverride(tls_name);
+  return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
 }  // namespace switchyard::rpc

@@ -26,7 +26,9 @@ inline constexpr char kUnreachedHint[] =
 grpc::ChannelArguments DefaultChannelArguments();
 
 // A channel to HOST:PORT or unix:PATH (which is never encrypted). Connects on first use.
+// `tls_name`: that the server's certificate bears, where it is not the host.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address,
-                                                       const security::TlsFiles& tls);
+                                                       const security::TlsFiles& tls,
+                                                       const std::string& tls_name = "");
 
 }  // namespace switchyard::rpc

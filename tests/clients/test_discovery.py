@@ -113,7 +113,7 @@ def test_workers_are_found_behind_a_name():
     with processes.worker("0/1") as only:
         port = only.fact("listening").rsplit(":", 1)[1]
         with router("--workers", f"dns:localhost:{port}", "--dns-refresh", "200ms") as route, \
-                processes.gateway([route.fact("listening")]) as gate:
+                processes.gateway(["dns:localhost:" + route.fact("listening").rsplit(":", 1)[1]]) as gate:
             processes.wait_ready(gate.fact("http"))
             assert len(complete(gate.fact("http"))) == PROMPT["max_tokens"]
 

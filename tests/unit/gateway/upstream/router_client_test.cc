@@ -592,5 +592,32 @@ TEST_F(RouterClientTest, DestructorLeavesNothingWithGrpc) {
   EXPECT_EQ(gone, contexts.made);
 }
 
+TEST_F(RouterClientTest, RoutersAreFollowedAsTheirAddressesChange) {
+  FakeRouter first, second;
+  Connect({});
+  EXPECT_THAT(client_->state().missing, HasSubstr("no router's address is known"));
+  client_->Follow({first.address()});
+  UntilReady();
+  auto recorder = std::make_shared<Recorder>();
+  const uint64_t handle = MustSubmit(recorder);
+  EXPECT_EQ(first.Received(0).submit().request(), handle);
+  client_->Follow({second.address()});
+  Until([](const RoutersState& s) { return s.routers.size() == 2 && s.routers[1].ready; });
+  EXPECT_FALSE(client_->state().routers[0].ready) << "it is left, but for its request";
+  auto other = std::make_shared<Recorder>();
+  const uint64_t later = MustSubmit(other);
+  EXPECT_EQ(second.Received(0).submit().request(), later);
+  first.SendToken(handle, 0, 0, pb::Token::NONE);
+  first.SendToken(handle, 0, 1, pb::Token::LENGTH);
+  EXPECT_THAT(recorder->Wait(2), ElementsAre("0.0", "0.1:LENGTH"));
+  Until([](const RoutersState& s) { return s.routers.size() == 1; });
+  // It comes back, in its old place.
+  client_->Follow({first.address(), second.address()});
+  Until([](const RoutersState& s) { return s.routers.size() == 2 && s.routers[0].ready; });
+  EXPECT_EQ(client_->state().routers[0].address, first.address());
+  second.SendToken(later, 0, 0, pb::Token::STOP);
+  EXPECT_THAT(other->Wait(1), ElementsAre("0.0:STOP"));
+}
+
 }  // namespace
 }  // namespace switchyard::gateway
