@@ -27,7 +27,7 @@ TEST(EtcdClient, RefusesUrlsThatAreNone) {
     EXPECT_TRUE(absl::IsInvalidArgument(client.status())) << url;
     EXPECT_THAT(std::string(client.status().message()), HasSubstr("--etcd")) << url;
   }
-  EXPECT_FALSE(EtcdClient::Create({}).ok());
+  EXPECT_FALSE(EtcdClient::Create(EtcdOptions{}).ok());
 }
 
 TEST(EtcdClient, CertificatesWithoutHttpsAreAMistake) {
