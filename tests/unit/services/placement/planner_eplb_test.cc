@@ -36,9 +36,10 @@ std::vector<Case> Cases() {
                                {"256on64", 256, {64, 5}}};
   for (const Shape& shape : kShapes) {
     for (const double exponent : {0.3, 0.6, 0.9, 1.2}) {
-      out.push_back({shape.name,
-                     ZipfLoads({.layers = 4, .experts = shape.experts, .exponent = exponent}),
-                     shape.fleet});
+      out.push_back(
+          {shape.name,
+           ZipfLoads({.layers = 3, .experts = shape.experts, .exponent = exponent, .windows = 5}),
+           shape.fleet});
     }
   }
   out.push_back({"recorded", RecordedLoads(), {8, 20}});
