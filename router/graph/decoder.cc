@@ -35,7 +35,9 @@ Decoder::Decoder(const DecoderOptions& options, const ModelSpec& spec, const Rou
             options.max_positions > 0 ? options.max_positions : spec.max_position),
       context_{.spec = spec, .compute = compute, .rope = rope_, .kv = kv, .dtype = options.dtype},
       attention_(MakeAttention(context_)),
-      moe_(context_, dispatcher),
+      routing_(options.routing.gate() ? nullptr
+                                      : std::make_unique<RoutingPolicy>(options.routing, spec)),
+      moe_(context_, dispatcher, routing_.get()),
       dense_(context_),
       head_(context_) {
   SY_CHECK(options.Validate().ok());
@@ -55,7 +57,7 @@ void Decoder::Start(const StepBatch& batch) {
   result_.lost.assign(rows, 0);
   result_.waited = absl::ZeroDuration();
   const size_t traced = batch.trace_rows.size() * static_cast<size_t>(moe_layers_) *
-                        static_cast<size_t>(spec_.gate.top_k);
+                        static_cast<size_t>(moe_.width());
   result_.routed_experts.resize(traced);
   result_.routed_weights.resize(traced);
 
@@ -197,13 +199,13 @@ void Decoder::RunDense(MicroBatch& part) {
 }
 
 void Decoder::Trace(const MicroBatch& part) {
-  const int64_t top_k = spec_.gate.top_k;
+  const int64_t width = moe_.width();
   for (size_t i = part.trace_begin; i < part.trace_end; ++i) {
     const int64_t row = batch_->trace_rows[i] - part.begin;
-    const int64_t to = (static_cast<int64_t>(i) * moe_layers_ + part.moe_layer) * top_k;
-    std::copy_n(part.moe.experts.as<int32_t>() + row * top_k, top_k,
+    const int64_t to = (static_cast<int64_t>(i) * moe_layers_ + part.moe_layer) * width;
+    std::copy_n(part.moe.experts.as<int32_t>() + row * width, width,
                 result_.routed_experts.data() + to);
-    std::copy_n(part.moe.weights.as<float>() + row * top_k, top_k,
+    std::copy_n(part.moe.weights.as<float>() + row * width, width,
                 result_.routed_weights.data() + to);
   }
 }

@@ -37,6 +37,7 @@ struct DecoderOptions {
   DType dtype = DType::kBF16;
   // Positions that a sequence may have; 0: the model's max_position.
   int64_t max_positions = 0;
+  RoutingOptions routing;  // valid for the model
 
   absl::Status Validate() const;
 };
@@ -54,6 +55,11 @@ class Decoder : public ModelRunner {
   void Abandon() override;
   const StepResult& result() const override { return result_; }
   void CopyBlock(int32_t from, int32_t to) override { context_.kv.CopyBlock(from, to); }
+
+  // Places for a token's experts in a step's trace: top_k, or one more where the policy adds one.
+  int routing_width() const { return static_cast<int>(moe_.width()); }
+  // Null where the gate's own choice stands.
+  const RoutingPolicy* routing() const { return routing_.get(); }
 
  private:
   enum class Stage { kAttention, kShared, kExperts, kHead, kDone };
@@ -88,6 +94,7 @@ class Decoder : public ModelRunner {
   RopeTable rope_;
   const GraphContext context_;
   const std::unique_ptr<Attention> attention_;
+  const std::unique_ptr<RoutingPolicy> routing_;
   MoeLayer moe_;
   Mlp dense_;
   LmHead head_;

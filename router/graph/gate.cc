@@ -9,20 +9,6 @@
 namespace switchyard::router {
 namespace {
 
-// The indices of the k largest of x, best first into out. Equal values keep the lower index first,
-// and a NaN never displaces anything.
-void TopK(const float* x, int64_t n, int64_t k, int32_t* out) {
-  int64_t count = 0;
-  float least = -std::numeric_limits<float>::infinity();  // what a value must beat once k are held
-  for (int64_t i = 0; i < n; ++i) {
-    if (count == k && !(x[i] > least)) continue;
-    int64_t at = count < k ? count++ : k - 1;
-    for (; at > 0 && x[i] > x[out[at - 1]]; --at) out[at] = out[at - 1];
-    out[at] = static_cast<int32_t>(i);
-    least = x[out[count - 1]];
-  }
-}
-
 // The two largest are kept without branches, since which of a gate's scores are larger is as good
 // as random; a NaN behind the first place never counts.
 float ScoreOfGroup(GroupScore kind, const float* x, int64_t n) {
@@ -54,10 +40,6 @@ void LimitGroups(const GateSpec& gate, int64_t experts, float masked, float* sco
   }
 }
 
-bool LimitsGroups(const GateSpec& gate) {
-  return gate.group_score != GroupScore::kNone && gate.topk_groups < gate.groups;
-}
-
 void Score(GateScore kind, std::span<float> logits) {
   switch (kind) {
     case GateScore::kSigmoid:
@@ -72,6 +54,22 @@ void Score(GateScore kind, std::span<float> logits) {
 }
 
 }  // namespace
+
+void TopK(const float* x, int64_t n, int64_t k, int32_t* out) {
+  int64_t count = 0;
+  float least = -std::numeric_limits<float>::infinity();  // what a value must beat once k are held
+  for (int64_t i = 0; i < n; ++i) {
+    if (count == k && !(x[i] > least)) continue;
+    int64_t at = count < k ? count++ : k - 1;
+    for (; at > 0 && x[i] > x[out[at - 1]]; --at) out[at] = out[at - 1];
+    out[at] = static_cast<int32_t>(i);
+    least = x[out[count - 1]];
+  }
+}
+
+bool LimitsGroups(const GateSpec& gate) {
+  return gate.group_score != GroupScore::kNone && gate.topk_groups < gate.groups;
+}
 
 int64_t GateScratch(const GateSpec& gate, int experts) {
   return int64_t{experts} + gate.groups;  // scores for selection, scores of groups
@@ -97,18 +95,30 @@ void SelectExperts(const GateSpec& gate, std::span<float> logits,
   TopK(selection, experts, gate.top_k, ids);
   std::sort(ids, ids + gate.top_k);
 
-  const float* source =
-      correction_bias.empty() && gate.score == GateScore::kSoftmax ? selection : logits.data();
-  for (int i = 0; i < gate.top_k; ++i) weights[i] = source[ids[i]];
-  if (gate.score == GateScore::kSoftmaxAfterTopK) kernels::Softmax(weights, gate.top_k);
+  WeighExperts(gate, WeighedScores(gate, !correction_bias.empty(), logits.data(), selection),
+               {ids, static_cast<size_t>(gate.top_k)}, weights);
+}
+
+const float* WeighedScores(const GateSpec& gate, bool has_correction_bias, const float* logits,
+                           const float* scratch) {
+  return !has_correction_bias && gate.score == GateScore::kSoftmax ? scratch : logits;
+}
+
+void WeighExperts(const GateSpec& gate, const float* scores, std::span<const int32_t> ids,
+                  float* weights) {
+  const size_t count = ids.size();
+  for (size_t i = 0; i < count; ++i) weights[i] = scores[ids[i]];
+  if (gate.score == GateScore::kSoftmaxAfterTopK) {
+    kernels::Softmax(weights, static_cast<int64_t>(count));
+  }
   if (gate.normalise) {
     float sum = 0;
-    for (int i = 0; i < gate.top_k; ++i) sum += weights[i];
+    for (size_t i = 0; i < count; ++i) sum += weights[i];
     sum += gate.normalise_eps;
-    for (int i = 0; i < gate.top_k; ++i) weights[i] /= sum;
+    for (size_t i = 0; i < count; ++i) weights[i] /= sum;
   }
   if (gate.scale != 1.0f) {
-    for (int i = 0; i < gate.top_k; ++i) weights[i] *= gate.scale;
+    for (size_t i = 0; i < count; ++i) weights[i] *= gate.scale;
   }
 }
 

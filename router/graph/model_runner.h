@@ -43,7 +43,8 @@ struct StepBatch {
 struct StepResult {
   const float* logits = nullptr;  // [logit_rows, vocab], fp32
   std::vector<uint8_t> lost;      // [rows]: 1 where an expert's row was lost
-  // [trace_rows × moe_layers × top_k], ids ascending.
+  // [trace_rows × moe_layers × width], ids ascending, then kNoExpert. The width is top_k, or one
+  // more under a policy that may add an expert.
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
   absl::Duration waited;  // while all rows were out at the experts

@@ -4,12 +4,13 @@
 
 namespace switchyard::router {
 
-MoeLayer::MoeLayer(const GraphContext& context, Dispatcher& dispatcher)
+MoeLayer::MoeLayer(const GraphContext& context, Dispatcher& dispatcher, RoutingPolicy* policy)
     : context_(context),
       dispatcher_(dispatcher),
+      policy_(policy),
       hidden_(context.spec.hidden),
       experts_(context.spec.experts.count),
-      top_k_(context.spec.gate.top_k),
+      width_(policy == nullptr ? context.spec.gate.top_k : policy->width()),
       shared_(context) {}
 
 void MoeLayer::Start(int layer, const LayerWeights& weights, int64_t rows, const float* residual,
@@ -21,7 +22,7 @@ void MoeLayer::Start(int layer, const LayerWeights& weights, int64_t rows, const
   moe.x = moe.wire.From(context_, normed, rows, hidden_);
   moe.ticket = dispatcher_.Start({.layer = layer,
                                   .tokens = rows,
-                                  .top_k = static_cast<int>(top_k_),
+                                  .top_k = static_cast<int>(width_),
                                   .x = moe.x,
                                   .experts = moe.experts.as<int32_t>(),
                                   .weights = moe.weights.as<float>(),
@@ -33,7 +34,8 @@ void MoeLayer::Start(int layer, const LayerWeights& weights, int64_t rows, const
 
 void MoeLayer::RunGate(const LayerWeights& weights, int64_t rows, MoeRows& moe) {
   const GateSpec& gate = context_.spec.gate;
-  const int64_t stride = experts_ + GateScratch(gate, context_.spec.experts.count);
+  const int64_t stride = experts_ + GateScratch(gate, context_.spec.experts.count) +
+                         (policy_ == nullptr ? 0 : policy_->scratch());
   float* logits = Floats(logits_, rows * stride);
   context_.compute.MatMul({.x = {moe.normed.as<float>(), DType::kF32, hidden_},
                            .rows = rows,
@@ -41,17 +43,38 @@ void MoeLayer::RunGate(const LayerWeights& weights, int64_t rows, MoeRows& moe) 
                            .bias = weights.gate.bias,
                            .y = logits,
                            .y_stride = stride});
-  moe.experts.Reserve(static_cast<size_t>(rows * top_k_) * sizeof(int32_t));
+  moe.experts.Reserve(static_cast<size_t>(rows * width_) * sizeof(int32_t));
   int32_t* ids = moe.experts.as<int32_t>();
-  float* chosen = Floats(moe.weights, rows * top_k_);
+  float* chosen = Floats(moe.weights, rows * width_);
+  if (policy_ != nullptr) {
+    RunPolicy(weights.gate, rows, logits, stride, ids, chosen);
+    return;
+  }
   // Selecting compares each score a few times: some ten element-wise operations each.
   ForRows(context_.compute, rows, 10 * stride, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       float* row = logits + r * stride;
       SelectExperts(gate, {row, static_cast<size_t>(experts_)}, weights.gate.correction_bias,
-                    row + experts_, ids + r * top_k_, chosen + r * top_k_);
+                    row + experts_, ids + r * width_, chosen + r * width_);
     }
   });
+}
+
+void MoeLayer::RunPolicy(const GateWeights& weights, int64_t rows, float* logits, int64_t stride,
+                         int32_t* ids, float* chosen) {
+  ForRows(context_.compute, rows, 10 * stride, [&](int64_t begin, int64_t end) {
+    RoutingCounts counts;
+    for (int64_t r = begin; r < end; ++r) {
+      float* row = logits + r * stride;
+      policy_->Select({row, static_cast<size_t>(experts_)}, weights.correction_bias, row + experts_,
+                      ids + r * width_, chosen + r * width_, &counts);
+    }
+    policy_->Count(counts);
+  });
+  if (!policy_->options().depends_on_batch()) return;
+  RoutingCounts counts;
+  policy_->LimitLoads(rows, logits, stride, !weights.correction_bias.empty(), ids, chosen, &counts);
+  policy_->Count(counts);
 }
 
 void MoeLayer::RunShared(const LayerWeights& weights, int64_t rows, MoeRows& moe) {

@@ -13,6 +13,7 @@
 #include "router/dispatch/dispatcher.h"
 #include "router/graph/context.h"
 #include "router/graph/mlp.h"
+#include "router/graph/routing_policy.h"
 #include "router/graph/weights.h"
 
 namespace switchyard::router {
@@ -20,8 +21,8 @@ namespace switchyard::router {
 struct MoeRows {
   AlignedBuffer normed;   // f32 [rows, hidden]
   InputRows wire;         // the same in the wire dtype
-  AlignedBuffer experts;  // int32 [rows, top_k], ascending
-  AlignedBuffer weights;  // f32 [rows, top_k]
+  AlignedBuffer experts;  // int32 [rows, width], ascending, then kNoExpert
+  AlignedBuffer weights;  // f32 [rows, width]
   AlignedBuffer sum;      // f32 [rows, hidden], from the dispatcher
   AlignedBuffer shared;   // f32 [rows, hidden]
   kernels::Rows x;        // of the job that is out
@@ -37,7 +38,10 @@ class MoeLayer {
     absl::Time deadline = absl::InfiniteFuture();
   };
 
-  MoeLayer(const GraphContext& context, Dispatcher& dispatcher);
+  // `policy`: null for the gate's own choice. Outlives the layer, as the others do.
+  MoeLayer(const GraphContext& context, Dispatcher& dispatcher, RoutingPolicy* policy);
+
+  int64_t width() const { return width_; }  // places for a row's experts: top_k, or the policy's
 
   void Start(int layer, const LayerWeights& weights, int64_t rows, const float* residual,
              const JobTerms& terms, MoeRows& moe);
@@ -47,10 +51,13 @@ class MoeLayer {
 
  private:
   void RunGate(const LayerWeights& weights, int64_t rows, MoeRows& moe);
+  void RunPolicy(const GateWeights& weights, int64_t rows, float* logits, int64_t stride,
+                 int32_t* ids, float* chosen);
 
   const GraphContext& context_;
   Dispatcher& dispatcher_;
-  const int64_t hidden_, experts_, top_k_;
+  RoutingPolicy* const policy_;
+  const int64_t hidden_, experts_, width_;
   Mlp shared_;
   AlignedBuffer logits_;  // f32 [rows, experts], each row followed by the scratch of its selection
 };

@@ -37,6 +37,7 @@ struct HarnessOptions {
   int micro_batches = 1;
   int polls_until_done = 0;  // see DirectDispatcher
   int64_t kv_blocks = 512;
+  router::RoutingOptions routing;
 };
 
 class DecoderHarness {

@@ -106,7 +106,7 @@ void DirectDispatcher::Wait(absl::Time until) {
 }
 
 void DirectDispatcher::Compute(const router::MoeJob& job) {
-  const int64_t pairs = job.tokens * spec_.gate.top_k;
+  const int64_t pairs = job.tokens * job.top_k;
   const int64_t width = spec_.experts.intermediate, hidden = spec_.hidden;
   SortByExpert(job);
   gate_up_.Reserve(static_cast<size_t>(pairs * 2 * width) * sizeof(float));
@@ -120,16 +120,19 @@ void DirectDispatcher::Compute(const router::MoeJob& job) {
 }
 
 void DirectDispatcher::SortByExpert(const router::MoeJob& job) {
-  const size_t pairs = static_cast<size_t>(job.tokens * spec_.gate.top_k);
+  const size_t pairs = static_cast<size_t>(job.tokens * job.top_k);
   first_row_.assign(static_cast<size_t>(spec_.experts.count) + 1, 0);
-  for (size_t p = 0; p < pairs; ++p) ++first_row_[static_cast<size_t>(job.experts[p]) + 1];
+  for (size_t p = 0; p < pairs; ++p) {
+    if (job.experts[p] != router::kNoExpert) ++first_row_[static_cast<size_t>(job.experts[p]) + 1];
+  }
   for (size_t e = 1; e < first_row_.size(); ++e) first_row_[e] += first_row_[e - 1];
-  tokens_.resize(pairs);
+  tokens_.resize(static_cast<size_t>(first_row_.back()));
   row_of_pair_.resize(pairs);
   std::vector<int32_t> next(first_row_.begin(), first_row_.end() - 1);
   for (size_t p = 0; p < pairs; ++p) {
+    if (job.experts[p] == router::kNoExpert) continue;
     const int32_t row = next[static_cast<size_t>(job.experts[p])]++;
-    tokens_[static_cast<size_t>(row)] = static_cast<int32_t>(p) / spec_.gate.top_k;
+    tokens_[static_cast<size_t>(row)] = static_cast<int32_t>(p) / job.top_k;
     row_of_pair_[p] = row;
   }
 }
@@ -192,7 +195,7 @@ void DirectDispatcher::Down(const router::MoeJob& job, const kernels::Rows& acti
 }
 
 void DirectDispatcher::Combine(const router::MoeJob& job, const float* y) {
-  const int64_t hidden = spec_.hidden, top_k = spec_.gate.top_k;
+  const int64_t hidden = spec_.hidden, top_k = job.top_k;
   group_sums_.Reserve(static_cast<size_t>(hidden) * 2 * sizeof(float));
   float* sum = group_sums_.as<float>();
   float* rounded = sum + hidden;
@@ -200,10 +203,12 @@ void DirectDispatcher::Combine(const router::MoeJob& job, const float* y) {
     const int32_t* experts = job.experts + token * top_k;
     float* out = job.out + token * hidden;
     std::fill_n(out, hidden, 0.0f);
-    for (int64_t i = 0; i < top_k;) {
+    for (int64_t i = 0; i < top_k && experts[i] != router::kNoExpert;) {
       const int group = spec_.reduction_group(experts[i]);
       std::fill_n(sum, hidden, 0.0f);
-      for (; i < top_k && spec_.reduction_group(experts[i]) == group; ++i) {
+      for (; i < top_k && experts[i] != router::kNoExpert &&
+             spec_.reduction_group(experts[i]) == group;
+           ++i) {
         const int64_t pair = token * top_k + i;
         kernels::AddScaled(sum, y + row_of_pair_[static_cast<size_t>(pair)] * hidden,
                            job.weights[pair], hidden);

@@ -60,8 +60,8 @@ struct Logits {
   }
 };
 
-class DecoderSamenessTest
-    : public ::testing::TestWithParam<std::tuple<const char*, DType, DType, kernels::Isa>> {
+class DecoderSamenessTest : public ::testing::TestWithParam<
+                                std::tuple<const char*, DType, DType, kernels::Isa, const char*>> {
  protected:
   DecoderSamenessTest()
       : model_(ModelOf(std::get<0>(GetParam()))),
@@ -71,8 +71,12 @@ class DecoderSamenessTest
         prompt_(Tokens(model_.spec, 7, 81)) {}
 
   HarnessOptions Options() const {
-    return {
-        .dtype = dtype_, .kv_dtype = kv_dtype_, .isa = isa_, .threads = 1, .kv_blocks = kBlocks};
+    return {.dtype = dtype_,
+            .kv_dtype = kv_dtype_,
+            .isa = isa_,
+            .threads = 1,
+            .kv_blocks = kBlocks,
+            .routing = *config::ParseRoutingPolicy(std::get<4>(GetParam()))};
   }
 
   // The prompt alone, cut into chunks of these sizes (the last takes the rest).
@@ -211,26 +215,40 @@ TEST_P(DecoderSamenessTest, NanStaysWithItsSequence) {
   ExpectSame(logits, "beside a NaN");
 }
 
-std::vector<std::tuple<const char*, DType, DType, kernels::Isa>> Params() {
-  std::vector<std::tuple<const char*, DType, DType, kernels::Isa>> params;
+// Policies that look at a token alone, and models that they are tried on.
+const char* const kPolicies[] = {"cumulative:p=0.6",
+                                 "entropy:low=0.9,few=1,high=0.95,add=next-best",
+                                 "entropy:high=0.9,switch=1", "node-limited:max=1,nodes=2"};
+const char* const kPolicyModels[] = {"tiny-r1", "deepseek-v2-tiny", "qwen3-moe-tiny",
+                                     "gpt-oss-tiny"};
+
+std::vector<DecoderSamenessTest::ParamType> Params() {
+  std::vector<DecoderSamenessTest::ParamType> params;
   for (const char* model : kModels) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       for (const kernels::Isa isa : WidestOfEachClass(dtype)) {
-        params.emplace_back(model, dtype, dtype, isa);
+        params.emplace_back(model, dtype, dtype, isa, "gate");
       }
     }
     // Caches of bytes know nothing of the class.
     for (const DType kv_dtype : {DType::kI8, DType::kF8E4M3}) {
-      params.emplace_back(model, DType::kBF16, kv_dtype, kernels::SupportedIsas().back());
+      params.emplace_back(model, DType::kBF16, kv_dtype, kernels::SupportedIsas().back(), "gate");
+    }
+  }
+  for (const char* model : kPolicyModels) {
+    for (const char* policy : kPolicies) {
+      params.emplace_back(model, DType::kBF16, DType::kBF16, kernels::SupportedIsas().back(),
+                          policy);
     }
   }
   return params;
 }
 
 std::string TestName(const ::testing::TestParamInfo<DecoderSamenessTest::ParamType>& info) {
-  const auto& [model, dtype, kv_dtype, isa] = info.param;
+  const auto& [model, dtype, kv_dtype, isa, policy] = info.param;
   std::string name = std::string(model) + "_" + std::string(kernels::ArithmeticClass(dtype, isa));
   if (kv_dtype != dtype) name += "_" + std::string(Name(kv_dtype));
+  if (std::string(policy) != "gate") name += std::string("_") + policy;
   std::ranges::replace_if(
       name, [](unsigned char c) { return !std::isalnum(c); }, '_');
   return name;
