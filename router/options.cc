@@ -1,5 +1,6 @@
 #include "router/router.h"
 #include "services/base/check.h"
+#include "services/config/routing_policy.h"
 #include "services/config/units.h"
 
 namespace switchyard::router {
@@ -19,6 +20,9 @@ void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
   options->max_queue = knobs.max_queue();
   options->prefix_cache = knobs.prefix_cache() == "on";
   options->speculate_ngram = knobs.speculate_ngram();
+  const auto routing = config::ParseRoutingPolicy(knobs.routing_policy());
+  SY_CHECK(routing.ok());
+  options->routing = *routing;
   options->step_target_ms = knobs.step_target_ms();
   options->expert_metrics = knobs.expert_metrics() == "all"       ? ExpertMetrics::kAll
                             : knobs.expert_metrics() == "summary" ? ExpertMetrics::kSummary

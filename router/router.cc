@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
 #include "router/draft/ngram_drafter.h"
 #include "router/graph/decoder.h"
@@ -165,7 +166,8 @@ class Router::Impl {
   void Watch();
   void Look();
   // What tokens depend on: the id that workers share, with the class of this router's own products,
-  // and, where it is not the activations', the dtype of the KV cache, which is this router's alone.
+  // and what is this router's alone: the dtype of the KV cache, where it is not the activations',
+  // and the routing policy, where it is not the gate's.
   std::string NumericsName() const;
   // Whether a worker of another arithmetic class serves this router.
   bool Mixed() const;
@@ -207,6 +209,11 @@ absl::Status Router::Impl::Load() {
     model_ = *shared_.model;
   } else {
     SY_ASSIGN_OR_RETURN(model_, OpenModel(options_.model_dir));
+  }
+  SY_RETURN_IF_ERROR(CheckRouting(options_.routing, model_.spec));
+  if (options_.routing.depends_on_batch()) {
+    log::Warning("--routing-policy {}: tokens depend on what else is computed at the time",
+                 options_.routing.Name());
   }
   SY_ASSIGN_OR_RETURN(plan_, PlanMemory(options_, model_, shared_.other_weight_bytes));
   SY_ASSIGN_OR_RETURN(weights_, RouterWeights::Load(model_.spec, *model_.source));
@@ -252,7 +259,8 @@ absl::Status Router::Impl::Connect() {
   dispatcher_ = std::make_unique<LinkDispatcher>(
       model_.spec, options_.dtype, *links_, compute_->pool(),
       DispatchOptions{.patience = options_.expert_patience, .hedge = options_.hedge});
-  const DecoderOptions decoder{.dtype = options_.dtype, .max_positions = plan_.max_model_len};
+  const DecoderOptions decoder{
+      .dtype = options_.dtype, .max_positions = plan_.max_model_len, .routing = options_.routing};
   SY_RETURN_IF_ERROR(decoder.Validate());
   decoder_ =
       std::make_unique<Decoder>(decoder, model_.spec, weights_, *compute_, *kv_, *dispatcher_);
@@ -265,6 +273,11 @@ std::string Router::Impl::NumericsName() const {
   own.arithmetic = std::string(kernels::ArithmeticClass(options_.dtype, compute_->isa()));
   std::string name = expertwire::NumericsId(own);
   if (kv_dtype != options_.dtype) name += fmt::format("+kv-{}", Name(kv_dtype));
+  if (!options_.routing.gate()) {
+    // A gateway joins the names of routers that differ by commas.
+    name += "+" + absl::StrReplaceAll(options_.routing.Name(), {{",", ";"}});
+  }
+  if (options_.routing.depends_on_batch()) name += "+batch-dependent";
   return name;
 }
 
@@ -290,7 +303,7 @@ absl::Status Router::Impl::Serve() {
   hello.set_numerics_id(NumericsName());
   hello.set_max_model_len(plan_.max_model_len);
   hello.set_vocab(model_.spec.vocab);
-  hello.set_top_k(model_.spec.gate.top_k);
+  hello.set_top_k(decoder_->routing_width());
   for (int layer = 0; layer < model_.spec.num_layers(); ++layer) {
     if (model_.spec.layers[layer].moe) hello.add_moe_layers(layer);
   }
@@ -299,6 +312,8 @@ absl::Status Router::Impl::Serve() {
       RouterService::Hooks{.describe =
                                [this](pb::DescribeExpertsResponse* out) {
                                  DescribeTo(model_.spec, *links_, *dispatcher_, out);
+                                 out->set_routing_policy(options_.routing.Name());
+                                 out->set_batch_dependent(options_.routing.depends_on_batch());
                                  *out->mutable_runs_on() = expertwire::RunsOn(
                                      compute_->isa(), compute_->pool().threads());
                                },
@@ -312,7 +327,8 @@ absl::Status Router::Impl::Serve() {
                                                   [this](grpc::ServerBuilder& builder) {
                                                     builder.RegisterService(service_.get());
                                                   }));
-  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_, compute_->pool());
+  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_,
+                                  decoder_->routing(), compute_->pool());
   links_registration_ = metrics.AddCollector(
       "router", [this](telemetry::Samples& samples) { worker_links_->CollectTo(samples); });
   Look();  // embedded is ready at once
@@ -389,6 +405,7 @@ void Router::Impl::Stop(absl::Duration grace) {
 
 absl::Status Router::CheckFits(const RouterOptions& options, const OpenedModel& model,
                                uint64_t other_weight_bytes) {
+  SY_RETURN_IF_ERROR(CheckRouting(options.routing, model.spec));
   return PlanKv(model.spec, KvDType(options), KvRequestOf(options, model, other_weight_bytes))
       .status();
 }

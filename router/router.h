@@ -15,6 +15,7 @@
 #include "router/loop/engine.h"
 #include "router/service/router_metrics.h"
 #include "services/checkpoint/tensor_source.h"
+#include "services/config/routing_policy.h"
 #include "services/expertwire/expert_link.h"
 #include "services/kernels/thread_pool.h"
 #include "services/model/spec.h"
@@ -47,8 +48,9 @@ struct RouterOptions {
   int max_running = 256;
   int max_queue = 1024;
   bool prefix_cache = true;
-  int step_target_ms = 500;  // of a step with decodes; 0: none
-  int speculate_ngram = 0;   // tokens guessed for a sequence in a step; 0: none
+  int step_target_ms = 500;        // of a step with decodes; 0: none
+  int speculate_ngram = 0;         // tokens guessed for a sequence in a step; 0: none
+  config::RoutingOptions routing;  // other than the gate's: changes tokens
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
   absl::Duration expert_patience = absl::Seconds(30);  // of rows whose expert nobody holds

@@ -90,6 +90,8 @@ json ExpertsJson(const std::vector<internal::v1::DescribeExpertsResponse>& answe
     }
     routers.push_back({{"router_id", answer.router_id()},
                        {"runs_on", RunsOnJson(answer.has_runs_on(), answer.runs_on())},
+                       {"routing_policy", answer.routing_policy()},
+                       {"batch_dependent", answer.batch_dependent()},
                        {"workers", workers},
                        {"experts", experts}});
   }

@@ -89,6 +89,30 @@ double Imbalance(std::span<const uint64_t> rows) {
   return static_cast<double>(most) * static_cast<double>(rows.size()) / static_cast<double>(sum);
 }
 
+void CollectRouting(const RoutingOptions& options, const RoutingCounts& counts,
+                    t::Samples& samples) {
+  const t::Labels labels = {{"policy", options.Name()}};
+  const auto counter = [&](const t::MetricDef& def, uint64_t value, const t::Labels& of) {
+    samples.Counter(def, static_cast<double>(value), of);
+  };
+  counter(t::kRouterRoutingRows, counts.rows, labels);
+  counter(t::kRouterRoutingChanged, counts.changed, labels);
+  samples.Histogram(t::kRouterRoutingExperts, t::kFewCounts,
+                    std::span(counts.by_experts).first(std::size(t::kFewCounts)), counts.rows,
+                    static_cast<double>(counts.experts), labels);
+  if (options.kind == RoutingKind::kEntropy) {
+    const uint64_t rows =
+        std::accumulate(counts.by_entropy.begin(), counts.by_entropy.end(), uint64_t{0});
+    samples.Histogram(t::kRouterRoutingEntropy, t::kShares, counts.by_entropy, rows,
+                      static_cast<double>(counts.entropy_millionths) * 1e-6, labels);
+    counter(t::kRouterRoutingFallbacks, counts.fallbacks, labels);
+  }
+  if (options.kind == RoutingKind::kCapacity) {
+    counter(t::kRouterRoutingOverflow, counts.moved, {{"outcome", "moved"}});
+    counter(t::kRouterRoutingOverflow, counts.dropped, {{"outcome", "dropped"}});
+  }
+}
+
 RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
     : metrics_(metrics),
       experts_(experts),
@@ -121,9 +145,10 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
 t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engine& engine,
                                               const RouterService& service,
                                               const LinkDispatcher& dispatcher,
+                                              const RoutingPolicy* routing,
                                               const kernels::ThreadPool& pool) {
   return metrics_.AddCollector(
-      kService, [this, &spec, &engine, &service, &dispatcher, &pool](t::Samples& samples) {
+      kService, [this, &spec, &engine, &service, &dispatcher, routing, &pool](t::Samples& samples) {
         CollectEngine(engine.Snapshot(), samples);
         samples.Counter(t::kRouterKernelSeconds, pool.seconds_inside());
         samples.Gauge(t::kRouterStreams, service.streams());
@@ -132,6 +157,7 @@ t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engin
           // Its name may stand again, as another link's.
           if (link.state != expertwire::LinkState::kGone) CollectLink(link, samples);
         }
+        if (routing != nullptr) CollectRouting(routing->options(), routing->counts(), samples);
         if (experts_ != ExpertMetrics::kOff) CollectExperts(spec, dispatcher.ExpertRows(), samples);
       });
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "router/dispatch/link_dispatcher.h"
+#include "router/graph/routing_policy.h"
 #include "router/loop/engine.h"
 #include "router/service/router_service.h"
 #include "services/model/spec.h"
@@ -31,15 +32,20 @@ std::vector<ExpertSeries> ChooseExpertSeries(const ModelSpec& spec, std::span<co
 // Rows of the busiest expert over the mean; 0 before the first row.
 double Imbalance(std::span<const uint64_t> rows);
 
+// What a routing policy did.
+void CollectRouting(const RoutingOptions& options, const RoutingCounts& counts,
+                    telemetry::Samples& samples);
+
 class RouterMetrics : public EngineObserver {
  public:
   // `metrics` outlives it.
   RouterMetrics(telemetry::Metrics& metrics, ExpertMetrics experts);
 
-  // Reads these at each scrape; they outlive the registration.
+  // Reads these at each scrape; they outlive the registration. `routing` is null without a policy.
   [[nodiscard]] telemetry::Metrics::Registration Watch(const ModelSpec& spec, const Engine& engine,
                                                        const RouterService& service,
                                                        const LinkDispatcher& dispatcher,
+                                                       const RoutingPolicy* routing,
                                                        const kernels::ThreadPool& pool);
   void SetReady(bool ready) { ready_.Set(ready ? 1 : 0); }
   void OnRefused(const absl::Status& why);

@@ -12,6 +12,7 @@
 #include "nlohmann/json.hpp"
 #include "services/base/check.h"
 #include "services/base/status.h"
+#include "services/config/routing_policy.h"
 #include "services/config/units.h"
 
 namespace switchyard::config {
@@ -62,6 +63,8 @@ absl::Status CheckText(const Knob& knob, std::string_view text) {
       return CheckAddress(text);
     case v1::Knob::PEER_ADDRESS:
       return CheckPeerAddress(text);
+    case v1::Knob::ROUTING:
+      return ParseRoutingPolicy(text).status();
     case v1::Knob::EXPERTS:
       return text == "none" ? absl::OkStatus() : ParseExpertRanges(text).status();
     default:

@@ -22,6 +22,8 @@ inline constexpr double kShortSeconds[] = {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1
                                            5e-3, 1e-2, 2e-2, 5e-2, 0.1,  0.2,  0.5,  1.0};
 inline constexpr double kLongSeconds[] = {1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2,
                                           0.5,  1,    2,    5,    10,   20,   50,  100};
+inline constexpr double kFewCounts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+inline constexpr double kShares[] = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1};
 inline constexpr double kCounts[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 
 using enum MetricType;
@@ -159,6 +161,25 @@ inline constexpr MetricDef kRouterExpertImbalance{
     "Rows of a layer's busiest expert over the mean of its experts, since the start"};
 inline constexpr MetricDef kRouterExpertRows{"switchyard_router_expert_rows_total", kCounter,
                                              "Rows that were sent to an expert"};
+inline constexpr MetricDef kRouterRoutingRows{
+    "switchyard_router_routing_rows_total", kCounter,
+    "Rows of MoE layers under a routing policy, by policy"};
+inline constexpr MetricDef kRouterRoutingChanged{
+    "switchyard_router_routing_changed_rows_total", kCounter,
+    "Of these, rows that got other experts than the model's gate chose"};
+inline constexpr MetricDef kRouterRoutingExperts{"switchyard_router_routing_experts", kHistogram,
+                                                 "Experts of a row under a routing policy",
+                                                 kFewCounts};
+inline constexpr MetricDef kRouterRoutingEntropy{
+    "switchyard_router_routing_entropy_ratio", kHistogram,
+    "Entropy of a row's gate over the greatest possible, with entropy-aware routing", kShares};
+inline constexpr MetricDef kRouterRoutingFallbacks{
+    "switchyard_router_routing_fallback_rows_total", kCounter,
+    "Rows that got the fallback expert of entropy-aware routing"};
+inline constexpr MetricDef kRouterRoutingOverflow{
+    "switchyard_router_routing_overflow_rows_total", kCounter,
+    "(row, expert) pairs beyond an expert's capacity, by outcome: moved to the next best, or "
+    "dropped"};
 inline constexpr MetricDef kRouterLostRows{"switchyard_router_lost_rows_total", kCounter,
                                            "Rows that no worker computed"};
 inline constexpr MetricDef kRouterAgainRows{

@@ -195,6 +195,20 @@ def said_by(*args):
     return done.returncode, done.stderr
 
 
+def test_a_routing_policy_that_cannot_be_understood_is_the_command_lines_fault():
+    name, model = "switchyard-router", processes.MODEL
+    common = ("--model", model, "--workers", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--routing-policy")
+    status, error = said_by(processes.BIN / name, *common, "cumulative:p=2")
+    assert (status, error.splitlines()[-1]) == (2, f"See {name} --help") and "--routing-policy" in error and 'p="2" is not a number from 0 to 1' in error
+    status, error = said_by(processes.BIN / name, *common, "entropy:high=0.5,add=1,switch=2")
+    assert status == 2 and "either add or switch, not both" in error
+    status, error = said_by(processes.BIN / name, *common, "cumulative:p=0.5,min=5")
+    assert status == 1 and f"{name}: --routing-policy cumulative: min=5, but the model chooses 4 experts a token" in error
+    status, error = said_by(processes.BIN / "switchyard", "serve", model, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--routing-policy",
+                            "node-limited:max=17")
+    assert status == 1 and "--routing-policy node-limited: max=17 of 16 nodes" in error
+
+
 def test_experts_that_cannot_be_understood_are_the_command_lines_fault():
     name, model = "switchyard-expert-worker", processes.MODEL
     status, error = said_by(processes.BIN / name, "--model", model, "--experts", "foo")

@@ -7,6 +7,7 @@ namespace switchyard::router {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ModelSpec Spec(int layers, int experts) {
   ModelSpec spec;
@@ -40,6 +41,44 @@ TEST(Imbalance, IsTheBusiestOverTheMean) {
   EXPECT_EQ(Imbalance(std::vector<uint64_t>{0, 0}), 0);
   EXPECT_EQ(Imbalance(std::vector<uint64_t>{5, 5, 5, 5}), 1);
   EXPECT_EQ(Imbalance(std::vector<uint64_t>{0, 0, 0, 8}), 4);
+}
+
+TEST(RouterMetrics, SaysWhatARoutingPolicyDid) {
+  RoutingCounts counts{.rows = 10, .changed = 4, .fallbacks = 3, .moved = 2, .dropped = 1};
+  counts.experts = 25;
+  counts.by_experts[2] = 6;
+  counts.by_experts[3] = 3;
+  counts.by_experts[16] = 1;  // and more: beyond the last bound
+  counts.by_entropy[4] = 7;
+  counts.by_entropy[9] = 3;
+  counts.entropy_millionths = 6500000;
+  const auto said = [&](const char* policy) {
+    telemetry::Metrics metrics;
+    const RoutingOptions options = *config::ParseRoutingPolicy(policy);
+    const auto registration = metrics.AddCollector(
+        "router", [&](telemetry::Samples& samples) { CollectRouting(options, counts, samples); });
+    return metrics.Render();
+  };
+  const std::string entropy = said("entropy:low=0.5,few=2"), capacity = said("capacity:factor=2");
+  const std::string labels = "{policy=\"entropy:low=0.5,few=2\",service=\"router\"";
+  for (const std::string& line : {
+           "switchyard_router_routing_rows_total" + labels + "} 10",
+           "switchyard_router_routing_changed_rows_total" + labels + "} 4",
+           "switchyard_router_routing_experts_bucket" + labels + ",le=\"2\"} 6",
+           "switchyard_router_routing_experts_bucket" + labels + ",le=\"15\"} 9",
+           "switchyard_router_routing_experts_count" + labels + "} 10",
+           "switchyard_router_routing_experts_sum" + labels + "} 25",
+           "switchyard_router_routing_entropy_ratio_bucket" + labels + ",le=\"0.5\"} 7",
+           "switchyard_router_routing_entropy_ratio_sum" + labels + "} 6.5",
+           "switchyard_router_routing_fallback_rows_total" + labels + "} 3",
+       }) {
+    EXPECT_THAT(entropy, HasSubstr(line));
+  }
+  EXPECT_THAT(entropy, Not(HasSubstr("overflow")));
+  EXPECT_THAT(capacity, HasSubstr("switchyard_router_routing_overflow_rows_total{outcome=\"moved\","
+                                  "service=\"router\"} 2"));
+  EXPECT_THAT(capacity, HasSubstr("{outcome=\"dropped\",service=\"router\"} 1"));
+  EXPECT_THAT(capacity, Not(HasSubstr("entropy_ratio")));
 }
 
 TEST(RouterMetrics, CountsWhatTheEngineSays) {
