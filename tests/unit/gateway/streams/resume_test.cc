@@ -206,7 +206,10 @@ TEST_F(ResumeTest, TheTextGoesOnWhereverTheRouterWasLost) {
   const std::string text = TinyR1().tokenizer().Decode(says_[0], true);
   Start();
   for (int cut = 1; cut < length; ++cut) {
-    cuts_ = {static_cast<size_t>(cut)};
+    {
+      absl::MutexLock lock(&script_mutex_);
+      cuts_ = {static_cast<size_t>(cut)};
+    }
     auto sink = Begin(R"(prompt: "x" sampling { temperature: 1 })");
     sink->AwaitTokens(0, cut);
     FakeRouter& lost = Holder();
