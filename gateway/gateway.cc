@@ -87,6 +87,7 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
   if (!options.grpc_address.empty()) {
     inference_ = std::make_unique<InferenceService>(*generator_, *metrics_,
                                                     InferenceServiceOptions{.keys = keys});
+    admin_ = std::make_unique<AdminService>(*routers_, *metrics_, keys);
     rpc::ServerOptions server;
     server.listen = options.grpc_address;
     server.flag = "--grpc";
@@ -99,6 +100,7 @@ absl::Status Gateway::StartListeners(const GatewayOptions& options) {
     server.streams_max = kGrpcStreamsMax;
     SY_ASSIGN_OR_RETURN(auto grpc, rpc::Server::Start(server, [this](grpc::ServerBuilder& builder) {
                           builder.RegisterService(inference_.get());
+                          builder.RegisterService(admin_.get());
                         }));
     absl::MutexLock lock(&mutex_);
     grpc_ = std::move(grpc);

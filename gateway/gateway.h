@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "gateway/api/admin_service.h"
 #include "gateway/api/gateway_metrics.h"
 #include "gateway/api/http_server.h"
 #include "gateway/api/inference_service.h"
@@ -103,6 +104,7 @@ class Gateway {
   std::unique_ptr<Generator> generator_;
   std::unique_ptr<OpenAiHttp> openai_;
   std::unique_ptr<InferenceService> inference_;
+  std::unique_ptr<AdminService> admin_;
   std::unique_ptr<HttpServer> http_;
   mutable absl::Mutex mutex_;
   bool running_ ABSL_GUARDED_BY(mutex_) = false;  // all is built and nothing is stopped

@@ -13,6 +13,7 @@
 #include "router/graph/weights.h"
 #include "router/kv/kv_storage.h"
 #include "router/kv_plan.h"
+#include "router/service/load_report.h"
 #include "router/worker_links.h"
 #include "services/base/check.h"
 #include "services/base/cores.h"
@@ -88,48 +89,6 @@ absl::StatusOr<KvPlan> PlanMemory(const RouterOptions& options, const OpenedMode
   return plan;
 }
 
-void DescribeTo(const ModelSpec& spec, const expertwire::LinkSet& links,
-                const LinkDispatcher& dispatcher, pb::DescribeExpertsResponse* out) {
-  const std::vector<LinkReport> reports = dispatcher.Links();
-  // Of each (layer, expert) the workers that hold it.
-  const auto experts = static_cast<size_t>(spec.experts.count);
-  std::vector<std::vector<int>> holders(spec.layers.size() * experts);
-  for (size_t i = 0; i < reports.size(); ++i) {
-    const LinkReport& report = reports[i];
-    if (report.state == expertwire::LinkState::kGone) continue;
-    pb::WorkerView* view = out->add_workers();
-    view->set_address(report.name);
-    view->set_state(report.why.empty() ? std::string(Name(report.state))
-                                       : fmt::format("{}: {}", Name(report.state), report.why));
-    view->set_frames_out(report.wire.frames_sent);
-    view->set_rows_out(report.rows);
-    const auto peer = links.links()[i]->peer();
-    if (peer == nullptr) continue;
-    view->set_numerics_id(peer->numerics_id());
-    if (peer->has_runs_on()) *view->mutable_runs_on() = peer->runs_on();
-    uint64_t held = 0;
-    for (const pb::HeldExperts& layer : peer->held()) {
-      if (layer.layer() < 0 || layer.layer() >= spec.num_layers()) continue;
-      for (int r = 0; r < std::min(layer.first_size(), layer.last_size()); ++r) {
-        const size_t last = std::min<size_t>(layer.last(r), experts - 1);
-        for (size_t e = layer.first(r); e <= last; ++e, ++held) {
-          holders[layer.layer() * experts + e].push_back(static_cast<int>(i));
-        }
-      }
-    }
-    view->set_experts(held);
-  }
-  const std::vector<uint64_t> rows = dispatcher.ExpertRows();
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (!spec.layers[i / experts].moe) continue;
-    pb::ExpertLoad* load = out->add_experts();
-    load->set_layer(static_cast<int32_t>(i / experts));
-    load->set_expert(static_cast<int32_t>(i % experts));
-    load->set_rows(rows[i]);
-    for (int link : holders[i]) load->add_workers(reports[static_cast<size_t>(link)].name);
-  }
-}
-
 }  // namespace
 
 absl::StatusOr<OpenedModel> OpenModel(const std::string& model_dir) {
@@ -190,6 +149,7 @@ class Router::Impl {
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<RouterMetrics> metrics_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<LoadReport> load_;
   std::unique_ptr<RouterService> service_;
   std::unique_ptr<rpc::Server> server_;
   telemetry::Metrics::Registration registration_, links_registration_;
@@ -307,15 +267,19 @@ absl::Status Router::Impl::Serve() {
   for (int layer = 0; layer < model_.spec.num_layers(); ++layer) {
     if (model_.spec.layers[layer].moe) hello.add_moe_layers(layer);
   }
+  load_ = std::make_unique<LoadReport>(model_.spec, model_.fingerprint, *links_, *dispatcher_,
+                                       *engine_);
+  load_->Look(CounterWindows::Clock::now());
   service_ = std::make_unique<RouterService>(
       service, *engine_,
       RouterService::Hooks{.describe =
-                               [this](pb::DescribeExpertsResponse* out) {
-                                 DescribeTo(model_.spec, *links_, *dispatcher_, out);
+                               [this](v1::RouterExperts* out) {
+                                 load_->Describe(CounterWindows::Clock::now(), out);
                                  out->set_routing_policy(options_.routing.Name());
                                  out->set_batch_dependent(options_.routing.depends_on_batch());
-                                 *out->mutable_runs_on() = expertwire::RunsOn(
-                                     compute_->isa(), compute_->pool().threads());
+                                 SetRunsOn(expertwire::RunsOn(compute_->isa(),
+                                                              compute_->pool().threads()),
+                                           out->mutable_runs_on());
                                },
                            .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
                            .on_slow = [this] { metrics_->OnSlow(); }});
@@ -329,8 +293,12 @@ absl::Status Router::Impl::Serve() {
                                                   }));
   registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_,
                                   decoder_->routing(), compute_->pool());
-  links_registration_ = metrics.AddCollector(
-      "router", [this](telemetry::Samples& samples) { worker_links_->CollectTo(samples); });
+  const bool of_experts = options_.expert_metrics != ExpertMetrics::kOff;
+  links_registration_ =
+      metrics.AddCollector("router", [this, of_experts](telemetry::Samples& samples) {
+        worker_links_->CollectTo(samples);
+        if (of_experts) load_->CollectTo(CounterWindows::Clock::now(), samples);
+      });
   Look();  // embedded is ready at once
   watcher_ = std::thread([this] { Watch(); });
   return absl::OkStatus();
@@ -349,6 +317,7 @@ void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
   while (!mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchEvery)) {
     worker_links_->Look();
+    load_->Look(CounterWindows::Clock::now());
     if (!draining_) Look();
     service_->Tick(absl::Now());
   }

@@ -36,4 +36,16 @@ absl::StatusOr<std::string> Authorize(const security::KeySet* keys,
   return std::string(reinterpret_cast<const char*>(digest), kFairKeyBytes);
 }
 
+absl::StatusOr<std::string> Authorize(const security::KeySet* keys,
+                                      const grpc::CallbackServerContext& context) {
+  return Authorize(keys, MetadataOf(context, "authorization"));
+}
+
+std::string_view MetadataOf(const grpc::CallbackServerContext& context, const char* key) {
+  const auto& all = context.client_metadata();
+  const auto it = all.find(key);
+  return it == all.end() ? std::string_view()
+                         : std::string_view(it->second.data(), it->second.size());
+}
+
 }  // namespace switchyard::gateway

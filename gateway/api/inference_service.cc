@@ -13,13 +13,6 @@
 namespace switchyard::gateway {
 namespace {
 
-std::string_view MetadataOf(const grpc::CallbackServerContext& context, const char* key) {
-  const auto& all = context.client_metadata();
-  const auto it = all.find(key);
-  return it == all.end() ? std::string_view()
-                         : std::string_view(it->second.data(), it->second.size());
-}
-
 class StreamReactor;
 
 // Between a generation and a reactor, whichever goes first. What to start is decided under the lock
@@ -201,7 +194,7 @@ void StreamQueue::OnCancelled() {
 
 absl::StatusOr<std::string> InferenceService::FairKeyOf(
     grpc::CallbackServerContext* context) const {
-  return Authorize(options_.keys, MetadataOf(*context, "authorization"));
+  return Authorize(options_.keys, *context);
 }
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(

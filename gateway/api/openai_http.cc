@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
+#include "gateway/api/admin_json.h"
+#include "gateway/api/admin_service.h"
 #include "gateway/api/authorization.h"
 #include "gateway/api/errors.h"
 #include "gateway/api/json_text.h"
@@ -58,46 +60,6 @@ AnswerFormat FormatOf(const ApiCall& call, const std::string& request_id, const 
   return format;
 }
 
-// Null of an older peer, or one that has not been met yet.
-json RunsOnJson(bool known, const internal::v1::RunsOn& runs_on) {
-  if (!known) return nullptr;
-  return {{"version", runs_on.version()},
-          {"commit", runs_on.commit()},
-          {"isa", runs_on.isa()},
-          {"threads", runs_on.threads()}};
-}
-
-json ExpertsJson(const std::vector<internal::v1::DescribeExpertsResponse>& answers) {
-  json routers = json::array();
-  for (const auto& answer : answers) {
-    json workers = json::array();
-    for (const auto& w : answer.workers()) {
-      workers.push_back({{"address", w.address()},
-                         {"state", w.state()},
-                         {"numerics_id", w.numerics_id()},
-                         {"experts", w.experts()},
-                         {"frames_out", w.frames_out()},
-                         {"rows_out", w.rows_out()},
-                         {"runs_on", RunsOnJson(w.has_runs_on(), w.runs_on())}});
-    }
-    json experts = json::array();
-    for (const auto& e : answer.experts()) {
-      experts.push_back(
-          {{"layer", e.layer()},
-           {"expert", e.expert()},
-           {"rows", e.rows()},
-           {"workers", std::vector<std::string>(e.workers().begin(), e.workers().end())}});
-    }
-    routers.push_back({{"router_id", answer.router_id()},
-                       {"runs_on", RunsOnJson(answer.has_runs_on(), answer.runs_on())},
-                       {"routing_policy", answer.routing_policy()},
-                       {"batch_dependent", answer.batch_dependent()},
-                       {"workers", workers},
-                       {"experts", experts}});
-  }
-  return {{"routers", std::move(routers)}};
-}
-
 // Texts from outside are valid UTF-8 by then, but a peer's state line need not be.
 std::string Dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
@@ -122,7 +84,7 @@ OpenAiHttp::~OpenAiHttp() {
   large_.Close();
   for (std::thread& thread : large_threads_) thread.join();
   absl::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(this, &OpenAiHttp::NoExpertsAsked));  // bounded by experts_timeout
+  mutex_.Await(absl::Condition(this, &OpenAiHttp::NoExpertsAsked));  // bounded by kAdminTimeout
 }
 
 void OpenAiHttp::WorkOnLargeBodies() {
@@ -143,6 +105,7 @@ const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, std::
       {"GET", "/ready", false, &OpenAiHttp::Ready},
       {"GET", "/metrics", true, &OpenAiHttp::Metrics},
       {"GET", "/admin/experts", true, &OpenAiHttp::Experts},
+      {"GET", "/admin/placement", true, &OpenAiHttp::Placement},
   };
   for (const Route& route : kRoutes) {
     std::string_view path = route.path;
@@ -265,18 +228,21 @@ void OpenAiHttp::Metrics(CallPtr call) {
   Respond(call, std::move(response));
 }
 
-void OpenAiHttp::Experts(CallPtr call) {
+void OpenAiHttp::Experts(CallPtr call) { AskRouters(call, ExpertsJson); }
+void OpenAiHttp::Placement(CallPtr call) { AskRouters(call, PlacementJson); }
+
+void OpenAiHttp::AskRouters(const CallPtr& call,
+                            std::string (*to_json)(const std::vector<v1::RouterExperts>&)) {
   {
     absl::MutexLock lock(&mutex_);
     ++experts_asked_;
   }
-  routers_.DescribeExperts(
-      options_.experts_timeout,
-      [this, call](std::vector<internal::v1::DescribeExpertsResponse> answers) {
-        Respond(call, HttpResponse{.body = Dump(ExpertsJson(answers))});
-        absl::MutexLock lock(&mutex_);
-        --experts_asked_;
-      });
+  routers_.DescribeExperts(kAdminTimeout,
+                           [this, call, to_json](const std::vector<v1::RouterExperts>& answers) {
+                             Respond(call, HttpResponse{.body = to_json(answers)});
+                             absl::MutexLock lock(&mutex_);
+                             --experts_asked_;
+                           });
 }
 
 void OpenAiHttp::Models(CallPtr call) {

@@ -32,7 +32,6 @@ struct OpenAiHttpOptions {
   // From a request to its end: the routers end it then, with a 504. The server's own limit cuts it
   // off without a word, so this one is a little less.
   absl::Duration request_timeout = absl::InfiniteDuration();
-  absl::Duration experts_timeout = absl::Seconds(2);
 };
 
 class OpenAiHttp final : public HttpHandler {
@@ -72,6 +71,9 @@ class OpenAiHttp final : public HttpHandler {
   void Ready(CallPtr call);
   void Metrics(CallPtr call);
   void Experts(CallPtr call);
+  void Placement(CallPtr call);
+  void AskRouters(const CallPtr& call,
+                  std::string (*to_json)(const std::vector<v1::RouterExperts>&));
   void Models(CallPtr call);
   void Chat(CallPtr call);
   void Completions(CallPtr call);

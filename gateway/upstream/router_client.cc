@@ -72,7 +72,7 @@ class RouterClient::Impl {
   struct ExpertsCall {
     grpc::ClientContext context;
     pb::DescribeExpertsRequest request;
-    pb::DescribeExpertsResponse response;
+    v1::RouterExperts response;
   };
   struct Peer {
     std::string address;
@@ -686,7 +686,7 @@ void RouterClient::Impl::DescribeExperts(absl::Duration timeout, ExpertsCallback
     ~Gather() { done(std::move(answers)); }
     ExpertsCallback done;
     absl::Mutex mutex;
-    std::vector<pb::DescribeExpertsResponse> answers;
+    std::vector<v1::RouterExperts> answers;
   };
   auto gather =
       std::make_shared<Gather>(std::move(done));  // before the lock: `done` runs outside it

@@ -153,7 +153,7 @@ class RouterClient {
   std::optional<ModelInfo> model() const;
 
   // Asks every connected router; `done` gets the answers of those that gave one by then.
-  using ExpertsCallback = std::function<void(std::vector<internal::v1::DescribeExpertsResponse>)>;
+  using ExpertsCallback = std::function<void(std::vector<v1::RouterExperts>)>;
   void DescribeExperts(absl::Duration timeout, ExpertsCallback done) const;
 
  private:

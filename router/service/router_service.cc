@@ -147,7 +147,7 @@ int RouterService::streams() const {
 
 grpc::ServerUnaryReactor* RouterService::DescribeExperts(grpc::CallbackServerContext* context,
                                                          const pb::DescribeExpertsRequest*,
-                                                         pb::DescribeExpertsResponse* response) {
+                                                         v1::RouterExperts* response) {
   response->set_router_id(options_.hello.router_id());
   if (hooks_.describe) hooks_.describe(response);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

@@ -34,7 +34,7 @@ inline constexpr absl::Duration kHeartbeat = absl::Milliseconds(200);
 
 class RouterService : public internal::v1::Router::CallbackService, private GatewayStream::Owner {
  public:
-  using Describe = std::function<void(internal::v1::DescribeExpertsResponse*)>;
+  using Describe = std::function<void(v1::RouterExperts*)>;
   struct Hooks {
     Describe describe;                                    // may be null
     std::function<void(const absl::Status&)> on_refused;  // a request; may be null
@@ -57,9 +57,9 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
 
   grpc::ServerBidiReactor<internal::v1::ToRouter, internal::v1::FromRouter>* Serve(
       grpc::CallbackServerContext* context) override;
-  grpc::ServerUnaryReactor* DescribeExperts(
-      grpc::CallbackServerContext* context, const internal::v1::DescribeExpertsRequest* request,
-      internal::v1::DescribeExpertsResponse* response) override;
+  grpc::ServerUnaryReactor* DescribeExperts(grpc::CallbackServerContext* context,
+                                            const internal::v1::DescribeExpertsRequest* request,
+                                            v1::RouterExperts* response) override;
 
  private:
   absl::Status OnHello(const internal::v1::GatewayHello& hello, GatewayStream* stream) override;

@@ -159,6 +159,9 @@ inline constexpr MetricDef kRouterSlowStreams{
 inline constexpr MetricDef kRouterExpertImbalance{
     "switchyard_router_expert_imbalance_ratio", kGauge,
     "Rows of a layer's busiest expert over the mean of its experts, since the start"};
+inline constexpr MetricDef kRouterExpertWindowImbalance{
+    "switchyard_router_expert_window_imbalance_ratio", kGauge,
+    "Rows of a layer's busiest expert over the mean of its experts, over the last 10 s"};
 inline constexpr MetricDef kRouterExpertRows{"switchyard_router_expert_rows_total", kCounter,
                                              "Rows that were sent to an expert"};
 inline constexpr MetricDef kRouterRoutingRows{

@@ -170,7 +170,7 @@ grpc::Status FakeRouter::Serve(grpc::ServerContext* context,
 
 grpc::Status FakeRouter::DescribeExperts(grpc::ServerContext*,
                                          const internal::v1::DescribeExpertsRequest*,
-                                         internal::v1::DescribeExpertsResponse* response) {
+                                         v1::RouterExperts* response) {
   response->set_router_id("fake");
   auto* load = response->add_experts();
   load->set_layer(1);

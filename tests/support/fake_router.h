@@ -49,7 +49,7 @@ class FakeRouter final : public internal::v1::Router::Service {
       grpc::ServerReaderWriter<internal::v1::FromRouter, internal::v1::ToRouter>* stream) override;
   grpc::Status DescribeExperts(grpc::ServerContext* context,
                                const internal::v1::DescribeExpertsRequest* request,
-                               internal::v1::DescribeExpertsResponse* response) override;
+                               v1::RouterExperts* response) override;
 
  private:
   struct Running {

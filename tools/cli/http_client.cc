@@ -89,13 +89,13 @@ HttpClient::HttpClient(HttpOptions options)
 
 HttpClient::~HttpClient() { curl_easy_cleanup(curl_); }
 
-absl::StatusOr<std::string> HttpClient::Get(std::string_view path) {
+absl::StatusOr<std::string> HttpClient::Get(std::string_view path, const StopCallback& stop) {
   std::string body;
   const auto append = [&body](std::string_view bytes) {
     body += bytes;
     return true;
   };
-  SY_RETURN_IF_ERROR(Perform(path, nullptr, append, nullptr));
+  SY_RETURN_IF_ERROR(Perform(path, nullptr, append, stop));
   return body;
 }
 
@@ -124,6 +124,7 @@ absl::Status HttpClient::Perform(std::string_view path, const std::string* json,
   }
   curl_easy_setopt(curl_, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(curl_, CURLOPT_CONNECTTIMEOUT, 10L);
+  curl_easy_setopt(curl_, CURLOPT_TIMEOUT, static_cast<long>(options_.timeout_s));
   curl_easy_setopt(curl_, CURLOPT_NOPROXY, "127.0.0.1,localhost,::1");
   if (!target_.socket.empty()) {
     curl_easy_setopt(curl_, CURLOPT_UNIX_SOCKET_PATH, target_.socket.c_str());

@@ -18,6 +18,7 @@ struct HttpOptions {
   std::string url;
   std::string api_key;  // sent as a bearer token where not empty
   std::string ca_file;  // PEM; empty: the system's
+  int timeout_s = 0;    // of a whole answer; 0: none
 };
 
 // Where `url` leads.
@@ -39,7 +40,7 @@ class HttpClient {
   HttpClient(const HttpClient&) = delete;
   HttpClient& operator=(const HttpClient&) = delete;
 
-  absl::StatusOr<std::string> Get(std::string_view path);
+  absl::StatusOr<std::string> Get(std::string_view path, const StopCallback& stop = nullptr);
   // The body of a 2xx answer goes to `on_data` as it comes.
   absl::Status Post(std::string_view path, const std::string& json, const DataCallback& on_data,
                     const StopCallback& stop = nullptr);

@@ -1,4 +1,4 @@
-// The `switchyard` command: serve, chat, bench, inspect, place, quantize, version.
+// The `switchyard` command: serve, chat, bench, inspect, place, quantize, top, version.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
@@ -14,6 +14,7 @@
 #include "tools/cli/place.h"
 #include "tools/cli/quantize.h"
 #include "tools/cli/serve.h"
+#include "tools/cli/top.h"
 #include "tools/cli/version.h"
 
 namespace switchyard::cli {
@@ -160,6 +161,28 @@ void AddPlace(CLI::App& app, PlaceCommand& command) {
       "      --worker 10.0.0.2:7000,node=b,memory=32GiB --min-replicas 2 --extra-memory 0");
 }
 
+void AddTop(CLI::App& app, TopCommand& command) {
+  command.http.url = "http://127.0.0.1:8000";
+  AddDefaulted(app, "--url", "URL", command.http.url, "Base URL of the gateway, or unix:PATH");
+  Add(app, "--api-key", "KEY", command.http.api_key, "Sent as a bearer token; also OPENAI_API_KEY")
+      ->envname("OPENAI_API_KEY");
+  Add(app, "--api-key-file", "FILE", command.api_key_file,
+      "File whose first key is sent; wins over --api-key");
+  Add(app, "--ca", "FILE", command.http.ca_file,
+      "Certificates (PEM) that the gateway must be signed by")
+      ->check(CLI::ExistingFile);
+  AddDefaulted(app, "--interval", "TIME", command.interval, "Between two looks");
+  AddDefaulted(app, "--window", "TIME", command.window,
+               "What the load of experts and workers is taken over [1s|10s|60s]");
+  app.add_flag("--once", command.once, "Print one frame and end");
+  app.add_flag("--json", command.json, "Print frames as JSON, one a line");
+  app.add_flag_callback(
+      "--no-colour", [&command] { command.color = false; }, "ASCII in place of colours");
+  app.footer(
+      "Examples:\n  switchyard top\n  switchyard top --url https://moe.example.com --ca ca.pem "
+      "--api-key-file keys\n  switchyard top --once --json");
+}
+
 constexpr int kExitInterrupted = 130;  // what a shell says of a program that Ctrl-C ended
 
 // `command`: "chat".
@@ -221,6 +244,9 @@ int Main(int argc, char** argv) {
   CLI::App* place_app =
       app.add_subcommand("place", "Plan which worker holds which experts, from measured load");
   AddPlace(*place_app, place);
+  TopCommand top;
+  CLI::App* top_app = app.add_subcommand("top", "Watch a cluster: services, latency, experts");
+  AddTop(*top_app, top);
   CLI::App* version_app = app.add_subcommand("version", "Print version, compiler and CPU");
   // Here and not above, as commands inherit what their program has when they are added.
   app.footer(
@@ -241,6 +267,7 @@ int Main(int argc, char** argv) {
   if (*inspect_app) return RunInspect(directory, json);
   if (*quantize_app) return Report("quantize", RunQuantize(std::move(quantize)));
   if (*place_app) return Report("place", RunPlace(std::move(place)));
+  if (*top_app) return Report("top", RunTop(std::move(top)));
   if (*version_app) {
     std::cout << VersionText();
     return 0;

@@ -120,7 +120,7 @@ class FakeRouter : public pb::Router::Service {
     return grpc::Status::OK;
   }
   grpc::Status DescribeExperts(grpc::ServerContext*, const pb::DescribeExpertsRequest*,
-                               pb::DescribeExpertsResponse* response) override {
+                               v1::RouterExperts* response) override {
     response->set_router_id(address());
     return grpc::Status::OK;
   }
@@ -511,8 +511,8 @@ TEST_F(RouterClientTest, ExpertsOfAllRoutersAreGathered) {
   Connect({a.address(), b.address()});
   Until([](const RoutersState& s) { return s.routers[0].ready && s.routers[1].ready; });
   absl::Notification done;
-  std::vector<pb::DescribeExpertsResponse> answers;
-  client_->DescribeExperts(kPatience, [&](std::vector<pb::DescribeExpertsResponse> got) {
+  std::vector<v1::RouterExperts> answers;
+  client_->DescribeExperts(kPatience, [&](std::vector<v1::RouterExperts> got) {
     answers = std::move(got);
     done.Notify();
   });

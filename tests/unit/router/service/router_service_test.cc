@@ -147,7 +147,7 @@ class RouterServiceTest : public ::testing::Test {
     service_ = std::make_unique<RouterService>(
         options, *engine_,
         RouterService::Hooks{
-            .describe = [](pb::DescribeExpertsResponse* r) { r->add_workers()->set_address("w"); },
+            .describe = [](v1::RouterExperts* r) { r->add_workers()->set_address("w"); },
             .on_refused = [this](const absl::Status&) { ++refused_; },
             .on_slow =
                 [this] {
@@ -496,7 +496,7 @@ TEST_F(RouterServiceTest, DescribesExperts) {
   Start();
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
-  pb::DescribeExpertsResponse response;
+  v1::RouterExperts response;
   auto stub = pb::Router::NewStub(*rpc::Connect(address(), {}));
   ASSERT_TRUE(stub->DescribeExperts(&context, {}, &response).ok());
   EXPECT_EQ(response.router_id(), "router-1");
