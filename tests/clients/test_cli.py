@@ -56,7 +56,7 @@ def test_help_and_version_end_with_0(args):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
-@pytest.mark.parametrize("args", [[], ["chat"], ["bench"], ["inspect"], ["place"], ["quantize"], ["version"], ["serve"]])
+@pytest.mark.parametrize("args", [[], ["chat"], ["bench"], ["inspect"], ["place"], ["quantize"], ["top"], ["version"], ["serve"]])
 def test_help_of_every_command_looks_the_same(args):
     text = run("switchyard", *args, "--help").stdout
     assert "Print this help and exit" in text
