@@ -233,6 +233,9 @@ void LoadReport::DescribeLayer(const View& view, int layer, v1::RouterExperts* o
     for (size_t i = 0; i < view.held.size(); ++i) {
       if (!view.held[i].empty() && view.held[i][cell]) load->add_workers(view.links[i].name);
     }
+    if (load->workers().empty()) {
+      out->mutable_placement()->set_orphans(out->placement().orphans() + 1);
+    }
   }
 }
 

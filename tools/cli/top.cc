@@ -36,10 +36,10 @@ absl::StatusOr<std::string> Missing(HttpClient& http, const StopCallback& stop) 
   const auto ready = http.Get("/ready", stop);
   if (ready.ok()) return std::string();
   if (!absl::IsFailedPrecondition(ready.status())) return ready.status();
-  const std::string_view text = ready.status().message();
+  const std::string text(ready.status().message());
   constexpr std::string_view kField = "\"missing\":\"";
   const size_t at = text.find(kField);
-  return std::string(at == std::string_view::npos ? text : text.substr(at + kField.size()));
+  return std::string(at == std::string::npos ? text : text.substr(at + kField.size()));
 }
 
 absl::StatusOr<TopSample> Look(HttpClient& http, const StopCallback& stop) {
@@ -107,7 +107,7 @@ class Asker {
           answers_.lost.clear();
           any = true;
         } else {
-          answers_.lost = ToStd(sample.status().message());
+          answers_.lost = std::string(sample.status().message());
           if (absl::IsFailedPrecondition(sample.status())) answers_.refused = sample.status();
         }
         news_ = true;
@@ -199,9 +199,9 @@ absl::Status Follow(const TopCommand& command, absl::Duration interval, double w
 
 absl::StatusOr<std::string> FirstKey(const std::string& path) {
   SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kKeyFileBytesMax));
-  for (const std::string_view line : absl::StrSplit(text, '\n')) {
-    const std::string_view key = absl::StripAsciiWhitespace(line);
-    if (!key.empty() && key.front() != '#') return std::string(key);
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    const std::string key(absl::StripAsciiWhitespace(line));
+    if (!key.empty() && key.front() != '#') return key;
   }
   return InvalidArgument("{}: holds no key", path);
 }

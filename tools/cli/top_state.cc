@@ -89,7 +89,9 @@ void ReadLine(std::string_view line, MetricsText* out) {
   }
   rest.remove_prefix(std::min(rest.find_first_not_of(' '), rest.size()));
   double value = 0, bound = 0;
-  if (!absl::SimpleAtod(rest.substr(0, rest.find(' ')), &value) || !std::isfinite(value)) return;
+  if (!absl::SimpleAtod(std::string(rest.substr(0, rest.find(' '))), &value) ||
+      !std::isfinite(value))
+    return;
   if (le.empty()) {
     out->values[name] += value;
   } else if (absl::SimpleAtod(le, &bound) && !std::isnan(bound)) {

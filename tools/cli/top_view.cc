@@ -145,9 +145,9 @@ class Renderer {
     Put(New()
             .Add("router", kDim)
             .To(name)
-            .Add(fmt::format("{:<12}{:>7}{:>8}{:>6}{:>9}{:>9}{:>8}{:>7}{:>9}{:>7}{:>12}{:>8}{:>9}",
-                             "state", "running", "waiting", "kv %", "rows/s", "retry/s", "hedge/s",
-                             "won/s", "parked/s", "lost/s", "epoch", "moving", "orphans"),
+            .Add(fmt::format("{:<11}{:>8}{:>8}{:>6}{:>8}{:>9}{:>7}{:>8}{:>9}{:>8}{:>7}{:>9}{:>7}",
+                             "state", "running", "waiting", "kv %", "rows/s", "epoch", "moving",
+                             "orphans", "retry/s", "hedge/s", "won/s", "parked/s", "lost/s"),
                  kDim));
     for (const TopRouter& r : state_.routers) {
       const std::string epoch = r.epoch == r.epoch_in_use
@@ -155,14 +155,14 @@ class Renderer {
                                     : fmt::format("{} -> {}", r.epoch_in_use, r.epoch);
       Line line = New();
       line.Add(Short(r.id, name)).To(name);
-      line.Add(fmt::format("{:<12}", r.state), r.state == "up" ? "" : kBad);
-      line.Add(fmt::format("{:>7}{:>8}{:>6.0f}{:>9}", r.running, r.waiting, 100 * r.kv_used,
+      line.Add(fmt::format("{:<11}", r.state), r.state == "up" ? "" : kBad);
+      line.Add(fmt::format("{:>8}{:>8}{:>6.0f}{:>8}", r.running, r.waiting, 100 * r.kv_used,
                            ShortNumber(r.rows)));
+      line.Add(fmt::format("{:>9}{:>7}", epoch, r.moving));
+      line.Add(fmt::format("{:>8}", r.orphans), r.orphans > 0 ? kBad : "");
       line.Add(fmt::format("{:>9}{:>8}{:>7}{:>9}", ShortNumber(r.retried), ShortNumber(r.hedged),
                            ShortNumber(r.hedges_won), ShortNumber(r.parked)));
-      line.Add(fmt::format("{:>7}", ShortNumber(r.lost)), r.lost > 0 ? kBad : "");
-      line.Add(fmt::format("{:>12}{:>8}", epoch, r.moving));
-      Put(line.Add(fmt::format("{:>9}", r.orphans), r.orphans > 0 ? kBad : ""));
+      Put(line.Add(fmt::format("{:>7}", ShortNumber(r.lost)), r.lost > 0 ? kBad : ""));
     }
     if (state_.routers.empty()) Put(New().Add("none answers", kBad));
   }
@@ -173,7 +173,7 @@ class Renderer {
     Put(New()
             .Add("worker", kDim)
             .To(name)
-            .Add(fmt::format("{:<12}{:>8}{:>9}{:>9}{:>9}{:>7}{:>10}{:>9}  {}", "state", "rows/s",
+            .Add(fmt::format("{:<11}{:>8}{:>8}{:>8}{:>8}{:>6}{:>11}{:>8}  {}", "state", "rows/s",
                              "p50", "p99", "experts", "epoch", "free", "ejected", "node, zone"),
                  kDim));
     const size_t room = screen_.height == 0 ? state_.workers.size()
@@ -202,10 +202,10 @@ class Renderer {
                                  : "-";
     Line line = New();
     line.Add(Short(w.address, name)).To(name);
-    line.Add(fmt::format("{:<12}", state), state == "up" ? "" : kBad);
-    line.Add(fmt::format("{:>8}{:>9}{:>9}{:>9}{:>7}{:>10}", ShortNumber(w.rows),
+    line.Add(fmt::format("{:<11}", state), state == "up" ? "" : kBad);
+    line.Add(fmt::format("{:>8}{:>8}{:>8}{:>8}{:>6}{:>11}", ShortNumber(w.rows),
                          ShortSeconds(w.p50), ShortSeconds(w.p99), w.experts, w.epoch, free));
-    line.Add(fmt::format("{:>9}", w.ejected         ? "now"
+    line.Add(fmt::format("{:>8}", w.ejected         ? "now"
                                   : w.ejections > 0 ? fmt::format("{}x", w.ejections)
                                                     : "-"),
              w.ejected ? kBad : "");
@@ -244,11 +244,13 @@ class Renderer {
   void HeatMap(size_t room, int columns, int experts) {
     const size_t layers = state_.layers.size();
     const size_t per_line = (layers + room - 1) / std::max<size_t>(room, 1);
-    const int cells = std::min(columns, experts);
+    // As many experts in each cell, so that none looks hotter for being one of more.
+    const int per_cell = std::max(1, (experts + columns - 1) / columns);
+    const int cells = (experts + per_cell - 1) / per_cell;
     auto expert = state_.experts.begin();
     for (size_t first = 0; first < layers; first += per_line) {
       const size_t end = std::min(layers, first + per_line);
-      std::vector<double> most(static_cast<size_t>(std::max(cells, 0)));
+      std::vector<double> most(static_cast<size_t>(cells));
       double imbalance = 0;
       for (size_t l = first; l < end; ++l) {
         const int layer = state_.layers[l].layer;
@@ -260,7 +262,7 @@ class Renderer {
         const double mean = sum / std::max<double>(1, static_cast<double>(expert - begin));
         for (auto e = begin; e != expert && mean > 0; ++e) {
           if (e->expert < 0) continue;
-          const auto at = static_cast<size_t>(int64_t{e->expert} * cells / experts);
+          const auto at = static_cast<size_t>(e->expert / per_cell);
           most[at] = std::max(most[at], e->rows / mean);
         }
         imbalance = std::max(imbalance, state_.layers[l].expert_imbalance);

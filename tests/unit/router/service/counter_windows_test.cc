@@ -64,12 +64,18 @@ TEST_F(CounterWindowsTest, WhatIsPastTheWindowIsForgotten) {
   windows_.Add(now_, {0});
   now_ += milliseconds(1000);
   windows_.Add(now_, {500});
-  for (int s = 0; s < 70; ++s) {
+  for (int s = 0; s < 80; ++s) {
     now_ += milliseconds(1000);
     windows_.Add(now_, {500});
     EXPECT_EQ(windows_.Over(0, now_, std::vector<uint64_t>{500}).counts[0], 0u);
-    EXPECT_EQ(windows_.Over(2, now_, std::vector<uint64_t>{500}).counts[0], s < 59 ? 500u : 0u)
-        << s;
+    // In between it depends on where the snapshots lie.
+    const uint64_t last_minute = windows_.Over(2, now_, std::vector<uint64_t>{500}).counts[0];
+    if (s < 58) {
+      EXPECT_EQ(last_minute, 500u) << s;
+    }
+    if (s > 66) {
+      EXPECT_EQ(last_minute, 0u) << s;
+    }
   }
 }
 

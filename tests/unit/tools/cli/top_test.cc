@@ -149,7 +149,7 @@ TEST(TopViewTest, AFrameShowsServicesAndTheMap) {
   }
   EXPECT_THAT(text, Not(HasSubstr("\x1b")));
   // The first of 16 experts has far more than the mean, the others little.
-  EXPECT_THAT(text, HasSubstr("      1  #" + std::string(15, '.') + "    3.25"));
+  EXPECT_THAT(text, HasSubstr("      1  #" + std::string(15, ':') + "    3.25"));
 }
 
 TEST(TopViewTest, NoFrameIsLargerThanItsScreen) {
@@ -179,6 +179,14 @@ TEST(TopViewTest, LayersAndExpertsShareALineAndTheHottestShows) {
   EXPECT_EQ(std::ranges::count_if(
                 lines, [](const std::string& line) { return line.find('#') != std::string::npos; }),
             1);
+}
+
+TEST(TopViewTest, EveryCellOfTheMapHasAsManyExperts) {
+  TopState state = State(1, 128);
+  for (TopExpert& e : state.experts) e.rows = 1;
+  // 100 columns for 128 experts: 64 cells of two.
+  const auto lines = RenderTop(state, {.width = 9 + 100 + 14});
+  EXPECT_THAT(lines, testing::Contains(HasSubstr("      1  " + std::string(64, '-') + "    3.25")));
 }
 
 TEST(TopViewTest, NothingOfAServerReachesTheTerminalAsAnEscape) {
