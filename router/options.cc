@@ -34,6 +34,15 @@ void ApplyKnobs(const config::v1::WeightKnobs& knobs, RouterOptions* options) {
   options->weight_check = !knobs.no_weight_check();
 }
 
+void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options) {
+  const auto patience = config::ParseDuration(knobs.expert_patience());
+  SY_CHECK(patience.ok());
+  options->expert_patience = *patience;
+  for (const LostExperts how : {LostExperts::kRenormalise, LostExperts::kNextBest}) {
+    if (knobs.lost_experts() == Name(how)) options->lost_experts = how;
+  }
+}
+
 void ApplyKnobs(const config::v1::ComputeKnobs& knobs, RouterOptions* options) {
   options->threads = knobs.threads();
   options->isa = knobs.isa();

@@ -130,6 +130,8 @@ class Router::Impl {
   std::string NumericsName() const;
   // Whether a worker of another arithmetic class serves this router.
   bool Mixed() const;
+  // Whether what was ready stays so while experts are missing.
+  bool GoesOnWithout() const;
 
   const RouterOptions options_;
   const RouterShared shared_;
@@ -219,8 +221,10 @@ absl::Status Router::Impl::Connect() {
   dispatcher_ = std::make_unique<LinkDispatcher>(
       model_.spec, options_.dtype, *links_, compute_->pool(),
       DispatchOptions{.patience = options_.expert_patience, .hedge = options_.hedge});
-  const DecoderOptions decoder{
-      .dtype = options_.dtype, .max_positions = plan_.max_model_len, .routing = options_.routing};
+  const DecoderOptions decoder{.dtype = options_.dtype,
+                               .max_positions = plan_.max_model_len,
+                               .routing = options_.routing,
+                               .lost_experts = options_.lost_experts};
   SY_RETURN_IF_ERROR(decoder.Validate());
   decoder_ =
       std::make_unique<Decoder>(decoder, model_.spec, weights_, *compute_, *kv_, *dispatcher_);
@@ -313,6 +317,12 @@ bool Router::Impl::Mixed() const {
   });
 }
 
+bool Router::Impl::GoesOnWithout() const {
+  if (options_.lost_experts == LostExperts::kFail) return false;
+  return std::any_of(links_->links().begin(), links_->links().end(),
+                     [](const auto& link) { return link->state() == expertwire::LinkState::kUp; });
+}
+
 void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
   while (!mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchEvery)) {
@@ -333,9 +343,15 @@ void Router::Impl::Look() {
   service_->SetNumericsId(NumericsName() + (Mixed() ? "+mixed" : ""));
   std::string missing = dispatcher_->Missing();
   if (told_ && missing == missing_) return;
+  const bool whole = missing_.empty();
   missing_ = std::move(missing);
-  const bool changed = !told_ || ready_ != missing_.empty();
-  ready_ = missing_.empty();
+  const bool ready = missing_.empty() || (ready_ && GoesOnWithout());
+  if (ready && whole && !missing_.empty()) {
+    log::Warning("--lost-experts {}: rows do without what is missing: {}",
+                 Name(options_.lost_experts), missing_);
+  }
+  const bool changed = !told_ || ready_ != ready;
+  ready_ = ready;
   told_ = true;
   service_->SetState(ready_, missing_, false);
   if (!changed) return;

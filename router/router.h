@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "router/graph/lost_experts.h"
 #include "router/loop/engine.h"
 #include "router/service/router_metrics.h"
 #include "services/checkpoint/tensor_source.h"
@@ -54,6 +55,7 @@ struct RouterOptions {
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
   absl::Duration expert_patience = absl::Seconds(30);  // of rows whose expert nobody holds
+  LostExperts lost_experts = LostExperts::kFail;       // other than kFail: changes tokens
   bool hedge = true;                 // rows that are late are sent to a replica too
   bool shared_memory = true;         // with the other side of the wire, where it runs on this host
   std::vector<std::string> workers;  // HOST:PORT, dns:NAME:PORT or unix:PATH
@@ -121,6 +123,7 @@ class Router {
 // Knobs of the config protos into options. The values were checked when they were loaded.
 void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options);
 void ApplyKnobs(const config::v1::WeightKnobs& knobs, RouterOptions* options);
+void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options);
 void ApplyKnobs(const config::v1::ComputeKnobs& knobs, RouterOptions* options);
 security::TlsFiles TlsFilesOf(const config::v1::TlsKnobs& knobs);
 

@@ -54,6 +54,7 @@ RouterOptions OptionsFrom(const config::v1::RouterConfig& config) {
   ApplyKnobs(config.weights(), &options);
   ApplyKnobs(config.engine(), &options);
   ApplyKnobs(config.compute(), &options);
+  ApplyKnobs(config.fleet(), &options);
   return options;
 }
 

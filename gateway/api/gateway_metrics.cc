@@ -45,4 +45,9 @@ void GatewayMetrics::OnStall(absl::Duration took) { stall_.Observe(absl::ToDoubl
 
 void GatewayMetrics::OnStaleToken() { stale_tokens_.Increment(); }
 
+void GatewayMetrics::OnDegraded(v1::Degraded how) {
+  metrics_->Counter(telemetry::kGatewayDegraded, kGatewayService, {{"policy", NameOf(how)}})
+      .Increment();
+}
+
 }  // namespace switchyard::gateway

@@ -26,6 +26,7 @@ class GatewayMetrics final : public GenerationObserver {
   void OnResumed(const char* reason) override;
   void OnStall(absl::Duration took) override;
   void OnStaleToken() override;
+  void OnDegraded(v1::Degraded how) override;
 
   telemetry::Metrics& registry() { return *metrics_; }
 

@@ -320,6 +320,7 @@ void OpenAiAnswer::AddChoice(const v1::Choice& choice, ChoiceJson* to) const {
     AppendRows(routed.weights(), format_.moe_top_k, AppendJsonFloat, &to->routed);
     to->routed += "]}";
   }
+  to->degraded = NameOf(choice.degraded());
   if (choice.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
     to->finish_reason = FinishName(choice.finish_reason());
     to->stop_reason = StopReason(choice);
@@ -380,6 +381,8 @@ void OpenAiAnswer::AppendChoice(int index, ChoiceJson& choice, std::string* out)
   if (!choice.stop_reason.empty()) {
     *out += ",\"stop_reason\":" + choice.stop_reason;
   }
+  if (*choice.degraded != '\0')
+    fmt::format_to(std::back_inserter(*out), ",\"degraded\":\"{}\"", choice.degraded);
   if (!choice.error.empty()) {
     *out += ",\"error\":";
     AppendJsonString(choice.error, out);

@@ -49,6 +49,7 @@ struct ChoiceJson {
   // Chat: `tokens` has whole objects. Completions: one list each.
   std::string tokens, token_logprobs, top_logprobs, text_offsets;
   std::string finish_reason, error;
+  const char* degraded = "";
   std::string stop_reason;  // a JSON string or a token id; empty: none
   int64_t text_offset = 0;  // characters of the text of all tokens so far
   bool announced = false;   // the role was sent

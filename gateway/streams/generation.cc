@@ -12,6 +12,11 @@ namespace switchyard::gateway {
 
 using internal::v1::Token;
 
+const char* NameOf(v1::Degraded how) {
+  if (how == v1::DEGRADED_RENORMALISE) return "renormalise";
+  return how == v1::DEGRADED_NO ? "" : "next-best";
+}
+
 void OpenGenerations::Add(const std::shared_ptr<Generation>& generation) {
   absl::MutexLock lock(&mutex_);
   open_[generation.get()] = generation;
@@ -269,10 +274,12 @@ void Generation::HandleChoice(const Token& token) {
   if (token.cached_tokens() > 0) usage_.set_cached_tokens(token.cached_tokens());
   if (token.finish() == Token::ERROR || token.finish() == Token::CANCELLED)
     return FailChoice(token);
+  NoteDegraded(token, choice);
 
   chunk_.clear_choices();
   v1::Choice* out = chunk_.add_choices();
   out->set_index(token.choice());
+  out->set_degraded(choice.degraded);
   const bool routing = plan_.return_routed_experts && token.routing_experts_size() > 0;
   const bool first =
       !choice.announced && (token.index() >= 0 || token.finish() != Token::NONE || routing);
@@ -289,6 +296,14 @@ void Generation::HandleChoice(const Token& token) {
   Emit(first || !out->text().empty() || !out->reasoning_content().empty() ||
        out->token_ids_size() > 0 || out->logprobs_size() > 0 || out->routed_experts_size() > 0 ||
        out->finish_reason() != v1::FINISH_REASON_UNSPECIFIED);
+}
+
+void Generation::NoteDegraded(const Token& token, ChoiceState& choice) {
+  if (token.degraded() == Token::NO || choice.degraded != v1::DEGRADED_NO) return;
+  choice.degraded =
+      token.degraded() == Token::RENORMALISE ? v1::DEGRADED_RENORMALISE : v1::DEGRADED_NEXT_BEST;
+  if (std::exchange(degraded_, true)) return;
+  if (observer_ != nullptr) observer_->OnDegraded(choice.degraded);
 }
 
 void Generation::NoteToken(ChoiceState& choice) {
@@ -435,6 +450,7 @@ void Generation::FailChoice(const Token& token) {
   chunk_.clear_choices();
   v1::Choice* out = chunk_.add_choices();
   out->set_index(token.choice());
+  out->set_degraded(choice.degraded);
   out->set_finish_reason(v1::FINISH_REASON_ERROR);
   out->set_error(ToStd(status.message()).data(), status.message().size());
   Emit(true);

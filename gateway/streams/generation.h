@@ -31,6 +31,9 @@
 
 namespace switchyard::gateway {
 
+// "renormalise", "next-best"; "" where nothing was replaced.
+const char* NameOf(v1::Degraded how);
+
 struct CallContext {
   std::string request_id;  // IsRequestId; empty: the request's, or one is made
   absl::Time deadline = absl::InfiniteFuture();
@@ -62,6 +65,8 @@ class GenerationObserver {
   virtual void OnStall(absl::Duration /*took*/) {}
   // A token of a router that had been given up, or that had come before.
   virtual void OnStaleToken() {}
+  // The first token that depends on experts having been replaced.
+  virtual void OnDegraded(v1::Degraded /*how*/) {}
 };
 
 struct GenerationOptions {
@@ -115,6 +120,7 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
     bool announced = false;  // its first chunk went out
     bool reasoning_over = false;
     bool finished = false;
+    v1::Degraded degraded = v1::DEGRADED_NO;  // stays, also over a change of router
     absl::Time last_token;
   };
 
@@ -136,6 +142,8 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   bool MustWaitForPromptLogprobs(const internal::v1::Token& token)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleChoice(const internal::v1::Token& token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NoteDegraded(const internal::v1::Token& token, ChoiceState& choice)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Announce(v1::Choice* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AddRouting(const internal::v1::Token& token, v1::Choice* out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -176,7 +184,8 @@ class Generation final : public TokenListener, public std::enable_shared_from_th
   bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;       // of the whole request
   std::vector<int> cancel_choices_ ABSL_GUARDED_BY(mutex_);  // that met their stop string
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
-  bool sent_ ABSL_GUARDED_BY(mutex_) = false;  // a chunk went out
+  bool sent_ ABSL_GUARDED_BY(mutex_) = false;      // a chunk went out
+  bool degraded_ ABSL_GUARDED_BY(mutex_) = false;  // one of its choices
   int finished_ ABSL_GUARDED_BY(mutex_) = 0;
   int failed_ ABSL_GUARDED_BY(mutex_) = 0;
   v1::Usage usage_ ABSL_GUARDED_BY(mutex_);

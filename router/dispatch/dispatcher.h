@@ -43,6 +43,9 @@ class Dispatcher {
   virtual void Abandon(MoeTicket ticket) = 0;
   // Returns when there may be progress, at the latest at `until`.
   virtual void Wait(absl::Time until) = 0;
+  // The experts of a layer, [experts], with 1 where nobody waits for one any more: a job that names
+  // it loses those rows at once. Empty where there is none. Valid until the next call of anything.
+  virtual std::span<const uint8_t> Gone(int /*layer*/) { return {}; }
 };
 
 }  // namespace switchyard::router

@@ -71,7 +71,10 @@ LinkDispatcher::LinkDispatcher(const ModelSpec& spec, DType wire_dtype, expertwi
       moe_layers_(MoeLayers(spec)),
       links_(links),
       pool_(pool),
-      gone_(static_cast<size_t>(spec.num_layers()) * spec.experts.count, false),
+      orphaned_(static_cast<size_t>(spec.num_layers()) * spec.experts.count,
+                absl::InfiniteFuture()),
+      gone_(orphaned_.size(), 0),
+      gone_count_(static_cast<size_t>(spec.num_layers()), 0),
       expert_rows_(static_cast<size_t>(spec.num_layers()) * spec.experts.count) {
   RefreshMap();
 }
@@ -107,12 +110,7 @@ bool LinkDispatcher::RefreshMap() {
   if (same) return false;
   MeetLinks();
   map_ = MapOf(links_.links(), moe_layers_, experts_);
-  for (size_t layer = 0; layer < moe_layers_.size(); ++layer) {
-    const auto first = map_.first(static_cast<int>(layer));
-    for (size_t e = 0; e < first.size(); ++e) {
-      if (first[e] != ExpertMap::kNone) gone_[layer * first.size() + e] = false;
-    }
-  }
+  NoteOrphans(options_.now());
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->plan.part_count; ++p) {
       if (job->parts[p].state == Job::State::kParked) {
@@ -121,6 +119,51 @@ bool LinkDispatcher::RefreshMap() {
     }
   }
   return true;
+}
+
+void LinkDispatcher::NoteOrphans(absl::Time now) {
+  for (size_t layer = 0; layer < moe_layers_.size(); ++layer) {
+    if (!moe_layers_[layer]) continue;
+    const auto first = map_.first(static_cast<int>(layer));
+    for (size_t e = 0; e < first.size(); ++e) {
+      const size_t i = layer * first.size() + e;
+      if (first[e] == ExpertMap::kNone) {
+        orphaned_[i] = std::min(orphaned_[i], now);
+        if (!gone_[i]) next_gone_ = std::min(next_gone_, orphaned_[i] + options_.patience);
+        continue;
+      }
+      orphaned_[i] = absl::InfiniteFuture();
+      gone_count_[layer] -= gone_[i];
+      gone_[i] = 0;
+    }
+  }
+}
+
+void LinkDispatcher::FindGone(absl::Time now) {
+  if (now < next_gone_) return;
+  next_gone_ = absl::InfiniteFuture();
+  for (size_t i = 0; i < gone_.size(); ++i) {
+    if (gone_[i] || orphaned_[i] == absl::InfiniteFuture()) continue;
+    if (const absl::Time at = orphaned_[i] + options_.patience; now < at) {
+      next_gone_ = std::min(next_gone_, at);
+      continue;
+    }
+    gone_[i] = 1;
+    ++gone_count_[i / static_cast<size_t>(experts_)];
+  }
+}
+
+bool LinkDispatcher::IsGone(int layer, int32_t expert) const {
+  return gone_[static_cast<size_t>(layer) * static_cast<size_t>(experts_) +
+               static_cast<size_t>(expert)] != 0;
+}
+
+std::span<const uint8_t> LinkDispatcher::Gone(int layer) {
+  RefreshMap();
+  FindGone(options_.now());
+  const auto experts = static_cast<size_t>(experts_), at = static_cast<size_t>(layer);
+  if (gone_count_[at] == 0) return {};
+  return std::span(gone_).subspan(at * experts, experts);
 }
 
 Standing LinkDispatcher::StandingOf(size_t link, absl::Time now) const {
@@ -165,12 +208,14 @@ PlanInput LinkDispatcher::InputOf(const Job& job) const {
 void LinkDispatcher::PlanFirst(Job& job) {
   PlanInput input = InputOf(job);
   WantAll(input, &wanted_);
-  const auto first_gone = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
-  std::erase_if(wanted_, [&](const WantedPair& w) {  // nobody waits for them again
-    return gone_[first_gone + static_cast<size_t>(job.moe.experts[w.pair])];
-  });
+  const absl::Time now = options_.now();
+  FindGone(now);
+  if (gone_count_[static_cast<size_t>(job.moe.layer)] > 0) {  // nobody waits for them
+    std::erase_if(wanted_, [&](const WantedPair& w) {
+      return IsGone(job.moe.layer, job.moe.experts[w.pair]);
+    });
+  }
   if (map_.replicated(job.moe.layer)) {
-    const absl::Time now = options_.now();
     standings_.resize(generations_.size());
     for (size_t i = 0; i < standings_.size(); ++i) standings_[i] = StandingOf(i, now);
     input.owner = ChooseOwners(job);
@@ -454,18 +499,8 @@ void LinkDispatcher::TryParked(MoeTicket ticket, Job& job, size_t p, absl::Time 
     job.parts[p].state = Job::State::kFailed;
     return Track(ticket, job, first, static_cast<int32_t>(p), now);
   }
-  if (now < job.parts[p].since + options_.patience) {
-    job.parts[p].look_at = now + kLookEvery;
-    return;
-  }
-  const auto layer_base = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
-  for (const WantedPair& w : job.plan.parts[p].parked) {
-    const int32_t expert = job.moe.experts[w.pair];
-    if (map_.holders(job.moe.layer, expert).empty()) {
-      gone_[layer_base + static_cast<size_t>(expert)] = true;
-    }
-  }
-  job.GiveUp(p);
+  if (now >= job.parts[p].since + options_.patience) return job.GiveUp(p);
+  job.parts[p].look_at = now + kLookEvery;
 }
 
 // A part is late. One whose worker is silent is sent elsewhere in any case, one that is merely slow

@@ -4,7 +4,8 @@
 //
 // What fails is planned again on other holders (job.h); what is late is, too, and the first answer
 // wins. Pairs that nobody can take wait for a worker up to `patience`, then their rows are lost;
-// nothing else of the job is touched.
+// nothing else of the job is touched. An expert that no worker has held for as long is gone, and
+// waited for no more until one holds it.
 //
 // Driven by the engine thread; what says "any thread" may be called from others meanwhile.
 #pragma once
@@ -76,6 +77,7 @@ class LinkDispatcher : public Dispatcher {
   bool Finished(MoeTicket ticket) override;
   void Abandon(MoeTicket ticket) override;
   void Wait(absl::Time until) override;
+  std::span<const uint8_t> Gone(int layer) override;
 
   // ---- any thread ----
   // Empty when every expert of every MoE layer has a live worker; otherwise what is missing, a line
@@ -91,6 +93,10 @@ class LinkDispatcher : public Dispatcher {
 
   bool RefreshMap();
   void MeetLinks();
+  // Experts that nobody has held since.
+  void NoteOrphans(absl::Time now);
+  void FindGone(absl::Time now);
+  bool IsGone(int layer, int32_t expert) const;
   Standing StandingOf(size_t link, absl::Time now) const;
   PlanInput InputOf(const Job& job) const;
   std::span<const int16_t> ChooseOwners(const Job& job);
@@ -128,7 +134,10 @@ class LinkDispatcher : public Dispatcher {
   ExpertMap map_;
   std::vector<uint64_t> generations_;   // of the links that map_ was made of
   std::vector<size_t> max_part_bytes_;  // [links]
-  std::vector<bool> gone_;              // [layers × experts]: waited for in vain
+  std::vector<absl::Time> orphaned_;    // [layers × experts]: since then; the future: it is held
+  std::vector<uint8_t> gone_;           // [layers × experts]: for too long
+  std::vector<uint32_t> gone_count_;    // [layers]
+  absl::Time next_gone_ = absl::InfiniteFuture();  // there may be another
   absl::flat_hash_map<MoeTicket, std::unique_ptr<Job>> jobs_;
   std::vector<std::unique_ptr<Job>> idle_jobs_;  // for their memory
   std::vector<expertwire::LinkSet::Event> events_;

@@ -37,7 +37,7 @@ Decoder::Decoder(const DecoderOptions& options, const ModelSpec& spec, const Rou
       attention_(MakeAttention(context_)),
       routing_(options.routing.gate() ? nullptr
                                       : std::make_unique<RoutingPolicy>(options.routing, spec)),
-      moe_(context_, dispatcher, routing_.get()),
+      moe_(context_, dispatcher, routing_.get(), options.lost_experts),
       dense_(context_),
       head_(context_) {
   SY_CHECK(options.Validate().ok());
@@ -55,6 +55,7 @@ void Decoder::Start(const StepBatch& batch) {
 
   result_.logits = Floats(logits_, static_cast<int64_t>(batch.logit_rows.size()) * spec_.vocab);
   result_.lost.assign(rows, 0);
+  result_.degraded.assign(rows, 0);
   result_.waited = absl::ZeroDuration();
   const size_t traced = batch.trace_rows.size() * static_cast<size_t>(moe_layers_) *
                         static_cast<size_t>(moe_.width());
@@ -149,6 +150,10 @@ bool Decoder::Step(MicroBatch& part) {
       return true;
     case Stage::kExperts:
       if (!dispatcher_.Finished(part.moe.ticket)) return false;
+      if (moe_.SendAgain(part.layer, LayerOf(part), part.rows, TermsOf(part), part.moe)) {
+        return true;
+      }
+      Trace(part);
       moe_.Finish(LayerOf(part), part.rows, part.moe, part.residual.as<float>());
       ++part.moe_layer;
       NextLayer(part);
@@ -178,13 +183,15 @@ void Decoder::RunAttention(MicroBatch& part) {
     NextLayer(part);
     return;
   }
-  moe_.Start(part.layer, LayerOf(part), part.rows, residual,
-             {.lost = result_.lost.data() + part.begin,
-              .priority = batch_->priority,
-              .deadline = batch_->deadline},
-             part.moe);
-  Trace(part);
+  moe_.Start(part.layer, LayerOf(part), part.rows, residual, TermsOf(part), part.moe);
   part.stage = Stage::kShared;
+}
+
+MoeLayer::JobTerms Decoder::TermsOf(const MicroBatch& part) {
+  return {.lost = result_.lost.data() + part.begin,
+          .degraded = result_.degraded.data() + part.begin,
+          .priority = batch_->priority,
+          .deadline = batch_->deadline};
 }
 
 void Decoder::RunDense(MicroBatch& part) {

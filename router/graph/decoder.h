@@ -38,6 +38,7 @@ struct DecoderOptions {
   // Positions that a sequence may have; 0: the model's max_position.
   int64_t max_positions = 0;
   RoutingOptions routing;  // valid for the model
+  LostExperts lost_experts = LostExperts::kFail;
 
   absl::Status Validate() const;
 };
@@ -84,6 +85,7 @@ class Decoder : public ModelRunner {
   void RunAttention(MicroBatch& part);
   void RunDense(MicroBatch& part);
   void Trace(const MicroBatch& part);
+  MoeLayer::JobTerms TermsOf(const MicroBatch& part);
   void NextLayer(MicroBatch& part);
   const LayerWeights& LayerOf(const MicroBatch& part) const;
 

@@ -1,6 +1,7 @@
 #include "router/graph/gate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "services/base/check.h"
@@ -8,6 +9,8 @@
 
 namespace switchyard::router {
 namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The two largest are kept without branches, since which of a gate's scores are larger is as good
 // as random; a NaN behind the first place never counts.
@@ -53,6 +56,20 @@ void Score(GateScore kind, std::span<float> logits) {
   }
 }
 
+// What is compared may differ from what is weighted: DeepSeek-V3 compares score + bias, V2 the
+// score with masked groups at 0.0 (and takes its weight from there).
+void FillSelection(std::span<const float> scores, std::span<const float> correction_bias,
+                   float* selection) {
+  std::copy(scores.begin(), scores.end(), selection);
+  if (correction_bias.empty()) return;
+  kernels::Add(selection, correction_bias.data(), static_cast<int64_t>(scores.size()));
+}
+
+// What experts of masked groups count.
+float MaskedScore(const GateSpec& gate) {
+  return gate.score == GateScore::kSigmoid ? -kInfinity : 0.0f;
+}
+
 }  // namespace
 
 void TopK(const float* x, int64_t n, int64_t k, int32_t* out) {
@@ -81,22 +98,40 @@ void SelectExperts(const GateSpec& gate, std::span<float> logits,
   const int64_t experts = static_cast<int64_t>(logits.size());
   SY_DCHECK(gate.top_k <= experts);
   Score(gate.score, logits);
-
-  // What is compared may differ from what is weighted: DeepSeek-V3 compares score + bias, V2 the
-  // score with masked groups at 0.0 (and takes its weight from there).
   float* selection = scratch;
-  std::copy(logits.begin(), logits.end(), selection);
-  if (!correction_bias.empty()) kernels::Add(selection, correction_bias.data(), experts);
+  FillSelection(logits, correction_bias, selection);
   if (LimitsGroups(gate)) {
-    const bool sigmoid = gate.score == GateScore::kSigmoid;
-    LimitGroups(gate, experts, sigmoid ? -std::numeric_limits<float>::infinity() : 0.0f, selection,
-                scratch + experts);
+    LimitGroups(gate, experts, MaskedScore(gate), selection, scratch + experts);
   }
   TopK(selection, experts, gate.top_k, ids);
   std::sort(ids, ids + gate.top_k);
 
   WeighExperts(gate, WeighedScores(gate, !correction_bias.empty(), logits.data(), selection),
                {ids, static_cast<size_t>(gate.top_k)}, weights);
+}
+
+size_t SelectWithout(const GateSpec& gate, std::span<const uint8_t> gone,
+                     std::span<const float> scores, std::span<const float> correction_bias,
+                     float* scratch, std::span<int32_t> ids, float* weights) {
+  const int64_t experts = static_cast<int64_t>(scores.size());
+  float* selection = scratch;
+  FillSelection(scores, correction_bias, selection);
+  for (int64_t e = 0; e < experts; ++e) {
+    if (gone[static_cast<size_t>(e)] || std::isnan(selection[e])) selection[e] = -kInfinity;
+  }
+  float least = -kInfinity;
+  if (LimitsGroups(gate)) {
+    least = MaskedScore(gate);
+    LimitGroups(gate, experts, least, selection, scratch + experts);
+  }
+  TopK(selection, experts, static_cast<int64_t>(ids.size()), ids.data());
+  const auto end =
+      std::remove_if(ids.begin(), ids.end(), [&](int32_t e) { return !(selection[e] > least); });
+  std::sort(ids.begin(), end);
+  const std::span<const int32_t> found(ids.begin(), end);
+  WeighExperts(gate, WeighedScores(gate, !correction_bias.empty(), scores.data(), selection), found,
+               weights);
+  return found.size();
 }
 
 const float* WeighedScores(const GateSpec& gate, bool has_correction_bias, const float* logits,

@@ -6,6 +6,7 @@
 // Serial and pure; any thread. A NaN among the logits gives some valid set of distinct experts.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -21,6 +22,13 @@ int64_t GateScratch(const GateSpec& gate, int experts);
 void SelectExperts(const GateSpec& gate, std::span<float> logits,
                    std::span<const float> correction_bias, float* scratch, int32_t* ids,
                    float* weights);
+
+// The choice once more, of the scores that SelectExperts left in its `logits`, as if the experts
+// that are `gone` [experts] were not in the model: of ids.size() experts, or of as many as the gate
+// may choose from. Returns how many; a NaN is none of them.
+size_t SelectWithout(const GateSpec& gate, std::span<const uint8_t> gone,
+                     std::span<const float> scores, std::span<const float> correction_bias,
+                     float* scratch, std::span<int32_t> ids, float* weights);
 
 // The indices of the k largest of x, best first into out. Equal values keep the lower index first,
 // and a NaN never displaces anything.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "router/graph/lost_experts.h"
 #include "services/model/spec.h"
 
 namespace switchyard::router {
@@ -43,6 +44,7 @@ struct StepBatch {
 struct StepResult {
   const float* logits = nullptr;  // [logit_rows, vocab], fp32
   std::vector<uint8_t> lost;      // [rows]: 1 where an expert's row was lost
+  std::vector<uint8_t> degraded;  // [rows]: the LostExperts that replaced experts of the row, or 0
   // [trace_rows × moe_layers × width], ids ascending, then kNoExpert. The width is top_k, or one
   // more under a policy that may add an expert.
   std::vector<int32_t> routed_experts;

@@ -74,6 +74,8 @@ class EngineObserver {
   virtual void OnFirstToken(absl::Duration /*since_submit*/) {}
   virtual void OnToken(absl::Duration /*since_last*/) {}
   virtual void OnPreempted() {}
+  // Of each row that a sequence depends on and whose experts were replaced.
+  virtual void OnDegraded(LostExperts /*how*/) {}
   // Of each admission that may use the cache: tokens that were looked for and tokens found.
   virtual void OnPrefixLookup(int64_t /*tokens*/, int64_t /*found*/) {}
   // Of a sequence in a step, where tokens were guessed: how many, and how many were right.

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "router/graph/lost_experts.h"
 #include "router/sample/sampling_params.h"
 
 namespace switchyard::router {
@@ -42,6 +43,8 @@ struct TokenEvent {
   std::vector<float> routed_weights;
   std::vector<PromptLogprob> prompt_logprobs;  // of choice 0, up to its first token; each once
   int cached_tokens = 0;  // with a first token: of the prompt, that were not computed for it
+  // What replaced experts of a row that this choice's tokens depend on; kFail: nothing did.
+  LostExperts degraded = LostExperts::kFail;
 };
 
 // Where a client stream's tokens go. Called by the engine thread with all events of one step that

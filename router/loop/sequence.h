@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -51,6 +52,7 @@ struct Sequence {
   // kHeld: another choice computes the prompt for it. kEnded: its finish was sent; its rows may
   // still be in a step.
   enum class State { kHeld, kWaiting, kRunning, kEnded };
+  static constexpr int64_t kAllSound = std::numeric_limits<int64_t>::max();
 
   Sequence(Request& owner, int choice_index, uint64_t arrival_number)
       : request(owner), choice(choice_index), arrival(arrival_number) {}
@@ -71,9 +73,11 @@ struct Sequence {
   int draft_most = 0;                // guesses that are worth their rows, as it looks
 
   int64_t computed = 0;              // tokens whose K/V is in the blocks
+  int64_t sound = kAllSound;         // rows below it were computed by the experts that are theirs
   int64_t published = 0;             // blocks that can be found, or are shared
   std::vector<BlockDigest> digests;  // of the first full blocks of its tokens, as far as was asked
-  uint64_t last_step = 0;            // that computed a row of it
+  LostExperts degraded = LostExperts::kFail;  // what replaced experts of one, ever
+  uint64_t last_step = 0;                     // that computed a row of it
   absl::Time last_token;
 
   // Of rows computed, not yet sent. A row counts once, also when preemption makes it twice.

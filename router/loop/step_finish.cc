@@ -83,6 +83,9 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
                        "its worker",
                        trace_id, s.choice, batch_.positions[row]));
   }
+  for (int64_t i = 0; i < known_rows; ++i) {
+    NoteDegraded(s, s.computed + i, result, slice.first_row + i);
+  }
   TakeTraces(slice, result);
   const absl::StatusOr<int64_t> scored = ScorePrompt(slice, result);
   if (!scored.ok()) return Fail(s, scored.status());
@@ -103,6 +106,14 @@ void StepLoop::FinishSlice(const Slice& slice, const StepResult& result, absl::T
   if (slice.drafts > 0) AcceptDrafts(slice, result, first + vocab, now);
 }
 
+void StepLoop::NoteDegraded(Sequence& s, int64_t position, const StepResult& result, int64_t row) {
+  if (row >= static_cast<int64_t>(result.degraded.size()) || result.degraded[row] == 0) return;
+  const LostExperts how{result.degraded[row]};
+  s.sound = std::min(s.sound, position);
+  if (s.degraded == LostExperts::kFail) s.degraded = how;
+  observer_.OnDegraded(how);
+}
+
 void StepLoop::AcceptDrafts(const Slice& slice, const StepResult& result, const float* logits,
                             absl::Time now) {
   Sequence& s = *slice.sequence;
@@ -112,6 +123,7 @@ void StepLoop::AcceptDrafts(const Slice& slice, const StepResult& result, const 
   for (; accepted < slice.drafts; ++accepted, logits += vocab) {
     if (s.state == Sequence::State::kEnded || s.tokens.back() != s.drafts[accepted]) break;
     if (IsLost(result, first_row + accepted)) break;
+    NoteDegraded(s, s.computed, result, first_row + accepted);
     ++s.computed;
     SettleBlocks(s);
     SampleNext(s, {logits, vocab}, now);

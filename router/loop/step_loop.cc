@@ -257,6 +257,7 @@ void StepLoop::Preempt(Sequence& s) {
   s.tables->Clear();
   s.drafts.clear();
   s.computed = s.published = 0;
+  s.sound = Sequence::kAllSound;
   s.state = Sequence::State::kWaiting;
   waiting_.Insert(s);
   observer_.OnPreempted();
@@ -342,6 +343,7 @@ TokenEvent StepLoop::EventOf(const Sequence& s) const {
   event.request = s.request.spec.request;
   event.attempt = s.request.spec.attempt;
   event.choice = s.choice;
+  event.degraded = s.degraded;
   return event;
 }
 

@@ -88,7 +88,8 @@ class StepLoop {
   void ExtendDigests(Sequence& s, int64_t blocks);
   Prefix FindPrefix(Sequence& s);
   void SharePrefix(Sequence& s);
-  // Full blocks can be found by others, and those behind the window are given back.
+  // Full blocks can be found by others, but for those that depend on rows whose experts were
+  // replaced; and those behind the window are given back.
   void SettleBlocks(Sequence& s);
   // The other choices of a request whose prompt was computed: each draws its first token from the
   // same logits, or waits where there is no place for it.
@@ -102,6 +103,8 @@ class StepLoop {
 
   void MeasureStep(absl::Duration took);
   void FinishSlice(const Slice& slice, const StepResult& result, absl::Time now);
+  // That experts of the row of its token at `position` were replaced, where they were.
+  void NoteDegraded(Sequence& s, int64_t position, const StepResult& result, int64_t row);
   // Goes on with the rows of drafts, as long as what was drawn is what was guessed. `logits` are of
   // the first of them.
   void AcceptDrafts(const Slice& slice, const StepResult& result, const float* logits,

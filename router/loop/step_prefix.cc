@@ -58,7 +58,7 @@ void StepLoop::SharePrefix(Sequence& s) {
 
 void StepLoop::SettleBlocks(Sequence& s) {
   if (options_.prefix_cache) {
-    const int64_t full = s.computed / kBlockTokens;
+    const int64_t full = std::min(s.computed, s.sound) / kBlockTokens;
     ExtendDigests(s, full);
     for (; s.published < full; ++s.published) {
       s.tables->Publish(s.published, s.digests[static_cast<size_t>(s.published)]);
@@ -93,6 +93,8 @@ void StepLoop::Fork(const Sequence& leader, std::span<const float> logits, absl:
       runner_.CopyBlock(leader.tables->group(g).data()[full], s.tables->group(g).data()[full]);
     }
     s.computed = length;
+    s.sound = leader.sound;
+    s.degraded = leader.degraded;
     s.published = leader.published;
     s.digests = leader.digests;
     s.last_step = steps_;

@@ -40,6 +40,18 @@ pb::Token::Finish ToProto(Finish finish) {
   return pb::Token::ERROR;
 }
 
+pb::Token::Degraded ToProto(LostExperts how) {
+  switch (how) {
+    case LostExperts::kFail:
+      return pb::Token::NO;
+    case LostExperts::kRenormalise:
+      return pb::Token::RENORMALISE;
+    case LostExperts::kNextBest:
+      return pb::Token::NEXT_BEST;
+  }
+  return pb::Token::NO;
+}
+
 template <typename Repeated>
 void AddTop(const std::vector<TokenLogprob>& top, Repeated* out) {
   for (const TokenLogprob& entry : top) {
@@ -105,6 +117,7 @@ void ToProto(const TokenEvent& event, pb::Token* token) {
     AddTop(entry.top, out->mutable_top());
   }
   token->set_cached_tokens(event.cached_tokens);
+  token->set_degraded(ToProto(event.degraded));
 }
 
 }  // namespace switchyard::router

@@ -140,6 +140,13 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
                             ? nullptr
                             : &metrics.Counter(t::kRouterRequests, kService, {{"finish", name}}));
   }
+  for (const LostExperts how :
+       {LostExperts::kFail, LostExperts::kRenormalise, LostExperts::kNextBest}) {
+    degraded_.push_back(how == LostExperts::kFail
+                            ? nullptr
+                            : &metrics.Counter(t::kRouterDegradedRows, kService,
+                                               {{"policy", std::string(Name(how))}}));
+  }
 }
 
 t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engine& engine,
@@ -216,6 +223,10 @@ void RouterMetrics::OnPrefixLookup(int64_t tokens, int64_t found) {
 void RouterMetrics::OnDrafts(int64_t drafts, int64_t accepted) {
   drafts_.Increment(static_cast<double>(drafts));
   accepted_.Increment(static_cast<double>(accepted));
+}
+
+void RouterMetrics::OnDegraded(LostExperts how) {
+  if (auto* counter = degraded_[static_cast<size_t>(how)]) counter->Increment();
 }
 
 void RouterMetrics::OnFinished(Finish finish, int prompt_tokens, int output_tokens) {

@@ -57,6 +57,7 @@ class RouterMetrics : public EngineObserver {
   void OnFirstToken(absl::Duration since_submit) override;
   void OnToken(absl::Duration since_last) override;
   void OnPreempted() override { preemptions_.Increment(); }
+  void OnDegraded(LostExperts how) override;
   void OnPrefixLookup(int64_t tokens, int64_t found) override;
   void OnDrafts(int64_t drafts, int64_t accepted) override;
   void OnFinished(Finish finish, int prompt_tokens, int output_tokens) override;
@@ -75,6 +76,7 @@ class RouterMetrics : public EngineObserver {
   prometheus::Counter &prefix_queries_, &prefix_hits_, &drafts_, &accepted_;
   prometheus::Counter &prompt_tokens_, &output_tokens_;
   std::vector<prometheus::Counter*> finished_;  // by Finish
+  std::vector<prometheus::Counter*> degraded_;  // by LostExperts
 };
 
 }  // namespace switchyard::router

@@ -84,6 +84,9 @@ inline constexpr MetricDef kGatewayStallSeconds{
 inline constexpr MetricDef kGatewayStaleTokens{
     "switchyard_gateway_stale_tokens_total", kCounter,
     "Tokens of routers that had been given up, or that had come before: not passed on"};
+inline constexpr MetricDef kGatewayDegraded{
+    "switchyard_gateway_degraded_responses_total", kCounter,
+    "Requests with a choice for which experts that were gone were replaced, by policy"};
 inline constexpr MetricDef kGatewayRouterReady{"switchyard_gateway_router_ready", kGauge,
                                                "1 while that router takes requests, else 0"};
 
@@ -185,6 +188,9 @@ inline constexpr MetricDef kRouterRoutingOverflow{
     "dropped"};
 inline constexpr MetricDef kRouterLostRows{"switchyard_router_lost_rows_total", kCounter,
                                            "Rows that no worker computed"};
+inline constexpr MetricDef kRouterDegradedRows{
+    "switchyard_router_degraded_rows_total", kCounter,
+    "Tokens that were computed with experts in place of some that were gone, by policy"};
 inline constexpr MetricDef kRouterAgainRows{
     "switchyard_router_dispatch_again_rows_total", kCounter,
     "(token, expert) pairs sent again, by reason: retry (their part failed), hedge (it was late)"};

@@ -20,6 +20,7 @@ namespace fs = std::filesystem;
 
 void Read(const v1::GenerateResponse& response, Answer& answer) {
   for (const v1::Choice& choice : response.choices()) {
+    answer.degraded = choice.degraded();
     answer.ids.insert(answer.ids.end(), choice.token_ids().begin(), choice.token_ids().end());
     for (const v1::TokenLogprob& token : choice.logprobs()) {
       answer.logprobs.push_back(token.logprob());

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "sdk/embedded/local_cluster.h"
 #include "services/tensor/dtype.h"
+#include "switchyard/v1/inference.pb.h"
 
 namespace switchyard::test {
 
@@ -24,6 +25,7 @@ struct Answer {
   std::vector<int32_t> ids;
   // Of each token: its log-probability, then the ids and log-probabilities of the best three.
   std::vector<float> logprobs;
+  v1::Degraded degraded = v1::DEGRADED_NO;  // as the last chunk says
 
   bool operator==(const Answer&) const = default;
 };

@@ -192,6 +192,63 @@ TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
   EXPECT_EQ(Generate(*cluster, ask), before);
 }
 
+class LostExpertsTest : public testing::TestWithParam<router::LostExperts> {};
+
+TEST_P(LostExpertsTest, AnswersThatNeedThemSaySoAndTheOthersAreTheSame) {
+  router::RouterOptions options;
+  options.expert_patience = absl::Milliseconds(50);
+  options.lost_experts = GetParam();
+  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-126", "127"}, options);
+  std::vector<Ask> asks;
+  for (int i = 0; i < 24; ++i) asks.push_back({.prompt = {5 + i, 600 + 7 * i}, .max_tokens = 2});
+  const Ask longer = Probes().back();  // of many blocks of KV
+  const std::vector<Answer> before = GenerateAll(*cluster, asks);
+  Ask elsewhere = longer;
+  elsewhere.prompt[0] = 1;  // not found in the prefix cache
+
+  std::vector<Answer> during;
+  std::thread clients([&] {
+    during = GenerateAll(*cluster, std::vector<Ask>(4, Ask{.prompt = {5, 6}, .max_tokens = 500}));
+  });
+  while (cluster->router().Snapshot().running < 4) std::this_thread::yield();
+  cluster->StopWorker(1);
+  clients.join();
+  const v1::Degraded marked = GetParam() == router::LostExperts::kRenormalise
+                                  ? v1::DEGRADED_RENORMALISE
+                                  : v1::DEGRADED_NEXT_BEST;
+  for (const Answer& answer : during) {
+    EXPECT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_EQ(answer.ids.size(), 500u);
+    EXPECT_EQ(answer.degraded, marked);
+  }
+  int changed = 0;
+  const std::vector<Answer> without = GenerateAll(*cluster, asks);
+  for (size_t i = 0; i < asks.size(); ++i) {
+    EXPECT_TRUE(without[i].status.ok()) << without[i].status;
+    changed += without[i].degraded == marked;
+    if (without[i].degraded == v1::DEGRADED_NO) {
+      EXPECT_EQ(without[i], before[i]);
+    }
+  }
+  EXPECT_GT(changed, 0);
+  EXPECT_LT(changed, 24);
+  const Answer poor = Generate(*cluster, elsewhere);
+  EXPECT_EQ(poor.degraded, marked);
+
+  // Nothing of it is left once the experts are back.
+  ASSERT_TRUE(cluster->StartWorker(1).ok());
+  while (Generate(*cluster, {.prompt = longer.prompt, .max_tokens = 1}).degraded == marked) {
+  }
+  EXPECT_EQ(GenerateAll(*cluster, asks), before);
+  const Answer found = Generate(*cluster, elsewhere);
+  const auto fresh = StartCluster("tiny-r1", DType::kBF16, {});
+  EXPECT_EQ(found, Generate(*fresh, elsewhere));
+}
+
+INSTANTIATE_TEST_SUITE_P(Failure, LostExpertsTest,
+                         testing::Values(router::LostExperts::kRenormalise,
+                                         router::LostExperts::kNextBest));
+
 // The gateway's streams go on at the other router, or at the same one when it is back.
 TEST(Failure, ARouterThatStopsUnderStreamsChangesNothing) {
   std::vector<Ask> asks = Probes();

@@ -60,8 +60,10 @@ DecoderHarness::DecoderHarness(const LoadedModel& model, const router::RouterWei
       compute_(options.isa, pool_),
       kv_(PoisonedKv(model.spec, options)),
       dispatcher_(model.spec, model.experts, compute_, options.dtype, options.polls_until_done),
-      decoder_({.dtype = options.dtype, .routing = options.routing}, model.spec, weights, compute_,
-               kv_, dispatcher_),
+      decoder_({.dtype = options.dtype,
+                .routing = options.routing,
+                .lost_experts = options.lost_experts},
+               model.spec, weights, compute_, kv_, dispatcher_),
       micro_batches_(options.micro_batches) {}
 
 const router::StepResult& DecoderHarness::Step(std::span<const Chunk> chunks) {

@@ -38,6 +38,7 @@ struct HarnessOptions {
   int polls_until_done = 0;  // see DirectDispatcher
   int64_t kv_blocks = 512;
   router::RoutingOptions routing;
+  router::LostExperts lost_experts = router::LostExperts::kFail;
 };
 
 class DecoderHarness {

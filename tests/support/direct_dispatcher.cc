@@ -117,6 +117,32 @@ void DirectDispatcher::Compute(const router::MoeJob& job) {
   Down(job, {activated_.data(), wire_, width}, y_.as<float>());
   Combine(job, y_.as<float>());
   if (lose_row_ >= 0 && lose_row_ < job.tokens) job.lost[lose_row_] = 1;
+  LoseRowsOf(job);
+}
+
+void DirectDispatcher::LoseExperts(int layer, const std::vector<int>& experts, bool known) {
+  Lost& lost = lost_[layer];
+  lost.known = known;
+  lost.experts.assign(static_cast<size_t>(spec_.experts.count), 0);
+  for (const int e : experts) lost.experts[static_cast<size_t>(e)] = 1;
+}
+
+std::span<const uint8_t> DirectDispatcher::Gone(int layer) {
+  const auto at = lost_.find(layer);
+  if (at == lost_.end() || !at->second.known) return {};
+  return at->second.experts;
+}
+
+void DirectDispatcher::LoseRowsOf(const router::MoeJob& job) {
+  const auto at = lost_.find(job.layer);
+  if (at == lost_.end()) return;
+  for (int64_t pair = 0; pair < job.tokens * job.top_k; ++pair) {
+    const int32_t e = job.experts[pair];
+    if (e == router::kNoExpert || !at->second.experts[static_cast<size_t>(e)]) continue;
+    std::fill_n(job.out + pair / job.top_k * spec_.hidden, spec_.hidden, 0.0f);
+    job.lost[pair / job.top_k] = 1;
+    at->second.known = true;
+  }
 }
 
 void DirectDispatcher::SortByExpert(const router::MoeJob& job) {

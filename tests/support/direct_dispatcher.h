@@ -8,7 +8,9 @@
 // Every real path (embedded, GROUP_SUMS or ROWS over the wire) has to give these bits.
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -52,6 +54,10 @@ class DirectDispatcher : public router::Dispatcher {
   void set_delay(absl::Duration delay) { delay_ = delay; }
   // Marks row `token` of every later job as lost.
   void LoseRow(int64_t token) { lose_row_ = token; }
+  // From now on nobody has these experts of a layer: they are gone already, or their rows are lost
+  // by the next job that names one, which finds it out.
+  void LoseExperts(int layer, const std::vector<int>& experts, bool known);
+  std::span<const uint8_t> Gone(int layer) override;
 
  private:
   struct Open {
@@ -67,6 +73,8 @@ class DirectDispatcher : public router::Dispatcher {
   void Activate(const float* gate_up, kernels::MutableRows out);
   void Down(const router::MoeJob& job, const kernels::Rows& activated, float* y);
   void Combine(const router::MoeJob& job, const float* y);
+  // Of a job that names lost experts.
+  void LoseRowsOf(const router::MoeJob& job);
 
   const ModelSpec& spec_;
   const DirectExperts& experts_;
@@ -75,6 +83,11 @@ class DirectDispatcher : public router::Dispatcher {
   const int polls_until_done_;
   absl::Duration delay_;
   int64_t lose_row_ = -1;
+  struct Lost {
+    std::vector<uint8_t> experts;  // [experts]
+    bool known = false;
+  };
+  std::map<int, Lost> lost_;  // by layer
   int most_in_flight_ = 0;
   router::MoeTicket next_ticket_ = 1;
   std::map<router::MoeTicket, Open> jobs_;

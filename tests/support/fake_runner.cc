@@ -162,7 +162,11 @@ void FakeRunner::Compute(const StepBatch& batch) {
   }
   result_ = {};
   result_.lost.assign(batch.rows(), 0);
+  result_.degraded.assign(batch.rows(), 0);
   logits_.clear();
+  for (int64_t r = 0; options_.degrade_row && r < batch.rows(); ++r) {
+    result_.degraded[r] = static_cast<uint8_t>(options_.degrade_row(ReadBack(batch, r)));
+  }
   for (int64_t r = 0; options_.lose_row && r < batch.rows(); ++r) {
     result_.lost[r] = options_.lose_row(ReadBack(batch, r));
   }

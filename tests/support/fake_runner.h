@@ -31,6 +31,7 @@ struct FakeRunnerOptions {
   int waits = 0;           // kWaiting answers before a step is done
   // Damage, by the sequence's tokens up to the row; unset: none.
   std::function<bool(const std::vector<int32_t>&)> lose_row;
+  std::function<LostExperts(const std::vector<int32_t>&)> degrade_row;  // the logits stay
   std::function<bool(const std::vector<int32_t>&)> nan_logits;
 
   // Tokens that a row sees in the layers that see most; 0: all.

@@ -67,6 +67,26 @@ TEST_F(OpenAiAnswerTest, StopReasonsAreStringsOrTokenIds) {
   EXPECT_EQ(Answer(chunk)["choices"][0]["stop_reason"], 42);
 }
 
+TEST_F(OpenAiAnswerTest, SaysWhatReplacedExperts) {
+  v1::GenerateResponse chunk;
+  v1::Choice* choice = chunk.add_choices();
+  choice->set_finish_reason(v1::FINISH_REASON_STOP);
+  for (const bool stream : {false, true}) {
+    format_.stream = stream;
+    const auto said = [&](v1::Degraded how) {
+      choice->set_degraded(how);
+      Answer(chunk);
+      const std::string& body = exchange_->answer.body;
+      const size_t begin = body.find('{');
+      const json event = json::parse(body.substr(begin, body.find('\n') - begin));
+      return event["choices"][0].value("degraded", "nothing");
+    };
+    EXPECT_EQ(said(v1::DEGRADED_NO), "nothing");
+    EXPECT_EQ(said(v1::DEGRADED_RENORMALISE), "renormalise");
+    EXPECT_EQ(said(v1::DEGRADED_NEXT_BEST), "next-best");
+  }
+}
+
 TEST_F(OpenAiAnswerTest, TextOffsetsLeaveHiddenTokensOut) {
   const auto tokenizer =
       Tokenizer::Load(std::string(std::getenv("SWITCHYARD_SOURCE_DIR")) + "/models/tiny-r1");

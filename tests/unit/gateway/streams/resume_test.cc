@@ -43,6 +43,8 @@ class Sink : public ChunkSink {
     for (const v1::Choice& choice : chunk.choices()) {
       text_[choice.index()] += choice.text();
       tokens_[choice.index()] += choice.token_ids_size();
+      degraded_[choice.index()] += choice.degraded() == v1::DEGRADED_NEXT_BEST;
+      EXPECT_NE(choice.degraded(), v1::DEGRADED_RENORMALISE);
       if (choice.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) ++finishes_[choice.index()];
     }
     if (chunk.has_usage()) usage_ = chunk.usage();
@@ -75,6 +77,10 @@ class Sink : public ChunkSink {
     absl::MutexLock lock(&mutex_);
     return finishes_[choice];
   }
+  int degraded(int choice) {  // chunks
+    absl::MutexLock lock(&mutex_);
+    return degraded_[choice];
+  }
   v1::Usage usage() {
     absl::MutexLock lock(&mutex_);
     return usage_;
@@ -83,7 +89,7 @@ class Sink : public ChunkSink {
  private:
   absl::Mutex mutex_;
   std::map<int, std::string> text_;
-  std::map<int, int> tokens_, finishes_;
+  std::map<int, int> tokens_, finishes_, degraded_;
   v1::Usage usage_;
   bool ended_ = false;
   absl::Status status_;
@@ -100,13 +106,16 @@ struct Counts : GenerationObserver {
   }
   void OnStall(absl::Duration) override { ++stalls; }
   void OnStaleToken() override { ++stale; }
+  void OnDegraded(v1::Degraded how) override {
+    degraded += how == v1::DEGRADED_NEXT_BEST ? 1 : 100;
+  }
   std::map<std::string, int> Resumed() {
     absl::MutexLock lock(&mutex);
     return resumed;
   }
   absl::Mutex mutex;
   std::map<std::string, int> resumed;
-  std::atomic<int> stalls{0}, stale{0};
+  std::atomic<int> stalls{0}, stale{0}, degraded{0};
 };
 
 // A model: what each choice says in the end, and routers that go on where they are told to.
@@ -172,6 +181,8 @@ class ResumeTest : public ::testing::Test {
         token.set_choice(c);
         token.set_index(static_cast<int>(i));
         token.set_id(says_[c][i]);
+        const bool marked = submit.attempt() == 0 && c == degraded_choice_ && i > 0;
+        token.set_degraded(marked ? Token::NEXT_BEST : Token::NO);
         if (i + 1 == says_[c].size()) token.set_finish(Token::LENGTH);
       }
     }
@@ -191,6 +202,7 @@ class ResumeTest : public ::testing::Test {
   std::vector<std::vector<int32_t>> says_;
   std::vector<size_t> cuts_;
   std::vector<Token> refusals_;  // by attempt; code 0: none
+  int degraded_choice_ = -1;     // from its second token on, at the first router
   size_t repeats_ = 0;           // tokens that a router sends again
   std::vector<Submit> seen_;
   FakeRouter* at_ = nullptr;
@@ -270,6 +282,20 @@ TEST_F(ResumeTest, ChoicesThatHaveEndedStayEnded) {
   EXPECT_FALSE(second.choices(0).ended());
   EXPECT_TRUE(second.choices(1).ended());
   EXPECT_TRUE(second.choices(2).ended());
+}
+
+TEST_F(ResumeTest, ADegradedChoiceStaysSoAtAnotherRouter) {
+  says_ = {Ids("one two three four five"), Ids("one two three four five")};
+  cuts_ = {3};
+  degraded_choice_ = 1;
+  Start();
+  auto sink = Begin(R"(prompt: "x" n: 2)");
+  sink->AwaitTokens(1, 3);
+  Holder().BreakStreams();
+  EXPECT_TRUE(sink->End().ok());
+  EXPECT_EQ(sink->degraded(0), 0);
+  EXPECT_EQ(sink->degraded(1), sink->tokens(1) - 1);
+  EXPECT_EQ(counts_.degraded, 1) << "once a request";
 }
 
 TEST_F(ResumeTest, TokensThatComeTwiceAreTakenOnce) {

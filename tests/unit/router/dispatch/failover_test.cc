@@ -215,6 +215,41 @@ TEST(Failover, RowsWaitForTheirExpertsAsLongAsIsPatient) {
   ExpectSame(batch, expected);
 }
 
+// Nobody waits for each of them in turn, nor for one that has been missed for long.
+TEST(Failover, ExpertsThatNobodyHeldForSoLongAreGoneTogether) {
+  Simulation sim({"0-7", "8-11"}, {.patience = absl::Seconds(3)});
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  sim.Run(batch);
+  const auto gone = [&] {
+    const std::span<const uint8_t> g = sim.dispatcher().Gone(1);
+    return std::vector<int>(g.begin(), g.end());
+  };
+  EXPECT_THAT(gone(), ::testing::IsEmpty());
+  sim.link(1).Fall();
+  EXPECT_THAT(gone(), ::testing::IsEmpty());
+  virtual_now += absl::Milliseconds(2990);
+  EXPECT_THAT(gone(), ::testing::IsEmpty());
+  virtual_now += absl::Milliseconds(10);
+  EXPECT_LE(sim.Run(batch), absl::Milliseconds(1));
+  EXPECT_THAT(batch.lost, ::testing::Contains(1));
+  EXPECT_THAT(gone(), ::testing::ElementsAre(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1));
+  sim.link(1).Rise();
+  EXPECT_THAT(gone(), ::testing::IsEmpty());
+  sim.Run(batch);
+  ExpectSame(batch, expected);
+}
+
+TEST(Failover, ARowOfNoExpertsIsZero) {
+  Simulation sim({"0-11"});
+  MoeBatch batch(sim.spec(), DType::kBF16, 4, 1);
+  std::fill(batch.experts.begin(), batch.experts.end(), kNoExpert);
+  std::fill(batch.out.begin(), batch.out.end(), 1.0f);
+  sim.Run(batch);
+  EXPECT_THAT(batch.lost, ::testing::Each(0));
+  EXPECT_THAT(batch.out, ::testing::Each(0.0f));
+}
+
 TEST(Failover, ADeadlineEndsAJobThatWaits) {
   Simulation sim({"0-7", "8-11"}, {.patience = absl::Hours(1)});
   MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);

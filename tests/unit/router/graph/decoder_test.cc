@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
 #include "services/base/text.h"
 #include "tests/support/decoder_harness.h"
 #include "tests/support/golden.h"
@@ -11,6 +15,7 @@ namespace switchyard::test {
 namespace {
 
 using router::DecoderOptions;
+using router::LostExperts;
 using Chunk = DecoderHarness::Chunk;
 using Sequence = DecoderHarness::Sequence;
 
@@ -98,6 +103,107 @@ TEST(DecoderTest, ReturnsWhileRowsAreOut) {
   // Two MoE layers, five polls each before they are done.
   EXPECT_EQ(harness.waits(), 2 * 5);
   EXPECT_EQ(harness.dispatcher().in_flight(), 0);
+}
+
+// Rows of a step whose experts of the first MoE layer include one of these.
+std::vector<bool> RowsThatNeed(const router::StepResult& traced, int rows, int width,
+                               const std::vector<int>& experts) {
+  std::vector<bool> need(static_cast<size_t>(rows), false);
+  const size_t row_size = traced.routed_experts.size() / static_cast<size_t>(rows);
+  for (size_t r = 0; r < need.size(); ++r) {
+    for (size_t k = 0; k < static_cast<size_t>(width); ++k) {
+      const int32_t e = traced.routed_experts[r * row_size + k];
+      need[r] = need[r] || std::ranges::count(experts, e) > 0;
+    }
+  }
+  return need;
+}
+
+int FirstMoeLayer() {
+  int layer = 0;
+  while (!Model().spec.layers[static_cast<size_t>(layer)].moe) ++layer;
+  return layer;
+}
+
+// One token each of twelve sequences, so that no row sees what became of another.
+struct ManyOfOne {
+  std::vector<Sequence> sequences = std::vector<Sequence>(kTokens.size());
+  std::vector<Chunk> chunks;
+
+  ManyOfOne() {
+    for (size_t i = 0; i < kTokens.size(); ++i) {
+      chunks.push_back(
+          {.sequence = &sequences[i], .tokens = std::span(kTokens).subspan(i, 1), .trace = true});
+    }
+  }
+};
+
+class DecoderWithout : public ::testing::TestWithParam<std::tuple<bool, int>> {};
+
+TEST_P(DecoderWithout, ExpertsThatAreGoneOnlyTheRowsThatNeedThemChange) {
+  const auto [known, micro_batches] = GetParam();
+  const int rows = static_cast<int>(kTokens.size()), top_k = Model().spec.gate.top_k;
+  const auto vocab = static_cast<size_t>(Model().spec.vocab);
+  DecoderHarness undisturbed(Model(), {.micro_batches = micro_batches});
+  ManyOfOne before;
+  const router::StepResult expected = undisturbed.Step(before.chunks);
+  const std::vector<float> logits(expected.logits, expected.logits + kTokens.size() * vocab);
+  const std::vector<int> gone = {expected.routed_experts[0], expected.routed_experts[1]};
+  const std::vector<bool> need = RowsThatNeed(expected, rows, top_k, gone);
+  ASSERT_THAT(need, ::testing::Contains(false)) << "all rows need what is lost";
+  for (const LostExperts how :
+       {LostExperts::kFail, LostExperts::kRenormalise, LostExperts::kNextBest}) {
+    DecoderHarness harness(Model(), {.micro_batches = micro_batches, .lost_experts = how});
+    harness.dispatcher().LoseExperts(FirstMoeLayer(), gone, known);
+    ManyOfOne now;
+    const router::StepResult& result = harness.Step(now.chunks);
+    const size_t row_size = result.routed_experts.size() / kTokens.size();
+    for (size_t r = 0; r < kTokens.size(); ++r) {
+      const std::span<const float> row(result.logits + r * vocab, vocab);
+      const bool same = std::ranges::equal(row, std::span(logits).subspan(r * vocab, vocab));
+      const bool fails = how == LostExperts::kFail && need[r];
+      EXPECT_EQ(same, !need[r]) << Name(how) << ", row " << r;
+      EXPECT_EQ(result.lost[r], fails) << Name(how) << ", row " << r;
+      EXPECT_EQ(result.degraded[r], need[r] ? static_cast<uint8_t>(how) : 0) << Name(how);
+      if (!need[r] || fails) continue;
+      // The trace is of the experts that computed it.
+      const std::span<const int32_t> ids(result.routed_experts.data() + r * row_size,
+                                         static_cast<size_t>(top_k));
+      for (const int e : gone) EXPECT_THAT(ids, ::testing::Not(::testing::Contains(e)));
+      const bool whole = std::ranges::count(ids, router::kNoExpert) == 0;
+      EXPECT_EQ(whole, how == LostExperts::kNextBest) << Name(how) << ", row " << r;
+    }
+    EXPECT_EQ(harness.dispatcher().in_flight(), 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(KnownBeforeOrByALostRow, DecoderWithout,
+                         ::testing::Combine(::testing::Bool(), ::testing::Values(1, 2)));
+
+TEST(DecoderTest, WithoutAnyExpertARowHasTheRest) {
+  std::vector<int> all;
+  for (int e = 0; e < Model().spec.experts.count; ++e) all.push_back(e);
+  for (const LostExperts how : {LostExperts::kRenormalise, LostExperts::kNextBest}) {
+    DecoderHarness harness(Model(), {.lost_experts = how});
+    harness.dispatcher().LoseExperts(FirstMoeLayer(), all, false);
+    Sequence a;
+    const router::StepResult& result =
+        harness.Step(Chunk{.sequence = &a, .tokens = std::span(kTokens).first(3)});
+    EXPECT_THAT(result.lost, ::testing::Each(0));
+    EXPECT_THAT(result.degraded, ::testing::Each(static_cast<uint8_t>(how)));
+    EXPECT_TRUE(std::isfinite(result.logits[0]));
+  }
+}
+
+// What is lost for another reason is sent again once, and lost.
+TEST(DecoderTest, ARowThatIsLostTwiceIsLost) {
+  DecoderHarness harness(Model(), {.lost_experts = LostExperts::kNextBest});
+  harness.dispatcher().LoseRow(0);
+  Sequence a;
+  const router::StepResult& result =
+      harness.Step(Chunk{.sequence = &a, .tokens = std::span(kTokens).first(2)});
+  EXPECT_THAT(result.lost, ::testing::ElementsAre(1, 0));
+  EXPECT_THAT(result.degraded, ::testing::Each(0));
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ struct Output {
   std::vector<int32_t> routed_experts;
   std::vector<float> routed_weights;
   std::vector<PromptLogprob> prompt_logprobs;
-  std::vector<Finish> finishes;  // one, if all is well
+  std::vector<LostExperts> degraded;  // of each token
+  std::vector<Finish> finishes;       // one, if all is well
   int cached_tokens = 0;
   int events_without_token = 0;  // and without a finish
   absl::Status error;
@@ -110,6 +111,7 @@ class CollectingSink : public TokenSink {
       to.in_order &= event.index == static_cast<int>(to.tokens.size());
       to.tokens.push_back(event.id);
       to.logprobs.push_back(event.logprob);
+      to.degraded.push_back(event.degraded);
       to.tops.push_back(std::move(event.top));
     } else if (event.finish == Finish::kNone) {
       ++to.events_without_token;

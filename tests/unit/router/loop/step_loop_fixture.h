@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "router/loop/step_loop.h"
 #include "tests/unit/router/loop/engine_harness.h"
@@ -17,7 +19,12 @@ class StepLoopTest : public testing::Test {
   explicit StepLoopTest(EngineOptions options = {.max_model_len = 256, .kv_blocks = 8},
                         int window = 0, bool alternate = false)
       : options_(std::move(options)),
-        model_({.kv_blocks = options_.kv_blocks, .window = window, .alternate = alternate}) {}
+        model_({.kv_blocks = options_.kv_blocks,
+                .window = window,
+                .alternate = alternate,
+                .degrade_row = [this](const std::vector<int32_t>& tokens) {
+                  return degrade_ ? degrade_(tokens) : LostExperts::kFail;
+                }}) {}
 
   EngineRequest Ask(uint64_t id, int prompt_len, int max_tokens, int priority = 0) {
     EngineRequest request;
@@ -43,6 +50,7 @@ class StepLoopTest : public testing::Test {
 
   absl::Time now_ = absl::FromUnixSeconds(1000);
   EngineOptions options_;
+  std::function<LostExperts(const std::vector<int32_t>&)> degrade_;  // see FakeRunnerOptions
   const FakeRunnerOptions model_;
   FakeRunner runner_{model_};
   EngineObserver observer_;

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/unit/router/loop/step_loop_fixture.h"
 
 namespace switchyard::router {
@@ -133,6 +135,89 @@ TEST_F(StepPrefixTest, APreemptedSequenceFindsWhatIsLeftOfIt) {
   ExpectRight(low);
   ExpectRight(high);
   EXPECT_EQ(sink_->Of(1).cached_tokens, 0);
+}
+
+// Where experts were replaced.
+class StepDegradedTest : public StepPrefixTest {
+ protected:
+  StepDegradedTest() : StepPrefixTest({.max_model_len = 256, .kv_blocks = 32}) {}
+
+  void DegradeAt(size_t position) {
+    degrade_ = [position](const std::vector<int32_t>& tokens) {
+      return tokens.size() == position + 1 ? LostExperts::kNextBest : LostExperts::kFail;
+    };
+  }
+  // How many tokens of a choice are marked; those are the last ones.
+  int64_t Marked(uint64_t id, int choice = 0) {
+    const std::vector<LostExperts> all = sink_->Of(id, choice).degraded;
+    const auto first = std::find(all.begin(), all.end(), LostExperts::kNextBest);
+    EXPECT_EQ(std::count(first, all.end(), LostExperts::kNextBest), all.end() - first);
+    return all.end() - first;
+  }
+};
+
+TEST_F(StepDegradedTest, BlocksFromThatRowOnAreNobodyElses) {
+  DegradeAt(40);
+  EXPECT_EQ(Run(AskLike(1, 1, 100, 2)), 101);
+  EXPECT_EQ(Marked(1), 2);
+  EXPECT_EQ(Run(AskLike(2, 1, 40, 1)), 8);  // one that does not come so far
+  EXPECT_EQ(Marked(2), 0);
+  degrade_ = nullptr;
+  EXPECT_EQ(Run(AskLike(3, 1, 100, 1)), 100 - 32);
+  EXPECT_EQ(Marked(3), 0);
+  EXPECT_EQ(Run(AskLike(4, 1, 100, 1)), 4) << "what was computed as it should be is found";
+}
+
+TEST_F(StepDegradedTest, TokensAreMarkedFromTheFirstThatDependsOnIt) {
+  DegradeAt(75);
+  Run(AskLike(1, 1, 70, 20));
+  EXPECT_EQ(Marked(1), 20 - 6);
+  options_.max_drafts = 3;
+  options_.make_drafter = [] { return std::make_unique<FakeDrafter>(61); };
+  EngineRequest guessed = AskLike(2, 1, 70, 20);
+  guessed.cache_salt = "another";
+  Run(guessed);
+  EXPECT_EQ(Marked(2), 20 - 6);
+}
+
+TEST_F(StepDegradedTest, ChoicesOfOnePromptAreMarkedTogether) {
+  DegradeAt(40);
+  EngineRequest request = AskLike(1, 1, 70, 4);
+  request.n = 3;
+  request.sampling.temperature = 1;
+  Run(request);
+  for (int choice = 0; choice < 3; ++choice) EXPECT_EQ(Marked(1, choice), 4);
+  degrade_ = nullptr;
+  EXPECT_EQ(Run(AskLike(2, 1, 70, 1)), 70 - 32);
+}
+
+TEST_F(StepDegradedTest, WhatIsComputedAgainIsSoundButTheMarkStays) {
+  options_.kv_blocks = 8;
+  FakeRunner runner(model_);
+  StepLoop loop(options_, runner, observer_, outbox_);
+  const auto step = [&] {
+    if (!loop.BeginStep(now_)) return false;
+    EXPECT_EQ(loop.Poll(), ModelRunner::Progress::kDone);
+    loop.FinishStep(now_);
+    outbox_.Flush(loop.steps());
+    return true;
+  };
+  DegradeAt(40);
+  loop.Add(AskLike(1, 1, 100, 60), now_);
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(step());
+  degrade_ = nullptr;
+  EngineRequest high = AskLike(2, 2, 150, 1);
+  high.priority = 1;
+  loop.Add(high, now_);
+  while (step()) {
+  }
+  EXPECT_EQ(Marked(1), 60);
+  const int64_t before = runner.rows();
+  loop.Add(AskLike(3, 1, 100, 1), now_);
+  while (step()) {
+  }
+  EXPECT_EQ(runner.rows() - before, 4);
+  EXPECT_EQ(Marked(3), 0);
 }
 
 // All layers see the last 64 tokens.

@@ -95,6 +95,7 @@ TEST(RouterMetrics, CountsWhatTheEngineSays) {
   router.OnFirstToken(absl::Seconds(1));
   router.OnToken(absl::Microseconds(80));
   router.OnPreempted();
+  router.OnDegraded(LostExperts::kNextBest);
   router.OnFinished(Finish::kStop, 7, 9);
   router.OnRefused(absl::ResourceExhaustedError("full"));
   const std::string text = metrics.Render();
@@ -108,6 +109,8 @@ TEST(RouterMetrics, CountsWhatTheEngineSays) {
         "switchyard_router_engine_seconds_total{service=\"router\"} 0.25",
         "switchyard_router_time_to_first_token_seconds_count{service=\"router\"} 1",
         "switchyard_router_preemptions_total{service=\"router\"} 1",
+        "switchyard_router_degraded_rows_total{policy=\"next-best\",service=\"router\"} 1",
+        "switchyard_router_degraded_rows_total{policy=\"renormalise\",service=\"router\"} 0",
         "switchyard_router_requests_total{finish=\"stop\",service=\"router\"} 1",
         "switchyard_router_prompt_tokens_total{service=\"router\"} 7",
         "switchyard_router_output_tokens_total{service=\"router\"} 9",
