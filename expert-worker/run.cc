@@ -100,23 +100,19 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
   return worker;
 }
 
-// Serves on while routers send, as nobody else may hold these experts; then tells them to send no
-// more and finishes what is open. A second signal ends the wait.
+// Tells the routers, which turn to others and have taken over what nobody else holds; serves them
+// until none has sent for a while. A second signal ends the wait.
 void Drain(Worker& worker, absl::Duration timeout, rpc::ShutdownSignal& signal) {
   log::Info("draining, for up to {}", absl::FormatDuration(timeout));
+  worker.BeginDrain();
   const absl::Time end = absl::Now() + timeout;
   uint64_t parts = worker.counters().parts;
   absl::Time last = absl::Now();
-  bool told = false;
   while (absl::Now() < end && !signal.WaitFor(absl::Milliseconds(20))) {
-    if (told && worker.Drained()) return;
     const uint64_t now = worker.counters().parts;
     if (now != parts) parts = now, last = absl::Now();
     const bool idle = worker.counters().routers == 0 || absl::Now() - last > kQuiet;
-    if (!told && idle && worker.Drained()) {
-      worker.BeginDrain();
-      told = true;
-    }
+    if (idle && worker.Drained()) return;
   }
   log::Warning("calls were open when the time was over");
 }

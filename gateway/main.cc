@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 
+#include "absl/strings/str_join.h"
 #include "gateway/announce.h"
 #include "gateway/gateway.h"
 #include "services/base/logging.h"
@@ -51,6 +52,11 @@ class Upstream {
                  .ca = config.upstream_tls().router_tls_ca(),
                  .flags = "--router-tls"};
     SY_RETURN_IF_ERROR(security::ClientCredentials(out->tls_).status());
+    const std::set<std::string> different(config.routers().begin(), config.routers().end());
+    if (static_cast<int>(different.size()) != config.routers_size()) {
+      return InvalidArgument("--routers names an address twice: {}",
+                             absl::StrJoin(config.routers(), ","));
+    }
     out->watch_.addresses.assign(config.routers().begin(), config.routers().end());
     SY_ASSIGN_OR_RETURN(out->watch_.refresh, config::ParseDuration(config.dns().dns_refresh()));
     out->watch_.refresh = std::min(out->watch_.refresh, absl::Hours(24));

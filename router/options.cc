@@ -35,6 +35,9 @@ void ApplyKnobs(const config::v1::WeightKnobs& knobs, RouterOptions* options) {
 }
 
 void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options) {
+  options->placement = knobs.placement();
+  options->takeover = !knobs.no_takeover();
+  options->hedge = !knobs.no_hedge();
   const auto patience = config::ParseDuration(knobs.expert_patience());
   SY_CHECK(patience.ok());
   options->expert_patience = *patience;

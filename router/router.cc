@@ -9,6 +9,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
 #include "router/draft/ngram_drafter.h"
+#include "router/fleet/fleet.h"
 #include "router/graph/decoder.h"
 #include "router/graph/weights.h"
 #include "router/kv/kv_storage.h"
@@ -24,6 +25,7 @@
 #include "services/checkpoint/progress.h"
 #include "services/checkpoint/weight_check.h"
 #include "services/config/units.h"
+#include "services/discovery/file_watch.h"
 #include "services/expertwire/arithmetic.h"
 #include "services/expertwire/link_set.h"
 #include "services/model/fingerprint.h"
@@ -40,6 +42,9 @@ namespace pb = internal::v1;
 
 // How soon a change of the links is seen.
 constexpr absl::Duration kWatchEvery = absl::Milliseconds(25);
+// How long a router that lacks experts still takes requests, whose rows wait: a worker that comes
+// back, or the takeover of its experts, should be noticed by nobody.
+constexpr absl::Duration kGrace = absl::Seconds(10);
 
 WeightBytes BackboneBytesOf(const OpenedModel& model) {
   return BackboneBytes(model.spec, [&](std::string_view name) {
@@ -122,8 +127,9 @@ class Router::Impl {
   EngineSnapshot Snapshot() const { return engine_->Snapshot(); }
 
  private:
+  absl::Status FollowPlacement();
   void Watch();
-  void Look();
+  void Look(absl::Time now);
   // What tokens depend on: the id that workers share, with the class of this router's own products,
   // and what is this router's alone: the dtype of the KV cache, where it is not the activations',
   // and the routing policy, where it is not the gate's.
@@ -148,6 +154,8 @@ class Router::Impl {
   std::unique_ptr<expertwire::LinkSet> links_;
   std::unique_ptr<WorkerLinks> worker_links_;
   std::unique_ptr<LinkDispatcher> dispatcher_;
+  std::unique_ptr<Fleet> fleet_;
+  std::unique_ptr<discovery::DocumentSource> placement_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<RouterMetrics> metrics_;
   std::unique_ptr<Engine> engine_;
@@ -162,6 +170,7 @@ class Router::Impl {
   // What the watcher has last told.
   std::vector<uint64_t> generations_;
   bool told_ = false, ready_ = false;
+  absl::Time lacking_since_ = absl::InfiniteFuture();  // it was ready, experts have no worker
   std::string missing_;
   std::thread watcher_;
 };
@@ -221,6 +230,7 @@ absl::Status Router::Impl::Connect() {
   dispatcher_ = std::make_unique<LinkDispatcher>(
       model_.spec, options_.dtype, *links_, compute_->pool(),
       DispatchOptions{.patience = options_.expert_patience, .hedge = options_.hedge});
+  SY_RETURN_IF_ERROR(FollowPlacement());
   const DecoderOptions decoder{.dtype = options_.dtype,
                                .max_positions = plan_.max_model_len,
                                .routing = options_.routing,
@@ -228,6 +238,33 @@ absl::Status Router::Impl::Connect() {
   SY_RETURN_IF_ERROR(decoder.Validate());
   decoder_ =
       std::make_unique<Decoder>(decoder, model_.spec, weights_, *compute_, *kv_, *dispatcher_);
+  return absl::OkStatus();
+}
+
+// A document that cannot be used at the start ends it; later ones are logged and passed over.
+absl::Status Router::Impl::FollowPlacement() {
+  fleet_ = std::make_unique<Fleet>(model_.spec, *links_, *dispatcher_,
+                                   FleetOptions{.takeover = options_.takeover});
+  if (options_.placement.empty()) return absl::OkStatus();
+  const auto follow = [this](const v1::Placement& document) -> absl::Status {
+    SY_ASSIGN_OR_RETURN(
+        placement::PlacementIndex index,
+        placement::Expand(document, placement::GridOf(model_.spec), model_.fingerprint));
+    SY_RETURN_IF_ERROR(placement::CheckCovers(index));
+    fleet_->Follow(std::move(index));
+    return absl::OkStatus();
+  };
+  SY_ASSIGN_OR_RETURN(const v1::Placement first, placement::ReadDocument(options_.placement));
+  if (absl::Status status = follow(first); !status.ok()) {
+    return absl::Status(status.code(),
+                        fmt::format("{}: {}", options_.placement, ToStd(status.message())));
+  }
+  placement_ = std::make_unique<discovery::FileWatch>(
+      discovery::FileWatchOptions{.path = options_.placement},
+      [follow](const std::string& text) -> absl::Status {
+        SY_ASSIGN_OR_RETURN(const v1::Placement document, placement::Parse(text));
+        return follow(document);
+      });
   return absl::OkStatus();
 }
 
@@ -279,6 +316,7 @@ absl::Status Router::Impl::Serve() {
       RouterService::Hooks{.describe =
                                [this](v1::RouterExperts* out) {
                                  load_->Describe(CounterWindows::Clock::now(), out);
+                                 LoadReport::Describe(*fleet_, out->mutable_placement());
                                  out->set_routing_policy(options_.routing.Name());
                                  out->set_batch_dependent(options_.routing.depends_on_batch());
                                  SetRunsOn(expertwire::RunsOn(compute_->isa(),
@@ -295,7 +333,7 @@ absl::Status Router::Impl::Serve() {
                                                   [this](grpc::ServerBuilder& builder) {
                                                     builder.RegisterService(service_.get());
                                                   }));
-  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_,
+  registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_, *fleet_,
                                   decoder_->routing(), compute_->pool());
   const bool of_experts = options_.expert_metrics != ExpertMetrics::kOff;
   links_registration_ =
@@ -303,7 +341,7 @@ absl::Status Router::Impl::Serve() {
         worker_links_->CollectTo(samples);
         if (of_experts) load_->CollectTo(CounterWindows::Clock::now(), samples);
       });
-  Look();  // embedded is ready at once
+  Look(absl::Now());  // embedded is ready at once
   watcher_ = std::thread([this] { Watch(); });
   return absl::OkStatus();
 }
@@ -326,22 +364,31 @@ bool Router::Impl::GoesOnWithout() const {
 void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
   while (!mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchEvery)) {
+    const absl::Time now = absl::Now();
     worker_links_->Look();
+    fleet_->Look(now);
     load_->Look(CounterWindows::Clock::now());
-    if (!draining_) Look();
-    service_->Tick(absl::Now());
+    if (!draining_) Look(now);
+    service_->Tick(now);
   }
 }
 
 // Tells gateways, health and the log what a change at the links means.
-void Router::Impl::Look() {
+void Router::Impl::Look(absl::Time now) {
   std::vector<uint64_t> generations;
   for (const auto& link : links_->links()) generations.push_back(link->generation());
-  if (told_ && generations == generations_) return;
+  const bool lacks = lacking_since_ != absl::InfiniteFuture();
+  if (told_ && generations == generations_ && !lacks) return;
   generations_ = std::move(generations);
   // Rows of another arithmetic class make another text: responses must not look like our own.
   service_->SetNumericsId(NumericsName() + (Mixed() ? "+mixed" : ""));
   std::string missing = dispatcher_->Missing();
+  if (missing.empty() || !ready_) {
+    lacking_since_ = absl::InfiniteFuture();
+  } else {
+    lacking_since_ = std::min(lacking_since_, now);
+    if (now - lacking_since_ < std::min(kGrace, options_.expert_patience)) return;
+  }
   if (told_ && missing == missing_) return;
   const bool whole = missing_.empty();
   missing_ = std::move(missing);

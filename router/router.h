@@ -54,6 +54,8 @@ struct RouterOptions {
   config::RoutingOptions routing;  // other than the gate's: changes tokens
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
+  std::string placement;  // file of a placement document; empty: workers hold what they hold
+  bool takeover = true;   // the experts of lost workers are loaded by the others
   absl::Duration expert_patience = absl::Seconds(30);  // of rows whose expert nobody holds
   LostExperts lost_experts = LostExperts::kFail;       // other than kFail: changes tokens
   bool hedge = true;                 // rows that are late are sent to a replica too

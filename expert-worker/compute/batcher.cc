@@ -5,7 +5,6 @@
 #include <tuple>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::worker {
@@ -54,7 +53,7 @@ Batcher::Batcher(const ModelSpec& spec, DType activations, Tiers& tiers, const H
 int64_t Batcher::Run(std::span<const Pending> parts, std::vector<Answer>* answers) {
   answers->clear();
   if (work_.size() < parts.size()) work_.resize(parts.size());
-  tiers_.Begin(absl::Now());
+  tiers_.Begin(Tiers::Clock::now());
   FindPieces(parts, answers);
   const int64_t pairs = MakeRuns(parts);
   const float* y = pairs == 0 ? nullptr : ffn_.Run(GatherRows(parts), gather_.data(), runs_, pairs);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -12,6 +12,7 @@ namespace {
 
 // How soon experts that calls name are looked at again.
 constexpr absl::Duration kAgain = absl::Milliseconds(20);
+constexpr double kMostPause_s = 3600;  // of a tensor
 
 }  // namespace
 
@@ -115,14 +116,16 @@ void Loader::Load(const Holdings::Next& next) {
 
 bool Loader::Pace(uint64_t bytes) {
   const double seconds = static_cast<double>(bytes) / static_cast<double>(options_.bytes_per_s);
-  due_ = std::max(due_, absl::Now()) + absl::Seconds(seconds);
+  const auto now = std::chrono::steady_clock::now();
+  due_ = std::max(due_, now) + std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                   std::chrono::duration<double>(std::min(seconds, kMostPause_s)));
   // Holdings changes before it is said to this thread, so that this is looked at again.
   const auto stop_or_hurry = [this] {
     mutex_.AssertHeld();
     return stopping_ || holdings_.UrgentWaits();
   };
   absl::MutexLock lock(&mutex_);
-  mutex_.AwaitWithDeadline(absl::Condition(&stop_or_hurry), due_);
+  mutex_.AwaitWithTimeout(absl::Condition(&stop_or_hurry), absl::FromChrono(due_ - now));
   return !stopping_;
 }
 

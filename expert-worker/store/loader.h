@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -12,7 +13,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/time.h"
 #include "expert-worker/store/expert_store.h"
 #include "expert-worker/store/holdings.h"
 #include "expert-worker/store/tiers.h"
@@ -61,7 +61,7 @@ class Loader {
   Holdings& holdings_;
   Tiers& tiers_;
   const LoaderOptions options_;
-  absl::Time due_ = absl::InfinitePast();  // when the rate allows to go on; of the thread
+  std::chrono::steady_clock::time_point due_;  // when the rate allows to go on; of the thread
 
   mutable absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/time/clock.h"
-
 namespace switchyard::worker {
 namespace {
 
 constexpr size_t kMostAsked = 4096;
+
+int64_t NowMicros() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             Tiers::Clock::now().time_since_epoch())
+      .count();
+}
 
 }  // namespace
 
@@ -49,8 +53,9 @@ Tiers::~Tiers() {
   prefetcher_.join();
 }
 
-void Tiers::Begin(absl::Time now) {
-  now_ = absl::ToDoubleSeconds(now - absl::UnixEpoch()) / absl::ToDoubleSeconds(options_.half_life);
+void Tiers::Begin(Clock::time_point now) {
+  const std::chrono::duration<double> seconds = now.time_since_epoch();
+  now_ = seconds.count() / absl::ToDoubleSeconds(options_.half_life);
 }
 
 void Tiers::End() {
@@ -73,19 +78,18 @@ absl::StatusOr<const ExpertWeights*> Tiers::Use(int64_t layer, int64_t expert) {
     slot.heat.store(HeatAfterUse(slot.heat.load(std::memory_order_relaxed), now_),
                     std::memory_order_relaxed);
   }
-  slot.hinted_until_us.store(0, std::memory_order_relaxed);
+  slot.hinted_until_us.store(INT64_MIN, std::memory_order_relaxed);
   if (slot.tier.load() == Tier::kMemory) {
     hits_.fetch_add(1, std::memory_order_relaxed);
     return weights;
   }
-  const absl::Time start = absl::Now();
+  const int64_t start_us = NowMicros();
   misses_.fetch_add(1, std::memory_order_relaxed);
   absl::StatusOr<bool> read = Promote(index, weights->bytes(), /*must=*/true);
   absl::Status status = read.status();
   // Somebody else is at it: both wait for the same pages.
   if (read.ok() && !*read) status = store_.Populate(IdOf(index));
-  stall_us_.fetch_add(static_cast<uint64_t>(absl::ToInt64Microseconds(absl::Now() - start)),
-                      std::memory_order_relaxed);
+  stall_us_.fetch_add(static_cast<uint64_t>(NowMicros() - start_us), std::memory_order_relaxed);
   if (!status.ok()) return status;
   return weights;
 }
@@ -139,7 +143,7 @@ void Tiers::Leave(size_t place) {
 }
 
 size_t Tiers::Coldest() const {
-  const int64_t now_us = absl::ToUnixMicros(absl::Now());
+  const int64_t now_us = NowMicros();
   const uint64_t computation = computation_.load();
   size_t coldest = residents_.size();
   double least = 0;
@@ -176,7 +180,7 @@ void Tiers::Want(int64_t layer, int64_t expert) {
   if (!tight() || store_.Find(layer, expert) == nullptr) return;
   const size_t index = Index({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
   Slot& slot = slots_[index];
-  slot.hinted_until_us.store(absl::ToUnixMicros(absl::Now() + options_.hint_life),
+  slot.hinted_until_us.store(NowMicros() + absl::ToInt64Microseconds(options_.hint_life),
                              std::memory_order_relaxed);
   if (slot.tier.load() != Tier::kMapped || slot.asked.exchange(true)) return;
   absl::MutexLock lock(&mutex_);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -44,6 +45,8 @@ struct TierCounters {
 
 class Tiers {
  public:
+  using Clock = std::chrono::steady_clock;  // uses of before a jump of the wall clock still count
+
   // `store` outlives it. What is held now is taken to be in memory as far as there is room.
   Tiers(const ExpertStore& store, const TierOptions& options);
   ~Tiers();
@@ -51,7 +54,7 @@ class Tiers {
   // ---- the thread that computes ----
   // A computation begins. What it uses stays in memory until its end, even if that is more than
   // there is room for.
-  void Begin(absl::Time now);
+  void Begin(Clock::time_point now);
   void End();
   // The expert's weights, in memory; null if it is not held. An error where it cannot be read.
   absl::StatusOr<const ExpertWeights*> Use(int64_t layer, int64_t expert);
@@ -76,9 +79,9 @@ class Tiers {
   struct Slot {
     std::atomic<Tier> tier = Tier::kMapped;
     std::atomic<double> heat = -1e300;
-    std::atomic<uint64_t> used_in = 0;  // the last computation
-    std::atomic<int64_t> hinted_until_us = 0;
-    std::atomic<bool> asked = false;  // is in asked_
+    std::atomic<uint64_t> used_in = 0;                 // the last computation
+    std::atomic<int64_t> hinted_until_us = INT64_MIN;  // of Clock
+    std::atomic<bool> asked = false;                   // is in asked_
   };
 
   size_t Index(ExpertId id) const {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 namespace switchyard::router {
@@ -51,6 +52,27 @@ void ExpertMap::Add(int16_t link, const expertwire::pb::Hello& hello) {
   }
 }
 
+void ExpertMap::Restrict(const placement::PlacementIndex& placement,
+                         std::span<const int> worker_of) {
+  for (size_t layer = 0; layer < moe_layers_.size(); ++layer) {
+    replicated_[layer] = false;
+    for (size_t e = 0; e < experts_; ++e) {
+      Holders& holders = holders_[layer * experts_ + e];
+      const auto placed = placement.replicas(static_cast<int>(layer), static_cast<int>(e));
+      const auto named = [&](int16_t link) {
+        const int worker = worker_of[static_cast<size_t>(link)];
+        return std::any_of(placed.begin(), placed.end(), [&](uint16_t w) { return w == worker; });
+      };
+      if (std::any_of(holders.begin(), holders.end(), named)) {
+        holders.erase(std::remove_if(holders.begin(), holders.end(), std::not_fn(named)),
+                      holders.end());
+        first_[layer * experts_ + e] = holders.front();
+      }
+      if (holders.size() > 1) replicated_[layer] = true;
+    }
+  }
+}
+
 std::string ExpertMap::Missing() const {
   std::string out;
   for (size_t layer = 0; layer < moe_layers_.size();) {
@@ -72,14 +94,27 @@ std::string ExpertMap::Missing() const {
 }
 
 ExpertMap MapOf(std::span<const std::unique_ptr<expertwire::ExpertLink>> links,
-                const std::vector<bool>& moe_layers, int experts) {
+                const std::vector<bool>& moe_layers, int experts,
+                const placement::PlacementIndex* placement) {
   ExpertMap map(moe_layers, experts);
   for (size_t i = 0; i < links.size(); ++i) {
     const expertwire::LinkState state = links[i]->state();
     if (state != expertwire::LinkState::kUp && state != expertwire::LinkState::kDraining) continue;
     if (const auto hello = links[i]->peer()) map.Add(static_cast<int16_t>(i), *hello);
   }
+  if (placement != nullptr) {
+    std::vector<int> worker_of;
+    for (const auto& link : links) worker_of.push_back(WorkerAt(*placement, link->name()));
+    map.Restrict(*placement, worker_of);
+  }
   return map;
+}
+
+int WorkerAt(const placement::PlacementIndex& placement, std::string_view address) {
+  const auto& workers = placement.workers();
+  const auto found = std::find_if(workers.begin(), workers.end(),
+                                  [&](const auto& w) { return w.address == address; });
+  return found == workers.end() ? -1 : static_cast<int>(found - workers.begin());
 }
 
 }  // namespace switchyard::router

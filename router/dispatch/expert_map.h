@@ -9,6 +9,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "services/expertwire/expert_link.h"
+#include "services/placement/document.h"
 
 namespace switchyard::router {
 
@@ -23,6 +24,10 @@ class ExpertMap {
 
   // Adds `link` to the holders of what its hello says. Ranges outside of the model are ignored.
   void Add(int16_t link, const expertwire::pb::Hello& hello);
+
+  // Holders that `placement` does not name for an expert are passed over, where one that it names
+  // is among them. `worker_of` [links] is each link's index in the placement, -1 where it has none.
+  void Restrict(const placement::PlacementIndex& placement, std::span<const int> worker_of);
 
   // The links that hold an expert of a MoE layer, in the order in which they were added.
   std::span<const int16_t> holders(int layer, int expert) const {
@@ -47,8 +52,13 @@ class ExpertMap {
   std::vector<bool> replicated_;  // [layers]
 };
 
-// Of the links that are up or draining, as they stand. Any thread.
+// Of the links that are up or draining, as they stand; restricted to a placement that is not null.
+// Any thread.
 ExpertMap MapOf(std::span<const std::unique_ptr<expertwire::ExpertLink>> links,
-                const std::vector<bool>& moe_layers, int experts);
+                const std::vector<bool>& moe_layers, int experts,
+                const placement::PlacementIndex* placement = nullptr);
+
+// Index of the placement's worker of that address, or -1.
+int WorkerAt(const placement::PlacementIndex& placement, std::string_view address);
 
 }  // namespace switchyard::router

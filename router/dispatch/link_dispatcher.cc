@@ -98,9 +98,42 @@ void LinkDispatcher::MeetLinks() {
   }
 }
 
+void LinkDispatcher::Use(std::shared_ptr<const placement::PlacementIndex> placement) {
+  const uint64_t epoch = placement->epoch();
+  {
+    absl::MutexLock lock(&placement_mutex_);
+    next_ = std::move(placement);
+  }
+  next_epoch_.store(epoch);
+}
+
+// Whoever starts a job counts it first and then looks for a placement; here it is the other way
+// round. So where none is open, the next will be planned by what was handed over last.
+uint64_t LinkDispatcher::epoch_in_use() const {
+  const uint64_t next = next_epoch_.load();
+  return open_jobs_.load() == 0 ? next : epoch_in_use_.load();
+}
+
+void LinkDispatcher::TakePlacement() {
+  absl::MutexLock lock(&placement_mutex_);
+  placement_ = next_;
+  first_by_placement_ = next_ticket_;
+}
+
+// After a job has come or gone.
+void LinkDispatcher::CountOpen() {
+  open_jobs_.store(jobs_.size());
+  if (placement_ == nullptr || epoch_in_use_.load() == placement_->epoch()) return;
+  const bool all = std::all_of(jobs_.begin(), jobs_.end(),
+                               [&](const auto& job) { return job.first >= first_by_placement_; });
+  if (all) epoch_in_use_.store(placement_->epoch());
+}
+
 // Whether it has changed.
 bool LinkDispatcher::RefreshMap() {
-  bool same = generations_.size() == links_.links().size();
+  const bool placed = next_epoch_.load() != (placement_ == nullptr ? 0 : placement_->epoch());
+  if (placed) TakePlacement();
+  bool same = !placed && generations_.size() == links_.links().size();
   generations_.resize(links_.links().size());
   for (size_t i = 0; i < generations_.size(); ++i) {
     const uint64_t now = links_.links()[i]->generation();
@@ -109,7 +142,7 @@ bool LinkDispatcher::RefreshMap() {
   }
   if (same) return false;
   MeetLinks();
-  map_ = MapOf(links_.links(), moe_layers_, experts_);
+  map_ = MapOf(links_.links().first(generations_.size()), moe_layers_, experts_, placement_.get());
   NoteOrphans(options_.now());
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->plan.part_count; ++p) {
@@ -258,6 +291,7 @@ size_t LinkDispatcher::PlanAgain(Job& job, size_t p, absl::Time now) {
 MoeTicket LinkDispatcher::Start(const MoeJob& moe) {
   SY_CHECK(moe.layer >= 0 && static_cast<size_t>(moe.layer) < moe_layers_.size());
   SY_CHECK(moe.x.dtype == dtype_ && moe.top_k > 0);
+  open_jobs_.store(jobs_.size() + 1);  // before it looks for a placement
   RefreshMap();
   std::unique_ptr<Job> job;
   if (idle_jobs_.empty()) {
@@ -271,6 +305,7 @@ MoeTicket LinkDispatcher::Start(const MoeJob& moe) {
   const MoeTicket ticket = next_ticket_++;
   Track(ticket, *job, 0, -1, options_.now());
   jobs_.emplace(ticket, std::move(job));
+  CountOpen();
   return ticket;
 }
 
@@ -556,6 +591,7 @@ void LinkDispatcher::Abandon(MoeTicket ticket) {
   jobs_.erase(found);
   End(ticket, *job);
   Recycle(std::move(job));
+  CountOpen();
 }
 
 void LinkDispatcher::Recycle(std::unique_ptr<Job> job) {
@@ -585,6 +621,7 @@ bool LinkDispatcher::Finished(MoeTicket ticket) {
   End(ticket, *job);
   Combine(*job);
   Recycle(std::move(job));
+  CountOpen();
   return true;
 }
 

@@ -17,7 +17,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
 #include "router/dispatch/combine.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/job.h"
@@ -84,6 +86,10 @@ class LinkDispatcher : public Dispatcher {
   // a layer ("layer 3: experts 17, 40–63 have no live worker"), and why each link is down.
   std::string Missing() const;
   std::vector<LinkReport> Links() const;
+  // Of holders that a placement names only those are asked from the next job on.
+  void Use(std::shared_ptr<const placement::PlacementIndex> placement);
+  // Of the placement by which all calls that are open, and all that will be, are planned; 0: none.
+  uint64_t epoch_in_use() const;
   DispatchReport Report() const;
   // Rows sent since start, [layers × experts].
   std::vector<uint64_t> ExpertRows() const;
@@ -92,6 +98,8 @@ class LinkDispatcher : public Dispatcher {
   struct LinkRecord;
 
   bool RefreshMap();
+  void TakePlacement();
+  void CountOpen();
   void MeetLinks();
   // Experts that nobody has held since.
   void NoteOrphans(absl::Time now);
@@ -130,6 +138,14 @@ class LinkDispatcher : public Dispatcher {
   expertwire::LinkSet& links_;
   kernels::ThreadPool& pool_;
   expertwire::RowBufferPool buffers_;
+
+  // Handed over by Use: the engine thread takes it once it sees the epoch.
+  mutable absl::Mutex placement_mutex_;
+  std::shared_ptr<const placement::PlacementIndex> next_ ABSL_GUARDED_BY(placement_mutex_);
+  std::atomic<uint64_t> next_epoch_ = 0, epoch_in_use_ = 0;
+  std::atomic<size_t> open_jobs_ = 0;
+  std::shared_ptr<const placement::PlacementIndex> placement_;
+  MoeTicket first_by_placement_ = 0;  // jobs from this one on were planned by placement_
 
   ExpertMap map_;
   std::vector<uint64_t> generations_;   // of the links that map_ was made of

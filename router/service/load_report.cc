@@ -258,4 +258,27 @@ void LoadReport::CollectTo(CounterWindows::Time now, telemetry::Samples& samples
   }
 }
 
+void LoadReport::Describe(const Fleet& fleet, v1::PlacementState* out) {
+  const FleetReport report = fleet.Report();
+  out->set_epoch(report.epoch);
+  out->set_epoch_in_use(report.epoch_in_use);
+  out->set_moving(report.moving);
+  out->set_taken_over(report.taken_over);
+  out->set_migrations(report.migrations);
+  out->set_failed_loads(report.failed_loads);
+  const auto followed = fleet.Followed();
+  if (followed == nullptr) return;
+  out->set_followed(true);
+  v1::Placement& document = *out->mutable_document();
+  document.clear_workers();
+  document.set_epoch(followed->epoch());
+  for (const placement::PlacementIndex::Worker& worker : followed->workers()) {
+    v1::WorkerPlacement& placed = *document.add_workers();
+    placed.set_worker(worker.address);
+    placed.set_node(worker.node);
+    placed.set_zone(worker.zone);
+    placement::SetHolds(worker.held, followed->grid(), 0, &placed);
+  }
+}
+
 }  // namespace switchyard::router

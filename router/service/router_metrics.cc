@@ -56,6 +56,19 @@ void CollectDispatch(const DispatchReport& report, t::Samples& samples) {
   count(t::kRouterParkedRows, report.parked_rows);
 }
 
+void CollectFleet(const FleetReport& fleet, t::Samples& samples) {
+  const auto gauge = [&](const t::MetricDef& def, auto value, const t::Labels& labels = {}) {
+    samples.Gauge(def, static_cast<double>(value), labels);
+  };
+  gauge(t::kRouterPlacementEpoch, fleet.epoch, {{"state", "followed"}});
+  gauge(t::kRouterPlacementEpoch, fleet.epoch_in_use, {{"state", "used"}});
+  gauge(t::kRouterExpertsMoving, fleet.moving);
+  gauge(t::kRouterOrphans, fleet.orphans);
+  gauge(t::kRouterFailedLoads, fleet.failed_loads);
+  samples.Counter(t::kRouterMigrations, static_cast<double>(fleet.migrations));
+  samples.Counter(t::kRouterTakeovers, static_cast<double>(fleet.taken_over));
+}
+
 }  // namespace
 
 std::vector<ExpertSeries> ChooseExpertSeries(const ModelSpec& spec,
@@ -151,22 +164,23 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
 
 t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engine& engine,
                                               const RouterService& service,
-                                              const LinkDispatcher& dispatcher,
+                                              const LinkDispatcher& dispatcher, const Fleet& fleet,
                                               const RoutingPolicy* routing,
                                               const kernels::ThreadPool& pool) {
-  return metrics_.AddCollector(
-      kService, [this, &spec, &engine, &service, &dispatcher, routing, &pool](t::Samples& samples) {
-        CollectEngine(engine.Snapshot(), samples);
-        samples.Counter(t::kRouterKernelSeconds, pool.seconds_inside());
-        samples.Gauge(t::kRouterStreams, service.streams());
-        CollectDispatch(dispatcher.Report(), samples);
-        for (const LinkReport& link : dispatcher.Links()) {
-          // Its name may stand again, as another link's.
-          if (link.state != expertwire::LinkState::kGone) CollectLink(link, samples);
-        }
-        if (routing != nullptr) CollectRouting(routing->options(), routing->counts(), samples);
-        if (experts_ != ExpertMetrics::kOff) CollectExperts(spec, dispatcher.ExpertRows(), samples);
-      });
+  return metrics_.AddCollector(kService, [this, &spec, &engine, &service, &dispatcher, &fleet,
+                                          routing, &pool](t::Samples& samples) {
+    CollectEngine(engine.Snapshot(), samples);
+    samples.Counter(t::kRouterKernelSeconds, pool.seconds_inside());
+    samples.Gauge(t::kRouterStreams, service.streams());
+    CollectDispatch(dispatcher.Report(), samples);
+    CollectFleet(fleet.Report(), samples);
+    for (const LinkReport& link : dispatcher.Links()) {
+      // Its name may stand again, as another link's.
+      if (link.state != expertwire::LinkState::kGone) CollectLink(link, samples);
+    }
+    if (routing != nullptr) CollectRouting(routing->options(), routing->counts(), samples);
+    if (experts_ != ExpertMetrics::kOff) CollectExperts(spec, dispatcher.ExpertRows(), samples);
+  });
 }
 
 void RouterMetrics::CollectExperts(const ModelSpec& spec, const std::vector<uint64_t>& rows,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "router/dispatch/link_dispatcher.h"
+#include "router/fleet/fleet.h"
 #include "router/graph/routing_policy.h"
 #include "router/loop/engine.h"
 #include "router/service/router_service.h"
@@ -45,6 +46,7 @@ class RouterMetrics : public EngineObserver {
   [[nodiscard]] telemetry::Metrics::Registration Watch(const ModelSpec& spec, const Engine& engine,
                                                        const RouterService& service,
                                                        const LinkDispatcher& dispatcher,
+                                                       const Fleet& fleet,
                                                        const RoutingPolicy* routing,
                                                        const kernels::ThreadPool& pool);
   void SetReady(bool ready) { ready_.Set(ready ? 1 : 0); }

@@ -17,7 +17,7 @@ namespace switchyard::expertwire {
 enum class LinkState : uint8_t {
   kConnecting,  // no stream, or no hello yet; tried again by itself
   kUp,
-  kDraining,  // open calls are finished, new ones are refused
+  kDraining,  // about to leave: for what nobody else holds
   kRefused,   // one side refused the other's hello; tried again slowly
   kGone,      // removed from its set; its index may become another link's, of a later generation
 };

@@ -284,6 +284,7 @@ void GrpcLink::OnHolds(pb::Holds holds) {
     peer_ = std::move(changed);
   }
   generation_.fetch_add(1, std::memory_order_release);
+  told_ = true;
 }
 
 void GrpcLink::Tell(Frame frame) {
@@ -401,6 +402,7 @@ bool GrpcLink::Poll(std::vector<LinkEvent>* events) {
     bytes_sent_.store(past_written_ + lane_->stream().bytes_written(), std::memory_order_relaxed);
     bytes_received_.store(past_read_ + lane_->stream().bytes_read(), std::memory_order_relaxed);
   }
+  told_ = false;
   if (inbox_.empty()) return false;
   for (LinkEvent& event : inbox_) events->push_back(std::move(event));
   inbox_.clear();

@@ -49,7 +49,8 @@ class GrpcLink final : public ExpertLink {
   // ---- with the mutex held ----
   // Time passes: connects, gives up, suspects.
   void Tick(absl::Time now);
-  bool has_events() const { return !inbox_.empty(); }
+  // Whether Poll has something, or the worker said since the last one what it holds.
+  bool has_events() const { return told_ || !inbox_.empty(); }
   bool idle() const { return open_.empty(); }  // no call waits for an answer
   void Stop();
   bool stopped() const { return stopping_ && lane_ == nullptr; }
@@ -105,6 +106,7 @@ class GrpcLink final : public ExpertLink {
   size_t reserved_bytes_ = 0, reserved_parts_ = 0;
   uint64_t past_written_ = 0, past_read_ = 0;  // by lanes that are gone
   std::vector<LinkEvent> inbox_;
+  bool told_ = false;  // generation_ has changed by what the worker holds
   size_t max_part_bytes_ = size_t{1} << 20;
 
   std::atomic<LinkState> state_ = LinkState::kConnecting;

@@ -43,6 +43,13 @@ class ControlService final
   const CallHandler& handler_;
 };
 
+// Whether a beat has passed, also where somebody has set the clock back.
+bool Due(absl::Time now, absl::Time& next) {
+  if (now < next && next - now <= kTick) return false;
+  next = now + kTick;
+  return true;
+}
+
 // An answer that says OVERLOADED or BAD instead of bringing rows.
 void StripRows(Answer* answer, pb::SegmentStatus status, std::string error) {
   std::fill(answer->status.begin(), answer->status.end(), status);
@@ -424,8 +431,7 @@ void GrpcServer::Impl::Sweep() {
 // With the mutex held, by whichever thread comes by.
 void GrpcServer::Impl::KeepAlive() {
   const absl::Time now = absl::Now();
-  if (now < next_keep_alive) return;
-  next_keep_alive = now + kTick;
+  if (!Due(now, next_keep_alive)) return;
   for (const auto& peer : peers) {
     peer->SendProgress();
     peer->CutOff(now);
@@ -435,9 +441,7 @@ void GrpcServer::Impl::KeepAlive() {
 void GrpcServer::Impl::SpreadHolds() {
   const uint64_t version = handler.holds_version();
   if (version == spread_version) return;
-  const absl::Time now = absl::Now();
-  if (now < next_spread) return;
-  next_spread = now + kTick;
+  if (!Due(absl::Now(), next_spread)) return;
   const pb::Holds holds = handler.holds();
   const auto must_hear = [&](const auto& peer) { return peer->must_hear(version); };
   for (const auto& peer : peers) {

@@ -223,6 +223,21 @@ inline constexpr MetricDef kRouterStaleAnswers{
     "Answers to parts that were no longer waited for, by worker"};
 inline constexpr MetricDef kRouterWorkerConnects{"switchyard_router_worker_connects_total",
                                                  kCounter, "Streams to a worker that came up"};
+inline constexpr MetricDef kRouterPlacementEpoch{
+    "switchyard_router_placement_epoch", kGauge,
+    "Epoch of the placement: state=followed, what is wanted; state=used, what rows go by"};
+inline constexpr MetricDef kRouterMigrations{"switchyard_router_migrations_total", kCounter,
+                                             "Placements that came into use"};
+inline constexpr MetricDef kRouterExpertsMoving{
+    "switchyard_router_experts_moving", kGauge,
+    "Replicas that the placement wants and no worker holds yet, over all layers"};
+inline constexpr MetricDef kRouterOrphans{"switchyard_router_orphan_experts", kGauge,
+                                          "Experts that no live worker holds, over all layers"};
+inline constexpr MetricDef kRouterTakeovers{
+    "switchyard_router_takeovers_total", kCounter,
+    "Experts of lost workers that others were asked to load"};
+inline constexpr MetricDef kRouterFailedLoads{"switchyard_router_failed_expert_loads", kGauge,
+                                              "Experts that some worker could not load"};
 inline constexpr MetricDef kRouterWorkerEjections{
     "switchyard_router_worker_ejections_total", kCounter,
     "Times that a worker was left alone for being slow, silent or gone, by worker"};

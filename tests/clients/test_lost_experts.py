@@ -17,7 +17,7 @@ def counters(url, name):
 
 
 def test_answers_go_on_without_and_say_so():
-    router_args = ("--lost-experts", "next-best", "--expert-patience", "50ms", "--metrics", "127.0.0.1:0")
+    router_args = ("--no-takeover", "--lost-experts", "next-best", "--expert-patience", "50ms", "--metrics", "127.0.0.1:0")
     with processes.Cluster(("0-99", "100-127"), router_args=router_args) as cluster:
         whole = ask(cluster.url).json()["choices"][0]
         assert "degraded" not in whole

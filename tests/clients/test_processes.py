@@ -132,7 +132,8 @@ def test_a_killed_worker_fails_only_its_requests_and_may_come_back(tmp_path):
     sockets = [f"unix:{tmp_path}/w{i}" for i in range(2)]
     with processes.worker("0/2", listen=sockets[0]) as first, processes.worker("1/2", listen=sockets[1]) as second:
         first.fact("listening"), second.fact("listening")
-        with processes.router(sockets) as route, processes.gateway([route.fact("listening")], "--router-wait", "0s") as gate:
+        strict = ("--no-takeover", "--expert-patience", "0s")
+        with processes.router(sockets, *strict) as route, processes.gateway([route.fact("listening")], "--router-wait", "0s") as gate:
             url = gate.fact("http")
             processes.wait_ready(url)
             before = complete(url, prompt=[5, 6, 7], max_tokens=8)

@@ -153,8 +153,16 @@ TEST(Sameness, CompanyChunksPreemptionAndPlacementChangeNothing) {
 }
 
 // News of a stream that ended while nothing ran must not hit the first call over the next one.
+// Nobody takes over, no row waits.
+router::RouterOptions Strict() {
+  router::RouterOptions options;
+  options.takeover = false;
+  options.expert_patience = absl::ZeroDuration();
+  return options;
+}
+
 TEST(Failure, AWorkerThatRestartsWhileTheRouterIsIdleIsNoticedByNobody) {
-  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"});
+  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"}, Strict());
   const Answer before = Generate(*cluster, Probes()[0]);
   ASSERT_TRUE(before.status.ok()) << before.status;
   for (int round = 0; round < 3; ++round) {
@@ -166,8 +174,24 @@ TEST(Failure, AWorkerThatRestartsWhileTheRouterIsIdleIsNoticedByNobody) {
   }
 }
 
-TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
+TEST(Failure, TheExpertsOfAWorkerThatDiesAreTakenOverAndNothingChanges) {
+  std::vector<Ask> asks = Probes();
+  for (Ask& ask : asks) ask.max_tokens = 200;
   const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"});
+  const std::vector<Answer> before = GenerateAll(*cluster, asks);
+  std::vector<Answer> during;
+  std::thread clients([&] { during = GenerateAll(*cluster, asks); });
+  while (cluster->router().Snapshot().running == 0) std::this_thread::yield();
+  cluster->StopWorker(1);
+  clients.join();
+  ASSERT_EQ(during.size(), before.size());
+  for (size_t i = 0; i < during.size(); ++i) {
+    EXPECT_TRUE(during[i] == before[i]) << "ask " << i << ": " << during[i].status;
+  }
+}
+
+TEST(Failure, AWorkerThatDiesFailsRequestsClearlyAndComesBack) {
+  const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-63", "64-127"}, Strict());
   const Ask ask = Probes()[0];
   const Answer before = Generate(*cluster, ask);
   ASSERT_TRUE(before.status.ok()) << before.status;
@@ -196,6 +220,7 @@ class LostExpertsTest : public testing::TestWithParam<router::LostExperts> {};
 
 TEST_P(LostExpertsTest, AnswersThatNeedThemSaySoAndTheOthersAreTheSame) {
   router::RouterOptions options;
+  options.takeover = false;
   options.expert_patience = absl::Milliseconds(50);
   options.lost_experts = GetParam();
   const auto cluster = StartCluster("tiny-r1", DType::kBF16, {"0-126", "127"}, options);

@@ -42,7 +42,7 @@ class TiersTest : public ::testing::Test {
                                                  .hint_life = absl::Hours(1)});
   }
   // One computation with these experts.
-  void Compute(std::vector<int> experts, absl::Time now = absl::UnixEpoch()) {
+  void Compute(std::vector<int> experts, Tiers::Clock::time_point now = {}) {
     tiers_->Begin(now);
     for (const int e : experts) {
       const auto weights = tiers_->Use(1, e);
@@ -93,16 +93,17 @@ TEST_F(TiersTest, WhatIsUsedMostStays) {
 }
 
 TEST_F(TiersTest, UsesOfLongAgoCountLittle) {
-  const absl::Time start = absl::UnixEpoch();
+  const Tiers::Clock::time_point start;
   for (int round = 0; round < 100; ++round) Compute({4, 5, 6, 7}, start);
-  const absl::Time later = start + absl::Seconds(10);  // 100 / 1024 of a use are left
+  const Tiers::Clock::time_point later =
+      start + std::chrono::seconds(10);  // 100 / 1024 of a use are left
   for (int e : {8, 9, 10, 11}) Compute({e}, later);
   EXPECT_TRUE(Resident(8) && Resident(9) && Resident(10) && Resident(11));
   EXPECT_FALSE(Resident(4));
 }
 
 TEST_F(TiersTest, AComputationHasAllThatItUses) {
-  tiers_->Begin(absl::UnixEpoch());
+  tiers_->Begin({});
   for (int e = 0; e < 6; ++e) ASSERT_TRUE(tiers_->Use(1, e).ok());
   EXPECT_EQ(tiers_->counters().resident, 6);
   for (int e = 4; e < 6; ++e) EXPECT_TRUE(Resident(e));
@@ -138,7 +139,7 @@ TEST_F(TiersTest, HintsDoNotPushEachOtherOut) {
 
 TEST_F(TiersTest, WhatCannotBeReadIsSaid) {
   source_->SetBad(1, 9, true);
-  tiers_->Begin(absl::UnixEpoch());
+  tiers_->Begin({});
   const auto weights = tiers_->Use(1, 9);
   EXPECT_EQ(weights.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(weights.status().message()), HasSubstr("experts.9"));

@@ -1,0 +1,265 @@
+#include "router/fleet/fleet.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "services/base/logging.h"
+
+namespace switchyard::router {
+namespace {
+
+namespace pb = expertwire::pb;
+using expertwire::ExpertLink;
+
+// The cells that are set, as the wire lists them.
+void List(const std::vector<bool>& cells, const placement::ExpertGrid& grid,
+          google::protobuf::RepeatedPtrField<pb::HeldExperts>* out) {
+  for (int layer = 0; layer < grid.layers(); ++layer) {
+    pb::HeldExperts* of_layer = nullptr;
+    for (int e = 0; e < grid.experts; ++e) {
+      if (!cells[grid.cell(layer, e)]) continue;
+      if (of_layer == nullptr) {
+        of_layer = out->Add();
+        of_layer->set_layer(layer);
+      }
+      const bool follows = e > 0 && cells[grid.cell(layer, e - 1)];
+      if (!follows) of_layer->add_first(static_cast<uint32_t>(e)), of_layer->add_last(e);
+      of_layer->set_last(of_layer->last_size() - 1, static_cast<uint32_t>(e));
+    }
+  }
+}
+
+}  // namespace
+
+Fleet::Fleet(const ModelSpec& spec, expertwire::LinkSet& links, LinkDispatcher& dispatcher,
+             const FleetOptions& options)
+    : grid_(placement::GridOf(spec)),
+      links_(links),
+      dispatcher_(dispatcher),
+      options_(options),
+      asks_(grid_.cells()) {}
+
+void Fleet::Follow(placement::PlacementIndex placement) {
+  absl::MutexLock lock(&mutex_);
+  if (followed_ != nullptr && placement.epoch() <= followed_->epoch()) return;
+  report_.epoch = placement.epoch();
+  followed_ = std::make_shared<const placement::PlacementIndex>(std::move(placement));
+}
+
+FleetReport Fleet::Report() const {
+  absl::MutexLock lock(&mutex_);
+  FleetReport out = report_;
+  out.epoch_in_use = dispatcher_.epoch_in_use();
+  return out;
+}
+
+std::shared_ptr<const placement::PlacementIndex> Fleet::Followed() const {
+  absl::MutexLock lock(&mutex_);
+  return followed_;
+}
+
+void Fleet::Look(absl::Time now) {
+  Placement followed;
+  {
+    absl::MutexLock lock(&mutex_);
+    followed = followed_;
+  }
+  const bool changed = Refresh(now);
+  if (followed != nullptr) {
+    Assign(*followed);
+    if (followed != used_ && Arrived(*followed)) {
+      log::Info("placement of epoch {} is in use", followed->epoch());
+      dispatcher_.Use(followed);
+      used_ = followed;
+      absl::MutexLock lock(&mutex_);
+      ++report_.migrations;
+    }
+    if (used_ != nullptr && dispatcher_.epoch_in_use() == used_->epoch()) {
+      for (size_t i = 0; i < sides_.size(); ++i) {
+        if (!sides_[i].serves || sides_[i].acked == used_->epoch()) continue;
+        links_.links()[i]->AckEpoch(used_->epoch());
+        sides_[i].acked = used_->epoch();
+      }
+    }
+  }
+  if (changed || any_orphan_) FindOrphans(now);
+  if (any_orphan_ && options_.takeover) TakeOver(now);
+}
+
+// Whether anything of a link has changed.
+bool Fleet::Refresh(absl::Time now) {
+  bool changed = false;
+  const auto links = links_.links();
+  sides_.resize(links.size());
+  for (size_t i = 0; i < links.size(); ++i) {
+    Side& side = sides_[i];
+    const ExpertLink& link = *links[i];
+    if (!link.suspect()) side.silent_since.reset();
+    if (link.suspect() && !side.silent_since) side.silent_since = now;
+    const bool lost = side.silent_since && now - *side.silent_since >= options_.silent_after;
+    const uint64_t generation = link.generation();
+    const expertwire::LinkState state = link.state();
+    const bool up = state == expertwire::LinkState::kUp;
+    const bool usable = up && !lost;
+    if (generation == side.generation && usable == side.usable) continue;
+    changed = true;
+    side.generation = generation;
+    side.usable = usable;
+    side.serves = up || state == expertwire::LinkState::kDraining;
+    side.name = link.name();
+    const auto hello = link.peer();
+    const uint64_t connects = link.stats().connects;
+    if (hello == nullptr || !side.serves) continue;
+    if (hello->incarnation() != side.incarnation || connects != side.connects) {
+      side.assigned = side.acked = 0;  // what was said is forgotten there
+      side.incarnation = hello->incarnation();
+      side.connects = connects;
+    }
+    Read(side, *hello);
+  }
+  return changed;
+}
+
+void Fleet::Read(Side& side, const pb::Hello& hello) const {
+  side.held.assign(grid_.cells(), false);
+  side.failed.assign(grid_.cells(), false);
+  for (const pb::HeldExperts& of : hello.held()) {
+    if (of.layer() < 0 || of.layer() >= grid_.layers()) continue;
+    for (int i = 0; i < std::min(of.first_size(), of.last_size()); ++i) {
+      const int64_t end = std::min<int64_t>(int64_t{of.last(i)} + 1, grid_.experts);
+      for (int64_t e = of.first(i); e < end; ++e) {
+        side.held[grid_.cell(of.layer(), static_cast<int>(e))] = true;
+      }
+    }
+  }
+  for (const pb::FailedExpert& failed : hello.failed()) {
+    const bool ours = failed.layer() >= 0 && failed.layer() < grid_.layers() &&
+                      failed.expert() < static_cast<uint32_t>(grid_.experts);
+    if (ours) side.failed[grid_.cell(failed.layer(), static_cast<int>(failed.expert()))] = true;
+  }
+}
+
+// A worker that the placement does not know is to hold nothing.
+void Fleet::Assign(const placement::PlacementIndex& placement) {
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    Side& side = sides_[i];
+    if (!side.serves || side.assigned == placement.epoch()) continue;
+    pb::Assign assign;
+    assign.set_epoch(placement.epoch());
+    if (const int worker = WorkerAt(placement, side.name); worker >= 0) {
+      List(placement.workers()[static_cast<size_t>(worker)].held, grid_, assign.mutable_experts());
+    }
+    links_.links()[i]->Assign(std::move(assign));
+    side.assigned = placement.epoch();
+  }
+}
+
+// Whether every worker that is there has what the placement wants of it, as far as it ever will,
+// and no expert would be without a holder that has one now.
+bool Fleet::Arrived(const placement::PlacementIndex& placement) {
+  int64_t moving = 0;
+  std::vector<bool> placed(grid_.cells(), false), held(grid_.cells(), false);
+  for (const Side& side : sides_) {
+    if (!side.serves || side.held.empty()) continue;
+    const int worker = WorkerAt(placement, side.name);
+    for (size_t cell = 0; cell < held.size(); ++cell) {
+      const bool wanted =
+          worker >= 0 && placement.workers()[static_cast<size_t>(worker)].held[cell];
+      if (side.held[cell]) held[cell] = true;
+      if (wanted && side.held[cell]) placed[cell] = true;
+      if (wanted && !side.held[cell] && !side.failed[cell]) ++moving;
+    }
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    report_.moving = moving;
+  }
+  return moving == 0 && placed == held;
+}
+
+void Fleet::FindOrphans(absl::Time now) {
+  int64_t orphans = 0, failed = 0;
+  any_orphan_ = false;
+  for (int layer = 0; layer < grid_.layers(); ++layer) {
+    if (!grid_.moe_layers[static_cast<size_t>(layer)]) continue;
+    for (int e = 0; e < grid_.experts; ++e) {
+      const size_t cell = grid_.cell(layer, e);
+      const bool home = std::any_of(sides_.begin(), sides_.end(), [&](const Side& side) {
+        return side.usable && !side.held.empty() && side.held[cell];
+      });
+      Ask& ask = asks_[cell];
+      if (home) {
+        ask = {};
+        continue;
+      }
+      if (!ask.orphan) ask = {.orphan = true, .since = now};
+      any_orphan_ = true;
+      ++orphans;
+    }
+  }
+  for (const Side& side : sides_)
+    failed += std::count(side.failed.begin(), side.failed.end(), true);
+  absl::MutexLock lock(&mutex_);
+  report_.orphans = orphans;
+  report_.failed_loads = failed;
+}
+
+// Whether somebody has to be asked for it now.
+bool Fleet::WantsHome(size_t cell, absl::Time now) const {
+  const Ask& ask = asks_[cell];
+  if (!ask.orphan || now - ask.since < options_.takeover_after) return false;
+  if (ask.link < 0) return true;
+  const Side& asked = sides_[static_cast<size_t>(ask.link)];
+  return !asked.usable || asked.failed[cell] || now - ask.asked > options_.patience;
+}
+
+void Fleet::TakeOver(absl::Time now) {
+  std::vector<Orphan> orphans;
+  std::vector<uint64_t> rows;
+  for (int layer = 0; layer < grid_.layers(); ++layer) {
+    for (int e = 0; e < grid_.experts; ++e) {
+      if (!WantsHome(grid_.cell(layer, e), now)) continue;
+      if (rows.empty()) rows = dispatcher_.ExpertRows();
+      orphans.push_back({layer, e, rows[grid_.cell(layer, e)]});
+    }
+  }
+  if (orphans.empty()) return;
+  std::vector<Survivor> survivors;
+  std::vector<size_t> links;
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    const auto hello = links_.links()[i]->peer();
+    if (!sides_[i].usable || hello == nullptr || hello->expert_bytes() == 0) continue;
+    Survivor survivor{.name = sides_[i].name,
+                      .free_bytes = hello->free_bytes(),
+                      .expert_bytes = hello->expert_bytes()};
+    for (const Orphan& o : orphans) {
+      survivor.refuses.push_back(sides_[i].failed[grid_.cell(o.layer, o.expert)]);
+    }
+    survivors.push_back(std::move(survivor));
+    links.push_back(i);
+  }
+  const auto spread = SpreadOrphans(orphans, survivors);
+  uint64_t asked = 0;
+  for (size_t s = 0; s < spread.size(); ++s) {
+    if (spread[s].empty()) continue;
+    pb::Assign assign;
+    assign.set_also(true);
+    assign.set_epoch(links_.links()[links[s]]->peer()->assigned_epoch());
+    for (const size_t o : spread[s]) {
+      pb::HeldExperts* one = assign.add_experts();
+      one->set_layer(orphans[o].layer);
+      one->add_first(static_cast<uint32_t>(orphans[o].expert));
+      one->add_last(static_cast<uint32_t>(orphans[o].expert));
+      Ask& ask = asks_[grid_.cell(orphans[o].layer, orphans[o].expert)];
+      ask.link = static_cast<int>(links[s]);
+      ask.asked = now;
+    }
+    asked += spread[s].size();
+    log::Info("worker {} takes over {} experts", survivors[s].name, spread[s].size());
+    links_.links()[links[s]]->Assign(std::move(assign));
+  }
+  absl::MutexLock lock(&mutex_);
+  report_.taken_over += asked;
+}
+
+}  // namespace switchyard::router

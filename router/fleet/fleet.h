@@ -1,0 +1,104 @@
+// A router's hand on its workers' experts: tells them what a placement wants of them, lets the
+// dispatcher use it once it is there, acknowledges it so that old copies may go, and has the
+// experts of lost workers taken over by the others.
+//
+// Follow may be called by any thread, Report too; Look by one, again and again.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "router/dispatch/link_dispatcher.h"
+#include "router/fleet/takeover.h"
+#include "services/expertwire/link_set.h"
+#include "services/placement/document.h"
+
+namespace switchyard::router {
+
+struct FleetOptions {
+  bool takeover = true;
+  // An expert that nobody holds is given to another worker after so long, that a stream which broke
+  // by chance may come back.
+  absl::Duration takeover_after = absl::Milliseconds(100);
+  // A worker that is silent while calls are open is taken for lost then.
+  absl::Duration silent_after = absl::Milliseconds(500);
+  // A worker that was asked to take over is given so long before others are asked.
+  absl::Duration patience = absl::Seconds(10);
+};
+
+struct FleetReport {
+  uint64_t epoch = 0;         // of the placement that is followed; 0: none
+  uint64_t epoch_in_use = 0;  // of the one that calls are planned by
+  int64_t moving = 0;         // replicas that the followed placement wants and are not there yet
+  int64_t orphans = 0;        // experts that no live worker holds, over all layers
+  uint64_t taken_over = 0;    // experts that others were asked to take over, since start
+  uint64_t migrations = 0;    // placements that came into use, since start
+  int64_t failed_loads = 0;   // experts that some worker could not load
+};
+
+class Fleet {
+ public:
+  // `links` and `dispatcher` outlive it.
+  Fleet(const ModelSpec& spec, expertwire::LinkSet& links, LinkDispatcher& dispatcher,
+        const FleetOptions& options);
+
+  // Wants this from now on, if its epoch is above the one that is followed.
+  void Follow(placement::PlacementIndex placement);
+  // Does what is due.
+  void Look(absl::Time now);
+  FleetReport Report() const;
+  // What is wanted; null: nothing in particular.
+  std::shared_ptr<const placement::PlacementIndex> Followed() const;
+
+ private:
+  using Placement = std::shared_ptr<const placement::PlacementIndex>;
+  // What is known of a link, and what it was told over the stream that stands.
+  struct Side {
+    uint64_t generation = 0;
+    uint64_t incarnation = 0, connects = 0;
+    bool usable = false;  // up, and not about to leave
+    bool serves = false;  // up or about to leave
+    std::string name;
+    std::vector<bool> held, failed;  // [cells]
+    uint64_t assigned = 0, acked = 0;
+    std::optional<absl::Time> silent_since;
+  };
+  // An expert without a holder.
+  struct Ask {
+    bool orphan = false;
+    absl::Time since;
+    int link = -1;  // that was asked
+    absl::Time asked;
+  };
+
+  bool Refresh(absl::Time now);
+  void Read(Side& side, const expertwire::pb::Hello& hello) const;
+  void Assign(const placement::PlacementIndex& placement);
+  bool Arrived(const placement::PlacementIndex& placement);
+  void FindOrphans(absl::Time now);
+  void TakeOver(absl::Time now);
+  bool WantsHome(size_t cell, absl::Time now) const;
+
+  const placement::ExpertGrid grid_;
+  expertwire::LinkSet& links_;
+  LinkDispatcher& dispatcher_;
+  const FleetOptions options_;
+
+  // Of whoever calls Look.
+  std::vector<Side> sides_;
+  std::vector<Ask> asks_;  // [cells]
+  bool any_orphan_ = false;
+  Placement used_;
+
+  mutable absl::Mutex mutex_;
+  Placement followed_ ABSL_GUARDED_BY(mutex_);
+  FleetReport report_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace switchyard::router
