@@ -77,7 +77,8 @@ def complete(url):
 
 def test_workers_are_found_in_etcd_as_they_come_and_go(etcd):
     at = ("--etcd", etcd.url, "--etcd-prefix", "/test/one")
-    with processes.worker("0/2", *at) as first, router(*at) as route, processes.gateway([route.fact("listening")]) as gate:
+    strict = ("--no-takeover", "--expert-patience", "0s")
+    with processes.worker("0/2", *at) as first, router(*at, *strict) as route, processes.gateway([route.fact("listening")]) as gate:
         url = gate.fact("http")
         first.fact("ready")
         with processes.worker("1/2", *at) as second:
