@@ -2,17 +2,13 @@
 
 #include <algorithm>
 
+#include "services/base/mix.h"
+
 namespace switchyard::router {
 namespace {
 
-// SplitMix64's finaliser (Steele, Lea, Flood 2014): every bit of the input moves every bit of the
-// output.
-uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
+// A draw that no other step and group has, also where both are small numbers.
+uint64_t Mix(uint64_t x) { return MixBits(x + 0x9e3779b97f4a7c15u); }
 
 class Choice {
  public:

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "services/base/mix.h"
+
 namespace switchyard::router {
 namespace {
 
@@ -14,9 +16,7 @@ uint64_t Hash(std::string_view name, int layer, int expert) {
   for (const char c : name) add(static_cast<uint8_t>(c));
   for (int shift = 0; shift < 32; shift += 8) add(static_cast<uint8_t>(layer >> shift));
   for (int shift = 0; shift < 32; shift += 8) add(static_cast<uint8_t>(expert >> shift));
-  h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
-  h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
-  return h ^ (h >> 31);
+  return MixBits(h);
 }
 
 // The larger the likelier, in proportion to the weight (Schindelhauer, Schomaker 2005).

@@ -7,19 +7,14 @@
 
 #include "router/kv/block_table.h"
 #include "services/base/check.h"
+#include "services/base/mix.h"
 
 namespace switchyard::router {
 namespace {
 
-uint64_t Mix(uint64_t x) {
-  x ^= x >> 30, x *= 0xbf58476d1ce4e5b9;
-  x ^= x >> 27, x *= 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
-
 uint64_t HashOf(const std::vector<int32_t>& tokens) {
   uint64_t h = 0x9e3779b97f4a7c15;
-  for (int32_t token : tokens) h = Mix(h + static_cast<uint32_t>(token) + 1);
+  for (int32_t token : tokens) h = MixBits(h + static_cast<uint32_t>(token) + 1);
   return h;
 }
 
@@ -43,7 +38,7 @@ std::vector<float> FakeRunner::Logits(const std::vector<int32_t>& tokens, int vo
   const bool cut = window > 0 && static_cast<int>(tokens.size()) > window;
   const uint64_t h = cut ? HashOf({tokens.end() - window, tokens.end()}) : HashOf(tokens);
   std::vector<float> logits(vocab);
-  for (int v = 0; v < vocab; ++v) logits[v] = UnitFloat(Mix(h + 7919 * (v + 1))) * 10 - 5;
+  for (int v = 0; v < vocab; ++v) logits[v] = UnitFloat(MixBits(h + 7919 * (v + 1))) * 10 - 5;
   return logits;
 }
 
@@ -54,7 +49,7 @@ FakeRunner::Routing FakeRunner::RoutingOf(const std::vector<int32_t>& tokens, in
   for (int layer = 0; layer < moe_layers; ++layer) {
     int32_t expert = 0;
     for (int k = 0; k < top_k; ++k) {
-      const uint64_t x = Mix(h + 31 * layer + k + 1);
+      const uint64_t x = MixBits(h + 31 * layer + k + 1);
       expert += 1 + static_cast<int32_t>(x % 5);
       routing.experts.push_back(expert);
       routing.weights.push_back(UnitFloat(x));
