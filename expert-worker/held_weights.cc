@@ -4,6 +4,7 @@
 
 #include "services/base/status.h"
 #include "services/checkpoint/weight_check.h"
+#include "services/expertwire/held.h"
 #include "services/model/tensor_names.h"
 
 namespace switchyard::worker {
@@ -22,17 +23,12 @@ absl::Status CheckHeldWeights(const ModelSpec& spec, const checkpoint::TensorSou
                               const expertwire::pb::Hello& hello,
                               const checkpoint::ProgressFn& progress) {
   std::vector<checkpoint::TensorRange> ranges;
-  for (const auto& layer : hello.held()) {
-    for (int i = 0; i < layer.first_size(); ++i) {
-      for (uint32_t expert = layer.first(i); expert <= layer.last(i); ++expert) {
-        const ExpertTensors tensors =
-            ExpertTensorsOf(spec, layer.layer(), static_cast<int>(expert));
-        for (const TensorSlice& slice : AllSlices(tensors)) {
-          ranges.push_back({.name = slice.tensor.name, .first = slice.first, .count = slice.count});
-        }
-      }
+  const auto add = [&](int layer, int expert) {
+    for (const TensorSlice& slice : AllSlices(ExpertTensorsOf(spec, layer, expert))) {
+      ranges.push_back({.name = slice.tensor.name, .first = slice.first, .count = slice.count});
     }
-  }
+  };
+  expertwire::ForEachHeld(hello.held(), spec.num_layers(), spec.experts.count, add);
   return checkpoint::CheckWeights(source, ranges, progress);
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "services/base/status.h"
+#include "services/expertwire/held.h"
 
 namespace switchyard::worker {
 namespace {
@@ -44,22 +45,16 @@ void Holdings::Queue(ExpertId id) {
   (slot.placed ? background_ : urgent_).push_back(id);
 }
 
-// Those that the model has, each once, in order. Ranges from outside may be of any size, and many.
+// Those that the model has, each once, in order.
 std::vector<ExpertId> Holdings::ExpertsOf(const pb::Assign& assign) {
   std::vector<ExpertId> out;
-  size_t budget = 4 * slots_.size();
   std::vector<bool> seen(slots_.size(), false);
-  for (const pb::HeldExperts& of_layer : assign.experts()) {
-    for (int i = 0; i < std::min(of_layer.first_size(), of_layer.last_size()); ++i) {
-      const auto end = std::min<int64_t>(int64_t{of_layer.last(i)} + 1, experts_);
-      for (int64_t expert = of_layer.first(i); expert < end && budget > 0; ++expert, --budget) {
-        const ExpertId id{of_layer.layer(), static_cast<int32_t>(expert)};
-        if (!store_.Exists(id) || seen[Index(id)]) continue;
-        seen[Index(id)] = true;
-        out.push_back(id);
-      }
-    }
-  }
+  expertwire::ForEachHeld(assign.experts(), layers_, experts_, [&](int layer, int expert) {
+    const ExpertId id{layer, expert};
+    if (!store_.Exists(id) || seen[Index(id)]) return;
+    seen[Index(id)] = true;
+    out.push_back(id);
+  });
   return out;
 }
 
@@ -216,21 +211,11 @@ void Holdings::FillHolds(pb::Holds* holds) const {
   absl::MutexLock lock(&mutex_);
   holds->set_epoch(epoch_);
   holds->set_assigned_epoch(assigned_);
-  for (int32_t layer = 0; layer < layers_; ++layer) {
-    pb::HeldExperts* out = nullptr;
-    bool before = false;
-    for (int32_t expert = 0; expert < experts_; ++expert) {
-      const bool held = slots_[Index({layer, expert})].state == State::kHeld;
-      if (held && out == nullptr) {
-        out = holds->add_held();
-        out->set_layer(layer);
-      }
-      if (held && !before) out->add_first(static_cast<uint32_t>(expert));
-      if (!held && before) out->add_last(static_cast<uint32_t>(expert) - 1);
-      before = held;
-    }
-    if (before) out->add_last(static_cast<uint32_t>(experts_) - 1);
-  }
+  const auto is_held = [this](int layer, int expert) {
+    mutex_.AssertHeld();
+    return slots_[Index({layer, expert})].state == State::kHeld;
+  };
+  expertwire::AddHeld(layers_, experts_, is_held, holds->mutable_held());
   for (const auto& [id, why] : failed_) {
     if (static_cast<size_t>(holds->failed_size()) == kMostFailed) break;
     pb::FailedExpert* out = holds->add_failed();

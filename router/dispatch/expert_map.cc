@@ -6,6 +6,8 @@
 #include <functional>
 #include <utility>
 
+#include "services/expertwire/held.h"
+
 namespace switchyard::router {
 namespace {
 
@@ -36,20 +38,18 @@ ExpertMap::ExpertMap(std::vector<bool> moe_layers, int experts)
       replicated_(moe_layers_.size(), false) {}
 
 void ExpertMap::Add(int16_t link, const expertwire::pb::Hello& hello) {
-  for (const expertwire::pb::HeldExperts& held : hello.held()) {
-    const size_t layer = static_cast<size_t>(held.layer());
-    if (held.layer() < 0 || layer >= moe_layers_.size() || !moe_layers_[layer]) continue;
-    for (int i = 0; i < std::min(held.first_size(), held.last_size()); ++i) {
-      const size_t end = std::min<size_t>(size_t{held.last(i)} + 1, experts_);
-      for (size_t e = held.first(i); e < end; ++e) {
-        Holders& holders = holders_[layer * experts_ + e];
-        if (!holders.empty() && holders.back() == link) continue;  // said twice
-        holders.push_back(link);
-        first_[layer * experts_ + e] = holders.front();
-        if (holders.size() > 1) replicated_[layer] = true;
-      }
-    }
-  }
+  const auto add = [&](int at, int expert) {
+    const size_t layer = static_cast<size_t>(at);
+    if (!moe_layers_[layer]) return;
+    const size_t cell = layer * experts_ + static_cast<size_t>(expert);
+    Holders& holders = holders_[cell];
+    if (!holders.empty() && holders.back() == link) return;  // said twice
+    holders.push_back(link);
+    first_[cell] = holders.front();
+    if (holders.size() > 1) replicated_[layer] = true;
+  };
+  expertwire::ForEachHeld(hello.held(), static_cast<int>(moe_layers_.size()),
+                          static_cast<int>(experts_), add);
 }
 
 void ExpertMap::Restrict(const placement::PlacementIndex& placement,

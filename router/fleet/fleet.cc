@@ -4,30 +4,13 @@
 #include <utility>
 
 #include "services/base/logging.h"
+#include "services/expertwire/held.h"
 
 namespace switchyard::router {
 namespace {
 
 namespace pb = expertwire::pb;
 using expertwire::ExpertLink;
-
-// The cells that are set, as the wire lists them.
-void List(const std::vector<bool>& cells, const placement::ExpertGrid& grid,
-          google::protobuf::RepeatedPtrField<pb::HeldExperts>* out) {
-  for (int layer = 0; layer < grid.layers(); ++layer) {
-    pb::HeldExperts* of_layer = nullptr;
-    for (int e = 0; e < grid.experts; ++e) {
-      if (!cells[grid.cell(layer, e)]) continue;
-      if (of_layer == nullptr) {
-        of_layer = out->Add();
-        of_layer->set_layer(layer);
-      }
-      const bool follows = e > 0 && cells[grid.cell(layer, e - 1)];
-      if (!follows) of_layer->add_first(static_cast<uint32_t>(e)), of_layer->add_last(e);
-      of_layer->set_last(of_layer->last_size() - 1, static_cast<uint32_t>(e));
-    }
-  }
-}
 
 }  // namespace
 
@@ -123,15 +106,9 @@ bool Fleet::Refresh(absl::Time now) {
 void Fleet::Read(Side& side, const pb::Hello& hello) const {
   side.held.assign(grid_.cells(), false);
   side.failed.assign(grid_.cells(), false);
-  for (const pb::HeldExperts& of : hello.held()) {
-    if (of.layer() < 0 || of.layer() >= grid_.layers()) continue;
-    for (int i = 0; i < std::min(of.first_size(), of.last_size()); ++i) {
-      const int64_t end = std::min<int64_t>(int64_t{of.last(i)} + 1, grid_.experts);
-      for (int64_t e = of.first(i); e < end; ++e) {
-        side.held[grid_.cell(of.layer(), static_cast<int>(e))] = true;
-      }
-    }
-  }
+  expertwire::ForEachHeld(hello.held(), grid_.layers(), grid_.experts, [&](int layer, int expert) {
+    side.held[grid_.cell(layer, expert)] = true;
+  });
   for (const pb::FailedExpert& failed : hello.failed()) {
     const bool ours = failed.layer() >= 0 && failed.layer() < grid_.layers() &&
                       failed.expert() < static_cast<uint32_t>(grid_.experts);
@@ -147,7 +124,11 @@ void Fleet::Assign(const placement::PlacementIndex& placement) {
     pb::Assign assign;
     assign.set_epoch(placement.epoch());
     if (const int worker = WorkerAt(placement, side.name); worker >= 0) {
-      List(placement.workers()[static_cast<size_t>(worker)].held, grid_, assign.mutable_experts());
+      const std::vector<bool>& cells = placement.workers()[static_cast<size_t>(worker)].held;
+      expertwire::AddHeld(
+          grid_.layers(), grid_.experts,
+          [&](int layer, int expert) { return cells[grid_.cell(layer, expert)]; },
+          assign.mutable_experts());
     }
     links_.links()[i]->Assign(std::move(assign));
     side.assigned = placement.epoch();

@@ -7,6 +7,7 @@
 
 #include "router/service/router_metrics.h"
 #include "services/base/status.h"
+#include "services/expertwire/held.h"
 #include "services/expertwire/histogram.h"
 #include "services/telemetry/names.h"
 
@@ -22,14 +23,8 @@ constexpr size_t kTenSeconds = 1;  // of CounterWindows::kWindows
 
 std::vector<bool> HeldCells(const pb::Hello& hello, const placement::ExpertGrid& grid) {
   std::vector<bool> held(grid.cells());
-  for (const pb::HeldExperts& of : hello.held()) {
-    if (of.layer() < 0 || of.layer() >= grid.layers()) continue;
-    for (int r = 0; r < std::min(of.first_size(), of.last_size()); ++r) {
-      const auto end = std::min<int64_t>(int64_t{of.last(r)} + 1, grid.experts);
-      for (int64_t e = of.first(r); e < end; ++e)
-        held[grid.cell(of.layer(), static_cast<int>(e))] = true;
-    }
-  }
+  expertwire::ForEachHeld(hello.held(), grid.layers(), grid.experts,
+                          [&](int layer, int expert) { held[grid.cell(layer, expert)] = true; });
   return held;
 }
 
