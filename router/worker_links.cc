@@ -73,7 +73,7 @@ bool WorkerLinks::IsUp(const std::string& target) const {
 void WorkerLinks::Reconcile() {
   pending_ = false;
   std::map<std::string, bool> wanted;
-  const auto want = [&](const Address& address, bool member) {
+  const auto want = [&](const Address& address, bool member) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (!wanted.emplace(address.target, member).second) return;
     if (const auto it = linked_.find(address.target); it != linked_.end()) {
       it->second = member;
@@ -96,18 +96,19 @@ void WorkerLinks::Reconcile() {
   };
   for (const Address& address : named_) want(address, false);
   for (const Address& address : members_) want(address, true);
-  std::erase_if(linked_, [&](const auto& linked) {
-    const auto& [target, member] = linked;
-    if (wanted.contains(target)) return false;
-    if (member && IsUp(target)) {
-      pending_ = true;
-      return false;
+  for (auto it = linked_.begin(); it != linked_.end();) {
+    const auto& [target, member] = *it;
+    const bool stands = member && IsUp(target);
+    if (wanted.contains(target) || stands) {
+      pending_ = pending_ || !wanted.contains(target);
+      ++it;
+      continue;
     }
     log::Info("worker {}: {}", target,
               member ? "no longer announced, nor reached" : "its name has lost this address");
     links_.Remove(target);
-    return true;
-  });
+    it = linked_.erase(it);
+  }
   next_look_ = absl::Now() + kLookEvery;
 }
 
