@@ -1,5 +1,7 @@
+#include "absl/strings/numbers.h"
 #include "router/router.h"
 #include "services/base/check.h"
+#include "services/base/status.h"
 #include "services/config/routing_policy.h"
 #include "services/config/units.h"
 
@@ -44,6 +46,24 @@ void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options) {
   for (const LostExperts how : {LostExperts::kRenormalise, LostExperts::kNextBest}) {
     if (knobs.lost_experts() == Name(how)) options->lost_experts = how;
   }
+}
+
+absl::Status ApplyKnobs(const config::v1::BalanceKnobs& knobs, RouterOptions* options) {
+  SY_ASSIGN_OR_RETURN(const absl::Duration every, config::ParseDuration(knobs.balance()));
+  options->balances = every > absl::ZeroDuration();
+  options->balancer.every = every;
+  BalanceOptions& balance = options->balancer.balance;
+  balance.plan.min_replicas = knobs.balance_min_replicas();
+  balance.plan.extra_memory = knobs.balance_extra_memory() / 100.0;
+  balance.plan.max_experts_per_node = knobs.balance_max_experts_per_node();
+  const std::string& width = knobs.balance_width();
+  balance.best_width = width == "auto";
+  if (width == "all" || width == "auto") return absl::OkStatus();
+  if (!absl::SimpleAtoi(width, &balance.plan.width) || balance.plan.width < 1) {
+    return InvalidArgument("--balance-width: \"{}\"; expected all, auto or a number of workers",
+                           width);
+  }
+  return absl::OkStatus();
 }
 
 void ApplyKnobs(const config::v1::ComputeKnobs& knobs, RouterOptions* options) {

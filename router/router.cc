@@ -9,11 +9,13 @@
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
 #include "router/draft/ngram_drafter.h"
+#include "router/fleet/balancer.h"
 #include "router/fleet/fleet.h"
 #include "router/graph/decoder.h"
 #include "router/graph/weights.h"
 #include "router/kv/kv_storage.h"
 #include "router/kv_plan.h"
+#include "router/placement_source.h"
 #include "router/service/load_report.h"
 #include "router/worker_links.h"
 #include "services/base/check.h"
@@ -25,7 +27,6 @@
 #include "services/checkpoint/progress.h"
 #include "services/checkpoint/weight_check.h"
 #include "services/config/units.h"
-#include "services/discovery/file_watch.h"
 #include "services/expertwire/arithmetic.h"
 #include "services/expertwire/link_set.h"
 #include "services/model/fingerprint.h"
@@ -46,12 +47,17 @@ constexpr absl::Duration kWatchEvery = absl::Milliseconds(25);
 // back, or the takeover of its experts, should be noticed by nobody.
 constexpr absl::Duration kGrace = absl::Seconds(10);
 
-WeightBytes BackboneBytesOf(const OpenedModel& model) {
-  return BackboneBytes(model.spec, [&](std::string_view name) {
+// Of a model that outlives it.
+StoredTensorOf StoredIn(const OpenedModel& model) {
+  return [&model](std::string_view name) {
     const checkpoint::TensorInfo* tensor = model.source->Find(name);
     return tensor == nullptr ? StoredTensor(model.spec.weight_dtype)
                              : StoredTensor(tensor->dtype, tensor->scale_bytes);
-  });
+  };
+}
+
+WeightBytes BackboneBytesOf(const OpenedModel& model) {
+  return BackboneBytes(model.spec, StoredIn(model));
 }
 
 absl::Status CheckBackbone(const OpenedModel& model) {
@@ -155,7 +161,8 @@ class Router::Impl {
   std::unique_ptr<WorkerLinks> worker_links_;
   std::unique_ptr<LinkDispatcher> dispatcher_;
   std::unique_ptr<Fleet> fleet_;
-  std::unique_ptr<discovery::DocumentSource> placement_;
+  std::unique_ptr<PlacementSource> placement_;
+  std::unique_ptr<Balancer> balancer_;  // null: without --balance
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<RouterMetrics> metrics_;
   std::unique_ptr<Engine> engine_;
@@ -241,11 +248,9 @@ absl::Status Router::Impl::Connect() {
   return absl::OkStatus();
 }
 
-// A document that cannot be used at the start ends it; later ones are logged and passed over.
 absl::Status Router::Impl::FollowPlacement() {
   fleet_ = std::make_unique<Fleet>(model_.spec, *links_, *dispatcher_,
                                    FleetOptions{.takeover = options_.takeover});
-  if (options_.placement.empty()) return absl::OkStatus();
   const auto follow = [this](const v1::Placement& document) -> absl::Status {
     SY_ASSIGN_OR_RETURN(
         placement::PlacementIndex index,
@@ -254,17 +259,21 @@ absl::Status Router::Impl::FollowPlacement() {
     fleet_->Follow(std::move(index));
     return absl::OkStatus();
   };
-  SY_ASSIGN_OR_RETURN(const v1::Placement first, placement::ReadDocument(options_.placement));
-  if (absl::Status status = follow(first); !status.ok()) {
-    return absl::Status(status.code(),
-                        fmt::format("{}: {}", options_.placement, ToStd(status.message())));
-  }
-  placement_ = std::make_unique<discovery::FileWatch>(
-      discovery::FileWatchOptions{.path = options_.placement},
-      [follow](const std::string& text) -> absl::Status {
-        SY_ASSIGN_OR_RETURN(const v1::Placement document, placement::Parse(text));
-        return follow(document);
-      });
+  SY_ASSIGN_OR_RETURN(placement_, PlacementSource::Create({.from = options_.placement,
+                                                           .balances = options_.balances,
+                                                           .router_id = options_.router_id,
+                                                           .etcd = options_.etcd},
+                                                          follow));
+  if (!options_.balances) return absl::OkStatus();
+  BalancerOptions balancer = options_.balancer;
+  balancer.sole = placement_->sole();
+  balancer_ = std::make_unique<Balancer>(
+      BalanceModelOf(model_.spec, model_.fingerprint, StoredIn(model_)), balancer, *fleet_,
+      *dispatcher_,
+      Balancer::Hooks{
+          .leads = [this] { return placement_->leads(); },
+          .publish =
+              [this](const v1::Placement& placement) { return placement_->Publish(placement); }});
   return absl::OkStatus();
 }
 
@@ -313,18 +322,18 @@ absl::Status Router::Impl::Serve() {
   load_->Look(CounterWindows::Clock::now());
   service_ = std::make_unique<RouterService>(
       service, *engine_,
-      RouterService::Hooks{.describe =
-                               [this](v1::RouterExperts* out) {
-                                 load_->Describe(CounterWindows::Clock::now(), out);
-                                 LoadReport::Describe(*fleet_, out->mutable_placement());
-                                 out->set_routing_policy(options_.routing.Name());
-                                 out->set_batch_dependent(options_.routing.depends_on_batch());
-                                 SetRunsOn(expertwire::RunsOn(compute_->isa(),
-                                                              compute_->pool().threads()),
-                                           out->mutable_runs_on());
-                               },
-                           .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
-                           .on_slow = [this] { metrics_->OnSlow(); }});
+      RouterService::Hooks{
+          .describe =
+              [this](v1::RouterExperts* out) {
+                load_->Describe(CounterWindows::Clock::now(), out);
+                LoadReport::Describe(*fleet_, balancer_.get(), out->mutable_placement());
+                out->set_routing_policy(options_.routing.Name());
+                out->set_batch_dependent(options_.routing.depends_on_batch());
+                SetRunsOn(expertwire::RunsOn(compute_->isa(), compute_->pool().threads()),
+                          out->mutable_runs_on());
+              },
+          .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
+          .on_slow = [this] { metrics_->OnSlow(); }});
   SY_ASSIGN_OR_RETURN(server_, rpc::Server::Start({.listen = options_.listen,
                                                    .flag = "--listen",
                                                    .tls = options_.tls,
@@ -339,6 +348,8 @@ absl::Status Router::Impl::Serve() {
   links_registration_ =
       metrics.AddCollector("router", [this, of_experts](telemetry::Samples& samples) {
         worker_links_->CollectTo(samples);
+        placement_->CollectTo(samples);
+        if (balancer_ != nullptr) CollectBalancer(balancer_->Report(), absl::Now(), samples);
         if (of_experts) load_->CollectTo(CounterWindows::Clock::now(), samples);
       });
   Look(absl::Now());  // embedded is ready at once
@@ -367,6 +378,7 @@ void Router::Impl::Watch() {
     const absl::Time now = absl::Now();
     worker_links_->Look();
     fleet_->Look(now);
+    if (balancer_ != nullptr) balancer_->Look(now);
     load_->Look(CounterWindows::Clock::now());
     if (!draining_) Look(now);
     service_->Tick(now);
@@ -427,6 +439,7 @@ void Router::Impl::Stop(absl::Duration grace) {
     if (std::exchange(stopping_, true)) return;
   }
   if (watcher_.joinable()) watcher_.join();
+  if (placement_ != nullptr) placement_->Stop();
   if (server_ == nullptr) return;
   server_->SetReady(false);
   service_->EndStreams();

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "router/fleet/balancer.h"
 #include "router/graph/lost_experts.h"
 #include "router/loop/engine.h"
 #include "router/service/router_metrics.h"
@@ -54,8 +55,11 @@ struct RouterOptions {
   config::RoutingOptions routing;  // other than the gate's: changes tokens
   ExpertMetrics expert_metrics = ExpertMetrics::kAll;
   bool allow_mixed_numerics = false;
-  std::string placement;  // file of a placement document; empty: workers hold what they hold
-  bool takeover = true;   // the experts of lost workers are loaded by the others
+  // File of a placement document, or "etcd"; empty: workers hold what they hold.
+  std::string placement;
+  bool balances = false;     // placements are made here, or by another router of the same etcd
+  BalancerOptions balancer;  // if so
+  bool takeover = true;      // the experts of lost workers are loaded by the others
   absl::Duration expert_patience = absl::Seconds(30);  // of rows whose expert nobody holds
   LostExperts lost_experts = LostExperts::kFail;       // other than kFail: changes tokens
   bool hedge = true;                 // rows that are late are sent to a replica too
@@ -126,6 +130,8 @@ class Router {
 void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options);
 void ApplyKnobs(const config::v1::WeightKnobs& knobs, RouterOptions* options);
 void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options);
+// INVALID_ARGUMENT names the knob.
+absl::Status ApplyKnobs(const config::v1::BalanceKnobs& knobs, RouterOptions* options);
 void ApplyKnobs(const config::v1::ComputeKnobs& knobs, RouterOptions* options);
 security::TlsFiles TlsFilesOf(const config::v1::TlsKnobs& knobs);
 

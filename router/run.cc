@@ -106,6 +106,7 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
   rpc::ShutdownSignal signal;
   rpc::RouteGrpcLogs();
   RouterOptions options = OptionsFrom(config);
+  SY_RETURN_IF_ERROR(ApplyKnobs(config.balance(), &options));
   SY_ASSIGN_OR_RETURN(options.etcd, discovery::EtcdClient::Create(config.etcd()));
   SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));

@@ -45,11 +45,23 @@ json WorkerJson(const v1::WorkerView& w) {
           {"memory_bytes", w.memory_bytes()}};
 }
 
+json BalancerJson(const v1::BalancerState& balancer) {
+  return {{"state", balancer.state()},         {"last", balancer.last()},
+          {"published", balancer.published()}, {"kept", balancer.kept()},
+          {"failed", balancer.failed()},       {"utilisation", balancer.utilisation()},
+          {"planned", balancer.planned()},     {"moved_bytes", balancer.moved_bytes()}};
+}
+
 json StateJson(const v1::PlacementState& state) {
-  return {{"followed", state.followed()},         {"epoch", state.epoch()},
-          {"epoch_in_use", state.epoch_in_use()}, {"moving", state.moving()},
-          {"orphans", state.orphans()},           {"taken_over", state.taken_over()},
-          {"migrations", state.migrations()},     {"failed_loads", state.failed_loads()}};
+  return {{"followed", state.followed()},
+          {"epoch", state.epoch()},
+          {"epoch_in_use", state.epoch_in_use()},
+          {"moving", state.moving()},
+          {"orphans", state.orphans()},
+          {"taken_over", state.taken_over()},
+          {"migrations", state.migrations()},
+          {"failed_loads", state.failed_loads()},
+          {"balancer", state.has_balancer() ? BalancerJson(state.balancer()) : json()}};
 }
 
 json RouterJson(const v1::RouterExperts& router) {

@@ -41,6 +41,24 @@ std::shared_ptr<const placement::PlacementIndex> Fleet::Followed() const {
   return followed_;
 }
 
+std::vector<FleetWorker> Fleet::Workers() const {
+  std::vector<FleetWorker> out;
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    const auto hello = links_.links()[i]->peer();
+    if (!sides_[i].usable || hello == nullptr) continue;
+    out.push_back({.name = sides_[i].name,
+                   .node = hello->node(),
+                   .zone = hello->zone(),
+                   .incarnation = hello->incarnation(),
+                   .movable = hello->revision() > 0,
+                   .memory_bytes = hello->memory_bytes(),
+                   .threads = hello->runs_on().threads(),
+                   .assigned_epoch = hello->assigned_epoch(),
+                   .held = sides_[i].held});
+  }
+  return out;
+}
+
 void Fleet::Look(absl::Time now) {
   Placement followed;
   {

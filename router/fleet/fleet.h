@@ -42,6 +42,17 @@ struct FleetReport {
   int64_t failed_loads = 0;   // experts that some worker could not load
 };
 
+// A worker that can be used now, as it describes itself.
+struct FleetWorker {
+  std::string name, node, zone;
+  uint64_t incarnation = 0;
+  bool movable = false;  // it can be told what to hold
+  uint64_t memory_bytes = 0;
+  int threads = 0;
+  uint64_t assigned_epoch = 0;
+  std::vector<bool> held;  // by cell
+};
+
 class Fleet {
  public:
   // `links` and `dispatcher` outlive it.
@@ -53,6 +64,8 @@ class Fleet {
   // Does what is due.
   void Look(absl::Time now);
   FleetReport Report() const;
+  // As of the last Look; for whoever calls it.
+  std::vector<FleetWorker> Workers() const;
   // What is wanted; null: nothing in particular.
   std::shared_ptr<const placement::PlacementIndex> Followed() const;
 

@@ -59,6 +59,17 @@ void DescribeEngine(const EngineSnapshot& engine, v1::EngineLoad* out) {
   out->set_draining(engine.draining);
 }
 
+void DescribeBalancer(const BalancerReport& report, v1::BalancerState* out) {
+  out->set_state(std::string(Name(report.state)));
+  out->set_last(report.last);
+  out->set_published(report.published);
+  out->set_kept(report.kept);
+  out->set_failed(report.failed);
+  out->set_utilisation(report.utilisation);
+  out->set_planned(report.planned);
+  out->set_moved_bytes(report.bytes);
+}
+
 // Load of each worker that holds experts of the layer, an expert's rows shared alike by its
 // holders.
 std::vector<double> WorkerLoads(const placement::ExpertGrid& grid, int layer,
@@ -253,7 +264,8 @@ void LoadReport::CollectTo(CounterWindows::Time now, telemetry::Samples& samples
   }
 }
 
-void LoadReport::Describe(const Fleet& fleet, v1::PlacementState* out) {
+void LoadReport::Describe(const Fleet& fleet, const Balancer* balancer, v1::PlacementState* out) {
+  if (balancer != nullptr) DescribeBalancer(balancer->Report(), out->mutable_balancer());
   const FleetReport report = fleet.Report();
   out->set_epoch(report.epoch);
   out->set_epoch_in_use(report.epoch_in_use);

@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "router/dispatch/link_dispatcher.h"
+#include "router/fleet/balancer.h"
 #include "router/fleet/fleet.h"
 #include "router/loop/engine.h"
 #include "router/service/counter_windows.h"
@@ -33,8 +34,8 @@ class LoadReport {
   // To be called some times a second: the windows go by it.
   void Look(CounterWindows::Time now);
   void Describe(CounterWindows::Time now, v1::RouterExperts* out) const;
-  // Adds what a fleet says of its placement.
-  static void Describe(const Fleet& fleet, v1::PlacementState* out);
+  // Adds what a fleet and, if there is one, a balancer say of its placement.
+  static void Describe(const Fleet& fleet, const Balancer* balancer, v1::PlacementState* out);
   // Imbalance of each layer over the last 10 s.
   void CollectTo(CounterWindows::Time now, telemetry::Samples& samples) const;
 

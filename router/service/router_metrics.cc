@@ -162,6 +162,23 @@ RouterMetrics::RouterMetrics(t::Metrics& metrics, ExpertMetrics experts)
   }
 }
 
+void CollectBalancer(const BalancerReport& report, absl::Time now, t::Samples& samples) {
+  for (const BalancerReport::State state : kBalancerStates) {
+    samples.Gauge(t::kRouterBalancerState, report.state == state ? 1 : 0,
+                  {{"state", std::string(Name(state))}});
+  }
+  samples.Gauge(t::kRouterBalancerSilent, absl::ToDoubleSeconds(now - report.last_look));
+  const auto plans = [&](const char* result, uint64_t count) {
+    samples.Counter(t::kRouterBalancerPlans, static_cast<double>(count), {{"result", result}});
+  };
+  plans("published", report.published);
+  plans("kept", report.kept);
+  plans("failed", report.failed);
+  samples.Gauge(t::kRouterBalancerUtilisation, report.utilisation, {{"of", "present"}});
+  samples.Gauge(t::kRouterBalancerUtilisation, report.planned, {{"of", "planned"}});
+  samples.Counter(t::kRouterBalancerBytes, static_cast<double>(report.bytes));
+}
+
 t::Metrics::Registration RouterMetrics::Watch(const ModelSpec& spec, const Engine& engine,
                                               const RouterService& service,
                                               const LinkDispatcher& dispatcher, const Fleet& fleet,

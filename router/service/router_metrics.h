@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "router/dispatch/link_dispatcher.h"
+#include "router/fleet/balancer.h"
 #include "router/fleet/fleet.h"
 #include "router/graph/routing_policy.h"
 #include "router/loop/engine.h"
@@ -36,6 +37,8 @@ double Imbalance(std::span<const uint64_t> rows);
 // What a routing policy did.
 void CollectRouting(const RoutingOptions& options, const RoutingCounts& counts,
                     telemetry::Samples& samples);
+
+void CollectBalancer(const BalancerReport& report, absl::Time now, telemetry::Samples& samples);
 
 class RouterMetrics : public EngineObserver {
  public:

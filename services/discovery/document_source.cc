@@ -29,6 +29,8 @@ void DocumentTaker::SetStatus(absl::Status status) {
   if (status == health_.status) return;
   if (status.ok()) {
     log::Info("{}: in force", name_);
+  } else if (absl::IsNotFound(status) && health_.taken == 0) {
+    log::Info("{}: {} yet", name_, ToStd(status.message()));
   } else {
     log::Error("{}: {}; {}", name_, ToStd(status.message()),
                health_.taken > 0 ? "the last good version stays in force" : "there is none yet");

@@ -34,6 +34,13 @@ uint64_t GroupBytes(const ModelSpec& spec, const KvLayout& layout, DType kv_dtyp
   return static_cast<uint64_t>(KvRecordBytes(spec, kv_dtype) * layout.layers_per_block);
 }
 
+void AddExpert(const ModelSpec& spec, const StoredTensorOf& stored, int layer, int expert,
+               WeightBytes* out) {
+  for (const TensorSlice& slice : AllSlices(ExpertTensorsOf(spec, layer, expert))) {
+    AddRows(spec, stored, slice.tensor, slice.count, out);
+  }
+}
+
 }  // namespace
 
 uint64_t WeightBytes::total() const {
@@ -55,11 +62,17 @@ WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
   WeightBytes out;
   for (int layer = 0; layer < spec.num_layers(); ++layer) {
     if (!spec.layers[static_cast<size_t>(layer)].moe) continue;
-    for (int expert : experts) {
-      for (const TensorSlice& slice : AllSlices(ExpertTensorsOf(spec, layer, expert))) {
-        AddRows(spec, stored, slice.tensor, slice.count, &out);
-      }
-    }
+    for (int expert : experts) AddExpert(spec, stored, layer, expert, &out);
+  }
+  return out;
+}
+
+std::vector<int64_t> ExpertBytesByLayer(const ModelSpec& spec, const StoredTensorOf& stored) {
+  std::vector<int64_t> out;
+  for (int layer = 0; layer < spec.num_layers(); ++layer) {
+    WeightBytes one;
+    if (spec.layers[static_cast<size_t>(layer)].moe) AddExpert(spec, stored, layer, 0, &one);
+    out.push_back(static_cast<int64_t>(one.total()));
   }
   return out;
 }

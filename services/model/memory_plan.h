@@ -7,6 +7,7 @@
 #include <map>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "services/model/spec.h"
@@ -34,6 +35,8 @@ WeightBytes BackboneBytes(const ModelSpec& spec, const StoredTensorOf& stored);
 // Experts of a set (ids in [0, experts.count)) in all MoE layers: what a worker holds.
 WeightBytes ExpertBytes(const ModelSpec& spec, std::span<const int> experts,
                         const StoredTensorOf& stored);
+// Of one expert, by layer; 0 for layers without experts. All experts of a layer are alike.
+std::vector<int64_t> ExpertBytesByLayer(const ModelSpec& spec, const StoredTensorOf& stored);
 
 struct ParameterCount {
   uint64_t total = 0;

@@ -444,6 +444,15 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input, const PlanOptions& options
   return anew;
 }
 
+WidthCosts WidthCostsOf(const ModelSpec& spec, std::span<const int64_t> expert_bytes,
+                        WidthCosts others) {
+  others.top_k = spec.gate.top_k;
+  others.experts = spec.experts.count;
+  others.expert_bytes = std::ranges::max(expert_bytes);
+  others.row_bytes = int64_t{2} * 2 * spec.hidden;  // bf16, out and back
+  return others;
+}
+
 int BestWidth(const WidthCosts& costs, int gate_groups, int workers) {
   // Experts that a step of that many tokens meets, were all as likely.
   const double missed =

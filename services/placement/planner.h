@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -83,6 +84,10 @@ struct WidthCosts {
   double link_bytes_per_s = 1.25e9;
   double memory_bytes_per_s = 50e9;  // of one worker
 };
+// `others`, with what the model says: top_k, experts, expert_bytes (of its largest; by layer) and
+// row_bytes.
+WidthCosts WidthCostsOf(const ModelSpec& spec, std::span<const int64_t> expert_bytes,
+                        WidthCosts others = {});
 // At most `workers`, at least 1; with several gate groups a number of workers that they divide into
 // evenly, or a multiple of them.
 int BestWidth(const WidthCosts& costs, int gate_groups, int workers);

@@ -226,6 +226,31 @@ inline constexpr MetricDef kRouterWorkerConnects{"switchyard_router_worker_conne
 inline constexpr MetricDef kRouterPlacementEpoch{
     "switchyard_router_placement_epoch", kGauge,
     "Epoch of the placement: state=followed, what is wanted; state=used, what rows go by"};
+inline constexpr MetricDef kRouterPlacementSourceOk{
+    "switchyard_router_placement_source_ok", kGauge,
+    "1: what --placement or etcd has now is followed; 0: it cannot be read or used, the last good "
+    "one is followed"};
+inline constexpr MetricDef kRouterPlacementsRefused{
+    "switchyard_router_placements_refused_total", kCounter,
+    "Versions of the placement that could not be used"};
+inline constexpr MetricDef kRouterBalancerState{
+    "switchyard_router_balancer_state", kGauge,
+    "1 for what it is: state=acting; state=standby, another router does it; state=rival, it has "
+    "left off, as another router places experts too"};
+inline constexpr MetricDef kRouterBalancerSilent{
+    "switchyard_router_balancer_silent_seconds", kGauge,
+    "Since the balancer's last look came to an end: more than some times --balance, and it is "
+    "stuck"};
+inline constexpr MetricDef kRouterBalancerPlans{
+    "switchyard_router_balancer_plans_total", kCounter,
+    "Plans: result=published; result=kept, nothing was to be gained; result=failed"};
+inline constexpr MetricDef kRouterBalancerUtilisation{
+    "switchyard_router_balancer_utilisation", kGauge,
+    "Part of a step's time in which workers compute, by the load of the last plan: of=present, as "
+    "they are; of=planned, as they would be"};
+inline constexpr MetricDef kRouterBalancerBytes{
+    "switchyard_router_balancer_moved_bytes_total", kCounter,
+    "Weights that workers were to load for placements of this balancer"};
 inline constexpr MetricDef kRouterMigrations{"switchyard_router_migrations_total", kCounter,
                                              "Placements that came into use"};
 inline constexpr MetricDef kRouterExpertsMoving{

@@ -1,54 +1,15 @@
 """Workers that routers find in a real etcd or behind a name, with real processes that come, go and are killed."""
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 
 import pytest
 import requests
 
 import processes
+from etcd import Etcd
 
 PROMPT = {"prompt": [5, 17, 300, 41], "max_tokens": 24}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Etcd:
-    """One member, its data in a directory of its own."""
-
-    def __init__(self):
-        self.dir = tempfile.mkdtemp(prefix="etcd_")
-        self.url, self.peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            ["etcd", "--data-dir", self.dir + "/data", "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
-             "--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer, "--initial-cluster", "default=" + self.peer,
-             "--log-level", "error"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        processes.wait_for(self.answers)
-
-    def answers(self):
-        try:
-            return requests.get(self.url + "/health", timeout=5).json()["health"] == "true"
-        except (requests.ConnectionError, KeyError, ValueError):
-            assert self.process.poll() is None, "etcd ended"
-            return False
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def close(self):
-        self.kill()
-        shutil.rmtree(self.dir)
 
 
 @pytest.fixture

@@ -143,11 +143,8 @@ absl::StatusOr<int> WidthOf(PlaceCommand& command, const ModelSizes& model, int 
   };
   SY_ASSIGN_OR_RETURN(command.costs.link_bytes_per_s, rate(command.link, "--link"));
   SY_ASSIGN_OR_RETURN(command.costs.memory_bytes_per_s, rate(command.bandwidth, "--bandwidth"));
-  command.costs.top_k = model.spec.gate.top_k;
-  command.costs.experts = model.spec.experts.count;
-  command.costs.expert_bytes = std::ranges::max(model.expert_bytes);
-  command.costs.row_bytes = int64_t{2} * 2 * model.spec.hidden;  // bf16, out and back
-  return BestWidth(command.costs, model.spec.gate.groups, workers);
+  return BestWidth(WidthCostsOf(model.spec, model.expert_bytes, command.costs),
+                   model.spec.gate.groups, workers);
 }
 
 std::string Bytes(int64_t bytes) { return config::FormatBytes(bytes); }

@@ -203,14 +203,7 @@ absl::StatusOr<ModelSizes> ReadModelSizes(const std::string& path) {
     return info != nullptr ? StoredTensor(info->dtype, info->scale_bytes)
                            : StoredTensor(out.spec.weight_dtype);
   };
-  ModelSpec one = out.spec;
-  for (LayerSpec& layer : one.layers) layer.moe = false;
-  for (size_t layer = 0; layer < one.layers.size(); ++layer) {
-    one.layers[layer].moe = out.spec.layers[layer].moe;
-    constexpr int kExpert[] = {0};  // all of a layer are alike
-    out.expert_bytes.push_back(static_cast<int64_t>(ExpertBytes(one, kExpert, stored).total()));
-    one.layers[layer].moe = false;
-  }
+  out.expert_bytes = ExpertBytesByLayer(out.spec, stored);
   return out;
 }
 

@@ -1,0 +1,207 @@
+#include "router/fleet/balancer.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "services/base/logging.h"
+#include "services/base/status.h"
+
+namespace switchyard::router {
+
+using State = BalancerReport::State;
+
+std::string_view Name(State state) {
+  switch (state) {
+    case State::kStandby:
+      return "standby";
+    case State::kActing:
+      return "acting";
+    case State::kRival:
+      return "rival";
+  }
+  return "";
+}
+
+Balancer::Balancer(BalanceModel model, BalancerOptions options, const Fleet& fleet,
+                   const LinkDispatcher& dispatcher, Hooks hooks)
+    : model_(std::move(model)),
+      options_(options),
+      fleet_(fleet),
+      dispatcher_(dispatcher),
+      hooks_(std::move(hooks)),
+      counted_(model_.grid.cells()),
+      rows_(model_.grid.cells()) {
+  thread_ = std::thread([this] { Run(); });
+}
+
+Balancer::~Balancer() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  thread_.join();
+}
+
+BalancerReport Balancer::Report() const {
+  absl::MutexLock lock(&mutex_);
+  return report_;
+}
+
+void Balancer::Look(absl::Time now) {
+  if (now < next_look_) return;
+  next_look_ = now + std::min(absl::Seconds(1), options_.every / 4);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (asked_ || report_.state == State::kRival) return;
+  }
+  const std::vector<FleetWorker> workers = fleet_.Workers();
+  const bool due = Due(workers, now);
+  if (!hooks_.leads()) {
+    // Whoever takes over begins at once.
+    next_plan_ = absl::InfinitePast();
+    absl::MutexLock lock(&mutex_);
+    report_.state = State::kStandby;
+    report_.last_look = now;
+    return;
+  }
+  if (MeetsRival(workers)) return;
+  if (!due) return End(now, "");
+  if (std::string why = Hindrance(workers); !why.empty()) return End(now, std::move(why));
+  next_plan_ = now + options_.every;
+  crew_planned_ = true;
+  BalanceInput input = InputOf(workers);
+  absl::MutexLock lock(&mutex_);
+  report_.state = State::kActing;
+  asked_ = std::move(input);
+}
+
+// Nothing was planned. Says why, unless it is only too early.
+void Balancer::End(absl::Time now, std::string what) {
+  absl::MutexLock lock(&mutex_);
+  report_.state = State::kActing;
+  report_.last_look = now;
+  if (!what.empty()) report_.last = std::move(what);
+}
+
+// Whether it is time to plan, for these workers.
+bool Balancer::Due(const std::vector<FleetWorker>& workers, absl::Time now) {
+  Crew crew;
+  for (const FleetWorker& worker : workers) crew[worker.name] = worker.incarnation;
+  if (crew != crew_) {
+    crew_ = std::move(crew);
+    crew_since_ = now;
+    crew_planned_ = false;
+  }
+  if (now < crew_since_ + std::min(options_.settle, options_.every)) return false;
+  return !crew_planned_ || now >= next_plan_;
+}
+
+// Why no plan can be made now.
+std::string Balancer::Hindrance(const std::vector<FleetWorker>& workers) const {
+  if (workers.size() < 2) return "fewer than two workers are there";
+  for (const FleetWorker& worker : workers) {
+    if (!worker.movable) {
+      return fmt::format("worker {} is of a version that cannot be told what to hold", worker.name);
+    }
+  }
+  // What is being loaded has its time, unless it is for others than those that are here now.
+  const int64_t moving = fleet_.Report().moving;
+  if (moving > 0 && crew_planned_) return fmt::format("{} replicas are on their way", moving);
+  return "";
+}
+
+bool Balancer::MeetsRival(const std::vector<FleetWorker>& workers) {
+  if (!options_.sole) return false;
+  absl::MutexLock lock(&mutex_);
+  if (published_epoch_ == 0) return false;
+  for (const FleetWorker& worker : workers) {
+    if (worker.assigned_epoch <= published_epoch_) continue;
+    report_.state = State::kRival;
+    report_.last = fmt::format(
+        "worker {} follows epoch {} of another router; several routers with --balance need --etcd",
+        worker.name, worker.assigned_epoch);
+    log::Error("balancing ends here: {}", report_.last);
+    return true;
+  }
+  return false;
+}
+
+// Rows since the last look, with half the weight of those before; few rows wait for more.
+void Balancer::TakeLoad() {
+  const std::vector<uint64_t> now = dispatcher_.ExpertRows();
+  uint64_t sum = 0;
+  for (size_t cell = 0; cell < now.size(); ++cell) sum += now[cell] - counted_[cell];
+  const auto layers = std::ranges::count(model_.grid.moe_layers, true);
+  const auto experts = static_cast<double>(layers) * model_.grid.experts;
+  if (static_cast<double>(sum) < options_.rows_an_expert * experts) return;
+  for (size_t cell = 0; cell < now.size(); ++cell) {
+    rows_[cell] = 0.5 * rows_[cell] + static_cast<double>(now[cell] - counted_[cell]);
+  }
+  counted_ = now;
+}
+
+BalanceInput Balancer::InputOf(const std::vector<FleetWorker>& workers) {
+  TakeLoad();
+  BalanceInput input{.rows = rows_, .epoch = fleet_.Report().epoch};
+  if (const auto followed = fleet_.Followed(); followed != nullptr) {
+    for (const auto& worker : followed->workers()) input.followed_replicas += worker.replicas;
+  }
+  for (const FleetWorker& worker : workers) {
+    input.epoch = std::max(input.epoch, worker.assigned_epoch);
+    input.workers.push_back({.address = worker.name,
+                             .node = worker.node,
+                             .zone = worker.zone,
+                             .memory_bytes = worker.memory_bytes,
+                             .speed = std::max(1, worker.threads) * 1.0,
+                             .held = worker.held});
+  }
+  return input;
+}
+
+void Balancer::Run() {
+  absl::MutexLock lock(&mutex_);
+  const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return stopping_ || asked_.has_value();
+  };
+  while (true) {
+    mutex_.Await(absl::Condition(&has_work));
+    if (stopping_) return;
+    const BalanceInput input = *asked_;
+    mutex_.Unlock();
+    PlanOne(input);
+    mutex_.Lock();
+    asked_.reset();
+    report_.last_look = absl::Now();
+  }
+}
+
+void Balancer::PlanOne(const BalanceInput& input) {
+  const auto verdict = Balance(model_, input, options_.balance);
+  absl::Status status = verdict.status();
+  const bool move = verdict.ok() && verdict->move;
+  if (move) status = hooks_.publish(verdict->placement);
+  absl::MutexLock lock(&mutex_);
+  if (verdict.ok()) {
+    report_.utilisation = verdict->utilisation;
+    report_.planned = verdict->planned;
+  }
+  if (!status.ok()) {
+    ++report_.failed;
+    std::string what(status.message());
+    if (what != report_.last) log::Warning("no new placement: {}", what);
+    report_.last = std::move(what);
+  } else if (move) {
+    ++report_.published;
+    report_.bytes += static_cast<uint64_t>(verdict->bytes);
+    published_epoch_ = verdict->placement.epoch();
+    report_.last = verdict->why;
+    log::Info("placement of epoch {}: {}", published_epoch_, verdict->why);
+  } else {
+    ++report_.kept;
+    report_.last = verdict->why;
+  }
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,57 @@
+"""A real etcd for tests."""
+import base64
+import shutil
+import socket
+import subprocess
+import tempfile
+
+import requests
+
+import processes
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Etcd:
+    """One member, its data in a directory of its own."""
+
+    def __init__(self):
+        self.dir = tempfile.mkdtemp(prefix="etcd_")
+        self.url, self.peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            ["etcd", "--data-dir", self.dir + "/data", "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+             "--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer, "--initial-cluster", "default=" + self.peer,
+             "--log-level", "error"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        processes.wait_for(self.answers)
+
+    def answers(self):
+        try:
+            return requests.get(self.url + "/health", timeout=5).json()["health"] == "true"
+        except (requests.ConnectionError, KeyError, ValueError):
+            assert self.process.poll() is None, "etcd ended"
+            return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def close(self):
+        self.kill()
+        shutil.rmtree(self.dir)
+
+    def put(self, key, value):
+        body = {name: base64.b64encode(text.encode()).decode() for name, text in (("key", key), ("value", value))}
+        requests.post(self.url + "/v3/kv/put", json=body, timeout=5).raise_for_status()
+
+    def get(self, key):
+        """None where there is no such key."""
+        body = {"key": base64.b64encode(key.encode()).decode()}
+        found = requests.post(self.url + "/v3/kv/range", json=body, timeout=5).json().get("kvs")
+        return base64.b64decode(found[0]["value"]).decode() if found else None
