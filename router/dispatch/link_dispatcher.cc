@@ -28,12 +28,6 @@ constexpr absl::Duration kLookForSilent = absl::Milliseconds(100);
 // Taken for the 99th percentile of latency while too few are known.
 constexpr absl::Duration kUnknownLatency = absl::Milliseconds(100);
 
-std::vector<bool> MoeLayers(const ModelSpec& spec) {
-  std::vector<bool> layers;
-  for (const LayerSpec& layer : spec.layers) layers.push_back(layer.moe);
-  return layers;
-}
-
 uint64_t Micros(absl::Duration d) {
   return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(d)));
 }
@@ -68,15 +62,12 @@ LinkDispatcher::LinkDispatcher(const ModelSpec& spec, DType wire_dtype, expertwi
       experts_per_group_(spec.experts_per_group()),
       dtype_(wire_dtype),
       options_(options),
-      moe_layers_(MoeLayers(spec)),
+      layers_(spec.num_layers()),
       links_(links),
       pool_(pool),
-      orphaned_(static_cast<size_t>(spec.num_layers()) * spec.experts.count,
-                absl::InfiniteFuture()),
-      gone_(orphaned_.size(), 0),
-      gone_count_(static_cast<size_t>(spec.num_layers()), 0),
+      view_(spec, links, options.patience, options.now),
       expert_rows_(static_cast<size_t>(spec.num_layers()) * spec.experts.count) {
-  RefreshMap();
+  Refresh();
 }
 
 LinkDispatcher::~LinkDispatcher() = default;
@@ -98,52 +89,9 @@ void LinkDispatcher::MeetLinks() {
   }
 }
 
-void LinkDispatcher::Use(std::shared_ptr<const placement::PlacementIndex> placement) {
-  const uint64_t epoch = placement->epoch();
-  {
-    absl::MutexLock lock(&placement_mutex_);
-    next_ = std::move(placement);
-  }
-  next_epoch_.store(epoch);
-}
-
-// Whoever starts a job counts it first and then looks for a placement; here it is the other way
-// round. So where none is open, the next will be planned by what was handed over last.
-uint64_t LinkDispatcher::epoch_in_use() const {
-  const uint64_t next = next_epoch_.load();
-  return open_jobs_.load() == 0 ? next : epoch_in_use_.load();
-}
-
-void LinkDispatcher::TakePlacement() {
-  absl::MutexLock lock(&placement_mutex_);
-  placement_ = next_;
-  first_by_placement_ = next_ticket_;
-}
-
-// After a job has come or gone.
-void LinkDispatcher::CountOpen() {
-  open_jobs_.store(jobs_.size());
-  if (placement_ == nullptr || epoch_in_use_.load() == placement_->epoch()) return;
-  const bool all = std::all_of(jobs_.begin(), jobs_.end(),
-                               [&](const auto& job) { return job.first >= first_by_placement_; });
-  if (all) epoch_in_use_.store(placement_->epoch());
-}
-
-// Whether it has changed.
-bool LinkDispatcher::RefreshMap() {
-  const bool placed = next_epoch_.load() != (placement_ == nullptr ? 0 : placement_->epoch());
-  if (placed) TakePlacement();
-  bool same = !placed && generations_.size() == links_.links().size();
-  generations_.resize(links_.links().size());
-  for (size_t i = 0; i < generations_.size(); ++i) {
-    const uint64_t now = links_.links()[i]->generation();
-    same = same && generations_[i] == now;
-    generations_[i] = now;
-  }
-  if (same) return false;
+void LinkDispatcher::Refresh() {
+  if (!view_.Refresh()) return;
   MeetLinks();
-  map_ = MapOf(links_.links().first(generations_.size()), moe_layers_, experts_, placement_.get());
-  NoteOrphans(options_.now());
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->plan.part_count; ++p) {
       if (job->parts[p].state == Job::State::kParked) {
@@ -151,52 +99,11 @@ bool LinkDispatcher::RefreshMap() {
       }
     }
   }
-  return true;
-}
-
-void LinkDispatcher::NoteOrphans(absl::Time now) {
-  for (size_t layer = 0; layer < moe_layers_.size(); ++layer) {
-    if (!moe_layers_[layer]) continue;
-    const auto first = map_.first(static_cast<int>(layer));
-    for (size_t e = 0; e < first.size(); ++e) {
-      const size_t i = layer * first.size() + e;
-      if (first[e] == ExpertMap::kNone) {
-        orphaned_[i] = std::min(orphaned_[i], now);
-        if (!gone_[i]) next_gone_ = std::min(next_gone_, orphaned_[i] + options_.patience);
-        continue;
-      }
-      orphaned_[i] = absl::InfiniteFuture();
-      gone_count_[layer] -= gone_[i];
-      gone_[i] = 0;
-    }
-  }
-}
-
-void LinkDispatcher::FindGone(absl::Time now) {
-  if (now < next_gone_) return;
-  next_gone_ = absl::InfiniteFuture();
-  for (size_t i = 0; i < gone_.size(); ++i) {
-    if (gone_[i] || orphaned_[i] == absl::InfiniteFuture()) continue;
-    if (const absl::Time at = orphaned_[i] + options_.patience; now < at) {
-      next_gone_ = std::min(next_gone_, at);
-      continue;
-    }
-    gone_[i] = 1;
-    ++gone_count_[i / static_cast<size_t>(experts_)];
-  }
-}
-
-bool LinkDispatcher::IsGone(int layer, int32_t expert) const {
-  return gone_[static_cast<size_t>(layer) * static_cast<size_t>(experts_) +
-               static_cast<size_t>(expert)] != 0;
 }
 
 std::span<const uint8_t> LinkDispatcher::Gone(int layer) {
-  RefreshMap();
-  FindGone(options_.now());
-  const auto experts = static_cast<size_t>(experts_), at = static_cast<size_t>(layer);
-  if (gone_count_[at] == 0) return {};
-  return std::span(gone_).subspan(at * experts, experts);
+  Refresh();
+  return view_.Gone(layer, options_.now());
 }
 
 Standing LinkDispatcher::StandingOf(size_t link, absl::Time now) const {
@@ -210,13 +117,18 @@ Standing LinkDispatcher::StandingOf(size_t link, absl::Time now) const {
   }
 }
 
+void LinkDispatcher::ReadStandings(absl::Time now) {
+  standings_.resize(view_.links());
+  for (size_t i = 0; i < standings_.size(); ++i) standings_[i] = StandingOf(i, now);
+}
+
 // Of the pairs in wanted_, by standings_.
 std::span<const int16_t> LinkDispatcher::ChooseOwners(const Job& job) {
   wanted_rows_.assign(static_cast<size_t>(experts_), 0);
   for (const WantedPair& w : wanted_) ++wanted_rows_[static_cast<size_t>(job.moe.experts[w.pair])];
-  busy_.resize(generations_.size());
+  busy_.resize(view_.links());
   for (size_t i = 0; i < busy_.size(); ++i) busy_[i] = record(i).rows_out;
-  ChooseReplicas(map_,
+  ChooseReplicas(view_.map(),
                  {.layer = job.moe.layer,
                   .experts_per_group = static_cast<uint32_t>(experts_per_group_),
                   .seed = (next_ticket_ << 8) + job.attempts,
@@ -242,18 +154,16 @@ void LinkDispatcher::PlanFirst(Job& job) {
   PlanInput input = InputOf(job);
   WantAll(input, &wanted_);
   const absl::Time now = options_.now();
-  FindGone(now);
-  if (gone_count_[static_cast<size_t>(job.moe.layer)] > 0) {  // nobody waits for them
+  if (const auto gone = view_.Gone(job.moe.layer, now); !gone.empty()) {  // nobody waits for them
     std::erase_if(wanted_, [&](const WantedPair& w) {
-      return IsGone(job.moe.layer, job.moe.experts[w.pair]);
+      return gone[static_cast<size_t>(job.moe.experts[w.pair])] != 0;
     });
   }
-  if (map_.replicated(job.moe.layer)) {
-    standings_.resize(generations_.size());
-    for (size_t i = 0; i < standings_.size(); ++i) standings_[i] = StandingOf(i, now);
+  if (view_.map().replicated(job.moe.layer)) {
+    ReadStandings(now);
     input.owner = ChooseOwners(job);
   } else {
-    input.owner = map_.first(job.moe.layer);
+    input.owner = view_.map().first(job.moe.layer);
   }
   PlanPairs(input, wanted_, &job.plan);
 }
@@ -263,8 +173,7 @@ void LinkDispatcher::PlanFirst(Job& job) {
 // not lost none are new where nobody can take anything.
 size_t LinkDispatcher::PlanAgain(Job& job, size_t p, absl::Time now) {
   const size_t first = job.plan.part_count;
-  standings_.resize(generations_.size());
-  for (size_t i = 0; i < standings_.size(); ++i) standings_[i] = StandingOf(i, now);
+  ReadStandings(now);
   if (job.parts[p].state != Job::State::kParked) {
     for (int32_t at = static_cast<int32_t>(p); at >= 0;
          at = job.parts[static_cast<size_t>(at)].parent) {
@@ -289,10 +198,10 @@ size_t LinkDispatcher::PlanAgain(Job& job, size_t p, absl::Time now) {
 // ---- a job's way ----
 
 MoeTicket LinkDispatcher::Start(const MoeJob& moe) {
-  SY_CHECK(moe.layer >= 0 && static_cast<size_t>(moe.layer) < moe_layers_.size());
+  SY_CHECK(moe.layer >= 0 && moe.layer < layers_);
   SY_CHECK(moe.x.dtype == dtype_ && moe.top_k > 0);
-  open_jobs_.store(jobs_.size() + 1);  // before it looks for a placement
-  RefreshMap();
+  view_.OnBegin();
+  Refresh();
   std::unique_ptr<Job> job;
   if (idle_jobs_.empty()) {
     job = std::make_unique<Job>();
@@ -305,7 +214,7 @@ MoeTicket LinkDispatcher::Start(const MoeJob& moe) {
   const MoeTicket ticket = next_ticket_++;
   Track(ticket, *job, 0, -1, options_.now());
   jobs_.emplace(ticket, std::move(job));
-  CountOpen();
+  view_.OnPlanned(ticket);
   return ticket;
 }
 
@@ -485,7 +394,7 @@ void LinkDispatcher::PollLinks() {
   if (!links_.Poll(&events_)) return;
   const absl::Time now = options_.now();
   for (expertwire::LinkSet::Event& event : events_) {
-    if (static_cast<size_t>(event.link) >= generations_.size()) continue;  // was sent nothing yet
+    if (static_cast<size_t>(event.link) >= view_.links()) continue;  // was sent nothing yet
     if (auto* answer = std::get_if<Answer>(&event.event)) {
       OnAnswer(event.link, std::move(*answer), now);
     } else {
@@ -591,7 +500,7 @@ void LinkDispatcher::Abandon(MoeTicket ticket) {
   jobs_.erase(found);
   End(ticket, *job);
   Recycle(std::move(job));
-  CountOpen();
+  view_.OnOver(ticket);
 }
 
 void LinkDispatcher::Recycle(std::unique_ptr<Job> job) {
@@ -606,7 +515,7 @@ bool LinkDispatcher::Finished(MoeTicket ticket) {
   if (!running.done()) {
     PollLinks();
     if (!running.done()) {
-      RefreshMap();
+      Refresh();
       const absl::Time now = options_.now();
       if (running.look_at <= now) Attend(ticket, running, now);
       if (!running.done() && now >= running.moe.deadline) {
@@ -621,7 +530,7 @@ bool LinkDispatcher::Finished(MoeTicket ticket) {
   End(ticket, *job);
   Combine(*job);
   Recycle(std::move(job));
-  CountOpen();
+  view_.OnOver(ticket);
   return true;
 }
 
@@ -656,7 +565,7 @@ void LinkDispatcher::Combine(Job& job) {
 // ---- what is told ----
 
 std::string LinkDispatcher::Missing() const {
-  std::string out = MapOf(links_.links(), moe_layers_, experts_).Missing();
+  std::string out = view_.Missing();
   if (out.empty()) return out;
   for (const auto& link : links_.links()) {
     if (absl::Status why = link->why(); !why.ok()) {

@@ -15,13 +15,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
 #include "router/dispatch/combine.h"
 #include "router/dispatch/dispatcher.h"
+#include "router/dispatch/expert_view.h"
 #include "router/dispatch/job.h"
 #include "router/dispatch/link_health.h"
 #include "router/dispatch/plan.h"
@@ -86,10 +86,11 @@ class LinkDispatcher : public Dispatcher {
   // a layer ("layer 3: experts 17, 40–63 have no live worker"), and why each link is down.
   std::string Missing() const;
   std::vector<LinkReport> Links() const;
-  // Of holders that a placement names only those are asked from the next job on.
-  void Use(std::shared_ptr<const placement::PlacementIndex> placement);
-  // Of the placement by which all calls that are open, and all that will be, are planned; 0: none.
-  uint64_t epoch_in_use() const;
+  // As ExpertView has them.
+  void Use(std::shared_ptr<const placement::PlacementIndex> placement) {
+    view_.Use(std::move(placement));
+  }
+  uint64_t epoch_in_use() const { return view_.epoch_in_use(); }
   DispatchReport Report() const;
   // Rows sent since start, [layers × experts].
   std::vector<uint64_t> ExpertRows() const;
@@ -97,15 +98,11 @@ class LinkDispatcher : public Dispatcher {
  private:
   struct LinkRecord;
 
-  bool RefreshMap();
-  void TakePlacement();
-  void CountOpen();
+  // To be called before anything is planned.
+  void Refresh();
   void MeetLinks();
-  // Experts that nobody has held since.
-  void NoteOrphans(absl::Time now);
-  void FindGone(absl::Time now);
-  bool IsGone(int layer, int32_t expert) const;
   Standing StandingOf(size_t link, absl::Time now) const;
+  void ReadStandings(absl::Time now);
   PlanInput InputOf(const Job& job) const;
   std::span<const int16_t> ChooseOwners(const Job& job);
   void PlanFirst(Job& job);
@@ -134,26 +131,13 @@ class LinkDispatcher : public Dispatcher {
   const int experts_per_group_;
   const DType dtype_;
   const DispatchOptions options_;
-  const std::vector<bool> moe_layers_;
+  const int layers_;
   expertwire::LinkSet& links_;
   kernels::ThreadPool& pool_;
   expertwire::RowBufferPool buffers_;
 
-  // Handed over by Use: the engine thread takes it once it sees the epoch.
-  mutable absl::Mutex placement_mutex_;
-  std::shared_ptr<const placement::PlacementIndex> next_ ABSL_GUARDED_BY(placement_mutex_);
-  std::atomic<uint64_t> next_epoch_ = 0, epoch_in_use_ = 0;
-  std::atomic<size_t> open_jobs_ = 0;
-  std::shared_ptr<const placement::PlacementIndex> placement_;
-  MoeTicket first_by_placement_ = 0;  // jobs from this one on were planned by placement_
-
-  ExpertMap map_;
-  std::vector<uint64_t> generations_;   // of the links that map_ was made of
+  ExpertView view_;
   std::vector<size_t> max_part_bytes_;  // [links]
-  std::vector<absl::Time> orphaned_;    // [layers × experts]: since then; the future: it is held
-  std::vector<uint8_t> gone_;           // [layers × experts]: for too long
-  std::vector<uint32_t> gone_count_;    // [layers]
-  absl::Time next_gone_ = absl::InfiniteFuture();  // there may be another
   absl::flat_hash_map<MoeTicket, std::unique_ptr<Job>> jobs_;
   std::vector<std::unique_ptr<Job>> idle_jobs_;  // for their memory
   std::vector<expertwire::LinkSet::Event> events_;
