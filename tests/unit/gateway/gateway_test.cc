@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <fstream>
 #include <thread>
 
@@ -14,6 +13,7 @@
 #include "services/rpc/channel.h"
 #include "tests/support/fake_router.h"
 #include "tests/support/raw_client.h"
+#include "tests/support/tiny_r1.h"
 
 namespace switchyard::gateway {
 namespace {
@@ -21,9 +21,13 @@ namespace {
 using nlohmann::json;
 using ::switchyard::testing::BodyOf;
 using ::switchyard::testing::FakeRouter;
+using ::switchyard::testing::IdOf;
+using ::switchyard::testing::Ids;
 using ::switchyard::testing::RawClient;
 using ::switchyard::testing::StatusOf;
 using ::switchyard::testing::Submit;
+using ::switchyard::testing::TinyR1;
+using ::switchyard::testing::TinyR1Dir;
 using ::switchyard::testing::Token;
 using ::switchyard::testing::TokensOf;
 using ::testing::ElementsAre;
@@ -31,33 +35,16 @@ using ::testing::HasSubstr;
 
 constexpr absl::Duration kPatience = absl::Seconds(20);
 
-std::string ModelDir() {
-  return std::string(std::getenv("SWITCHYARD_SOURCE_DIR")) + "/models/tiny-r1";
-}
-
-const Tokenizer& TinyTokenizer() {
-  static const Tokenizer* const tokenizer = Tokenizer::Load(ModelDir()).value().release();
-  return *tokenizer;
-}
-
-std::vector<int32_t> Ids(const std::string& text) {
-  return TinyTokenizer().Encode(text, {.add_special_tokens = false}).value();
-}
-
 class GatewayTest : public ::testing::Test {
  protected:
-  GatewayTest()
-      : router_([] {
-          static const auto model = ServedModel::Load(ModelDir(), "").value();
-          return model->text_fingerprint();
-        }()) {
-    options_.model_dir = ModelDir();
+  GatewayTest() : router_(TinyR1().text_fingerprint()) {
+    options_.model_dir = TinyR1Dir();
     options_.routers = {router_.address()};
     options_.http.address = "127.0.0.1:0";
     options_.grpc_address = "127.0.0.1:0";
     // "thinking", "</think>", "The answer."
     std::vector<int32_t> ids = Ids("hm");
-    ids.push_back(TinyTokenizer().IdOf("</think>").value());
+    ids.push_back(IdOf("</think>"));
     for (const int32_t id : Ids("It is \"4\".")) ids.push_back(id);
     ids.push_back(1);
     router_.SetScript([ids](const Submit& submit) {

@@ -5,7 +5,6 @@
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <map>
 #include <thread>
 
@@ -13,33 +12,23 @@
 #include "gateway/streams/generator.h"
 #include "services/rpc/channel.h"
 #include "tests/support/fake_router.h"
+#include "tests/support/tiny_r1.h"
 
 namespace switchyard::gateway {
 namespace {
 
 using ::switchyard::testing::CancelRequest;
 using ::switchyard::testing::FakeRouter;
+using ::switchyard::testing::IdOf;
+using ::switchyard::testing::Ids;
 using ::switchyard::testing::Submit;
+using ::switchyard::testing::TinyR1;
 using ::switchyard::testing::Token;
 using ::switchyard::testing::TokensOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr absl::Duration kPatience = absl::Seconds(20);
-
-const ServedModel& TinyR1() {
-  static const ServedModel* const model =
-      ServedModel::Load(std::string(std::getenv("SWITCHYARD_SOURCE_DIR")) + "/models/tiny-r1", "")
-          .value()
-          .release();
-  return *model;
-}
-
-std::vector<int32_t> Ids(const std::string& text) {
-  return TinyR1().tokenizer().Encode(text, {.add_special_tokens = false}).value();
-}
-
-int32_t IdOf(const std::string& token) { return TinyR1().tokenizer().IdOf(token).value(); }
 
 std::vector<int32_t> operator+(std::vector<int32_t> a, const std::vector<int32_t>& b) {
   a.insert(a.end(), b.begin(), b.end());

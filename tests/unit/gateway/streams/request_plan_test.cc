@@ -5,31 +5,25 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "gateway/streams/field_error.h"
 #include "services/base/status.h"
+#include "tests/support/tiny_r1.h"
 
 namespace switchyard::gateway {
 namespace {
 
+using ::switchyard::testing::TinyR1;
+using ::switchyard::testing::TinyR1Dir;
 using ::testing::HasSubstr;
-
-const ServedModel& TinyR1() {
-  static const ServedModel* const model =
-      ServedModel::Load(std::string(std::getenv("SWITCHYARD_SOURCE_DIR")) + "/models/tiny-r1", "")
-          .value()
-          .release();
-  return *model;
-}
 
 // tiny-r1's texts with another vocab_size in config.json.
 std::unique_ptr<ServedModel> WithVocab(int vocab_size) {
   namespace fs = std::filesystem;
-  const fs::path from = fs::path(std::getenv("SWITCHYARD_SOURCE_DIR")) / "models/tiny-r1";
+  const fs::path from = TinyR1Dir();
   const fs::path to = ::testing::TempDir() + fmt::format("vocab_{}_{}", ::getpid(), vocab_size);
   fs::create_directories(to);
   for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}) {

@@ -5,36 +5,26 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <map>
 #include <thread>
 
 #include "gateway/streams/generator.h"
 #include "services/rpc/channel.h"
 #include "tests/support/fake_router.h"
+#include "tests/support/tiny_r1.h"
 
 namespace switchyard::gateway {
 namespace {
 
 using ::switchyard::testing::FakeRouter;
+using ::switchyard::testing::Ids;
 using ::switchyard::testing::Submit;
+using ::switchyard::testing::TinyR1;
 using ::switchyard::testing::Token;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr absl::Duration kPatience = absl::Seconds(20);
-
-const ServedModel& TinyR1() {
-  static const ServedModel* const model =
-      ServedModel::Load(std::string(std::getenv("SWITCHYARD_SOURCE_DIR")) + "/models/tiny-r1", "")
-          .value()
-          .release();
-  return *model;
-}
-
-std::vector<int32_t> Ids(const std::string& text) {
-  return TinyR1().tokenizer().Encode(text, {.add_special_tokens = false}).value();
-}
 
 class Sink : public ChunkSink {
  public:

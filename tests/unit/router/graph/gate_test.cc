@@ -10,12 +10,15 @@
 
 #include "router/dispatch/dispatcher.h"
 #include "router/graph/lost_experts.h"
+#include "tests/support/gate_specs.h"
 
 namespace switchyard::router {
 namespace {
 
-using testing::ElementsAre;
-using testing::FloatNear;
+using ::switchyard::testing::V2;
+using ::switchyard::testing::V3;
+using ::testing::ElementsAre;
+using ::testing::FloatNear;
 
 struct Choice {
   std::vector<int32_t> ids;
@@ -34,18 +37,6 @@ Choice Select(const GateSpec& gate, std::vector<float> logits, std::vector<float
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 float Logit(double p) { return static_cast<float>(std::log(p / (1 - p))); }
-
-GateSpec V3(int groups, int topk_groups, int top_k) {
-  return {.score = GateScore::kSigmoid,
-          .group_score = GroupScore::kTop2Sum,
-          .groups = groups,
-          .topk_groups = topk_groups,
-          .top_k = top_k,
-          .correction_bias = true,
-          .normalise = true,
-          .normalise_eps = 1e-20f,
-          .scale = 2.5f};
-}
 
 TEST(GateTest, IdsAscendAndWeightsFollowThem) {
   const Choice c = Select({.score = GateScore::kSoftmax, .top_k = 3}, {0, 3, 1, 2, -1});
@@ -167,14 +158,9 @@ Choice Without(const GateSpec& gate, std::vector<float> logits, std::vector<floa
   return choice;
 }
 
-const GateSpec kV2 = {.score = GateScore::kSoftmax,
-                      .group_score = GroupScore::kMax,
-                      .groups = 4,
-                      .topk_groups = 2,
-                      .top_k = 3,
-                      .scale = 16};
+const GateSpec kV2 = V2(4, 2, 3);
 
-class NextBestOf : public testing::TestWithParam<GateSpec> {};
+class NextBestOf : public ::testing::TestWithParam<GateSpec> {};
 
 // An expert that is gone counts no more than one that nothing speaks for; of softmax scores the
 // weights are still shares of all.
@@ -216,10 +202,10 @@ TEST_P(NextBestOf, IsWhatTheGateChoosesWhereTheScoreIsTheLeast) {
 
 INSTANTIATE_TEST_SUITE_P(
     Families, NextBestOf,
-    testing::Values(V3(4, 2, 3), V3(1, 1, 4), kV2,
-                    GateSpec{.score = GateScore::kSoftmax, .top_k = 4},
-                    GateSpec{.score = GateScore::kSoftmax, .top_k = 4, .normalise = true},
-                    GateSpec{.score = GateScore::kSoftmaxAfterTopK, .top_k = 4}));
+    ::testing::Values(V3(4, 2, 3), V3(1, 1, 4), kV2,
+                      GateSpec{.score = GateScore::kSoftmax, .top_k = 4},
+                      GateSpec{.score = GateScore::kSoftmax, .top_k = 4, .normalise = true},
+                      GateSpec{.score = GateScore::kSoftmaxAfterTopK, .top_k = 4}));
 
 TEST(GoneTest, WhereTooFewAreLeftTheRestOfTheRowIsEmpty) {
   for (const GateSpec& gate : {V3(2, 1, 3), GateSpec{.score = GateScore::kSoftmax, .top_k = 3},
@@ -231,8 +217,8 @@ TEST(GoneTest, WhereTooFewAreLeftTheRestOfTheRowIsEmpty) {
     EXPECT_GT(one.weights[0], 0);
     EXPECT_THAT(one.weights, ElementsAre(one.weights[0], 0, 0));
     const Choice none = Without(gate, logits, bias, {0, 1, 2, 3, 4, 5, 6, 7});
-    EXPECT_THAT(none.ids, testing::Each(kNoExpert));
-    EXPECT_THAT(none.weights, testing::Each(0.0f));
+    EXPECT_THAT(none.ids, ::testing::Each(kNoExpert));
+    EXPECT_THAT(none.weights, ::testing::Each(0.0f));
   }
 }
 
@@ -249,7 +235,7 @@ TEST(GoneTest, ANanIsNeverTheNextBest) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const GateSpec gate = {.score = GateScore::kSoftmaxAfterTopK, .top_k = 2};
   EXPECT_THAT(Without(gate, {5, 4, nan, 3, nan, 2}, {}, {1}).ids, ElementsAre(0, 3));
-  EXPECT_THAT(Without(gate, {nan, 4, 3, nan}, {}, {1, 2}).ids, testing::Each(kNoExpert));
+  EXPECT_THAT(Without(gate, {nan, 4, 3, nan}, {}, {1, 2}).ids, ::testing::Each(kNoExpert));
 }
 
 TEST(GoneTest, RenormaliseKeepsTheOthersAndTheSum) {
@@ -266,8 +252,8 @@ TEST(GoneTest, RenormaliseKeepsTheOthersAndTheSum) {
     EXPECT_NEAR(left.weights[0] / left.weights[1], all.weights[0] / all.weights[2], 1e-5);
     EXPECT_EQ(left.weights[2], 0.0f);
     const Choice none = Without(gate, logits, bias, {1, 2, 3}, LostExperts::kRenormalise);
-    EXPECT_THAT(none.ids, testing::Each(kNoExpert));
-    EXPECT_THAT(none.weights, testing::Each(0.0f));
+    EXPECT_THAT(none.ids, ::testing::Each(kNoExpert));
+    EXPECT_THAT(none.weights, ::testing::Each(0.0f));
   }
 }
 

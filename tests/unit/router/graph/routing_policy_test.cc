@@ -11,10 +11,13 @@
 #include <vector>
 
 #include "router/dispatch/dispatcher.h"
+#include "tests/support/gate_specs.h"
 
 namespace switchyard::router {
 namespace {
 
+using ::switchyard::testing::V2;
+using ::switchyard::testing::V3;
 using ::testing::ElementsAre;
 using ::testing::FloatEq;
 using ::testing::FloatNear;
@@ -81,31 +84,12 @@ Choice Route(const GateSpec& gate, const std::string& text, const std::vector<fl
   return Route(gate, text, Matrix{logits})[0];
 }
 
-// Qwen3's and Mixtral's, OLMoE's, gpt-oss', DeepSeek-V3's, V2's.
+// Qwen3's and Mixtral's, OLMoE's, gpt-oss'.
 GateSpec Softmax(int top_k) {
   return {.score = GateScore::kSoftmax, .top_k = top_k, .normalise = true};
 }
 GateSpec Plain(int top_k) { return {.score = GateScore::kSoftmax, .top_k = top_k}; }
 GateSpec AfterTopK(int top_k) { return {.score = GateScore::kSoftmaxAfterTopK, .top_k = top_k}; }
-GateSpec V3(int groups, int topk_groups, int top_k) {
-  return {.score = GateScore::kSigmoid,
-          .group_score = GroupScore::kTop2Sum,
-          .groups = groups,
-          .topk_groups = topk_groups,
-          .top_k = top_k,
-          .correction_bias = true,
-          .normalise = true,
-          .normalise_eps = 1e-20f,
-          .scale = 2.5f};
-}
-GateSpec V2(int groups, int topk_groups, int top_k) {
-  return {.score = GateScore::kSoftmax,
-          .group_score = GroupScore::kMax,
-          .groups = groups,
-          .topk_groups = topk_groups,
-          .top_k = top_k,
-          .scale = 16};
-}
 const GateSpec kFamilies[] = {Softmax(3), Plain(3), AfterTopK(3), V3(4, 2, 3), V2(4, 2, 3)};
 
 // Logits of 12 experts.
