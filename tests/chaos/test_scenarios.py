@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chaos script as a program: short scenarios with few streams, in which nothing may fail and no token may change, what it says of
 what cannot be run, and that nothing of it stays behind. How long clients wait is bounded widely, as tests share their machine with anybody."""
+import asyncio
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -53,15 +53,19 @@ def test_no_process_stays_behind(tmp_path, how):
     script = subprocess.Popen([sys.executable, RUN, "--quick", "--streams", "2", "--only", "kill_worker_replica", "--json", tmp_path / "rows.json",
                                "--logs", logs], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: "ready" in text(logs / "kill_worker_replica" / "worker2.log"))
+        until(lambda: "ready" in text(logs / "kill_worker_replica" / "worker2.log"), "worker 2 ready")
         mine = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and started_by(pid, script.pid)]
         assert len(mine) >= 5
         script.send_signal(how)
         assert script.wait(20) == (130 if how != signal.SIGKILL else -signal.SIGKILL)
-        wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in mine))
+        until(lambda: not any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in mine), "the end of all processes")
     finally:
         script.kill()
         script.wait()
+
+
+def until(condition, what):
+    asyncio.run(processes.until(condition, processes.START_SECONDS, what))
 
 
 def text(path):
@@ -73,10 +77,3 @@ def started_by(pid, parent):
         return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
     except (OSError, IndexError):
         return False
-
-
-def wait_for(condition, seconds=processes.START_SECONDS):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
