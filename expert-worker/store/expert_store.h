@@ -37,7 +37,7 @@ struct ExpertWeights {
 };
 
 struct LoadOptions {
-  bool check_weights = true;  // for NaN and infinity
+  bool check_weights = true;  // for NaN and infinity, and by checksums
   // Called after so many bytes more were read; false: nobody wants the rest. May be null.
   std::function<bool(uint64_t bytes)> pace;
 };

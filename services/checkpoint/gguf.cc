@@ -102,6 +102,8 @@ class Opener {
     const auto it = files[0].metadata.find("general.architecture");
     if (it != files[0].metadata.end() && it->is_string()) architecture_ = it->get<std::string>();
     for (const gguf::Header& file : files) SY_RETURN_IF_ERROR(Add(file));
+    SY_ASSIGN_OR_RETURN(Checksums checksums, Checksums::Read(Checksums::PathFor(path)));
+    source_->SetChecksums(std::move(checksums));
     source_->Finish();
     return std::unique_ptr<TensorSource>(std::move(source_));
   }

@@ -72,6 +72,19 @@ absl::Status MappedSource::Populate(const TensorRange& range) const {
   return status.ok() ? status : Annotate(status, fmt::format("tensor \"{}\"", range.name));
 }
 
+absl::Status MappedSource::Verify(const TensorRange& range) const {
+  if (checksums_.empty()) return absl::OkStatus();
+  SY_ASSIGN_OR_RETURN(const Located located, Locate(range));
+  const std::byte* const data = Address(located);
+  if (data == nullptr) return absl::OkStatus();
+  const TensorInfo& tensor = *located.tensor;
+  if (checksums_.Matches(tensor, range.first, located.count, data)) return absl::OkStatus();
+  return DataLoss(
+      "{}: tensor \"{}\": its bytes have another checksum than in {}; fetch the file again, or, if "
+      "it was changed on purpose, write checksums with `switchyard checksums`",
+      PathOf(tensor), range.name, checksums_.path());
+}
+
 void MappedSource::Evict(const TensorRange& range) const {
   const absl::StatusOr<Located> located = Locate(range);
   const std::byte* const data = located.ok() ? Address(*located) : nullptr;

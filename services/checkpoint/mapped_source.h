@@ -10,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "services/checkpoint/checksums.h"
 #include "services/checkpoint/mapped_file.h"
 #include "services/checkpoint/tensor_source.h"
 
@@ -27,6 +28,8 @@ class MappedSource : public TensorSource {
   // Names must be distinct, bytes inside the file and as many as dtype and shape say, unless the
   // dtype is unknown.
   void AddTensor(TensorInfo tensor) { tensors_.push_back(std::move(tensor)); }
+  // What its bytes must be.
+  void SetChecksums(Checksums checksums) { checksums_ = std::move(checksums); }
   void Finish();
 
   const std::vector<std::string>& files() const override { return paths_; }
@@ -35,6 +38,7 @@ class MappedSource : public TensorSource {
   absl::Status Map(const std::vector<TensorRange>& ranges) override;
   absl::StatusOr<MappedTensor> Get(const TensorRange& range) const override;
   absl::Status Populate(const TensorRange& range) const override;
+  absl::Status Verify(const TensorRange& range) const override;
   void Evict(const TensorRange& range) const override;
   absl::Status Read(int file, uint64_t offset, void* to, size_t bytes) const override;
 
@@ -54,6 +58,7 @@ class MappedSource : public TensorSource {
   }
 
   const std::string dtypes_;
+  Checksums checksums_;
   std::vector<std::string> paths_;
   std::vector<TensorInfo> tensors_;
   // Keys point into tensors_, which does not change after Finish.

@@ -351,6 +351,11 @@ class QuantisedSource : public TensorSource {
     return absl::OkStatus();
   }
 
+  absl::Status Verify(const TensorRange& range) const override {
+    for (const TensorRange& part : PartsOf(range)) SY_RETURN_IF_ERROR(source_->Verify(part));
+    return absl::OkStatus();
+  }
+
   void Evict(const TensorRange& range) const override {
     for (const TensorRange& part : PartsOf(range)) source_->Evict(part);
   }

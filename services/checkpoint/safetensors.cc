@@ -63,6 +63,8 @@ absl::StatusOr<std::unique_ptr<TensorSource>> OpenSafetensors(const std::string&
   } else {
     return NotFound("{}: holds neither {} nor {}", directory, kSingleFile, kIndexFile);
   }
+  SY_ASSIGN_OR_RETURN(Checksums checksums, Checksums::Read(Checksums::PathFor(directory)));
+  source->SetChecksums(std::move(checksums));
   return std::unique_ptr<TensorSource>(std::move(source));
 }
 

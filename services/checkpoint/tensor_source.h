@@ -70,6 +70,9 @@ class TensorSource {
   // Brings what was mapped of a range into memory. DATA_LOSS where the file cannot be read, or not
   // so far any more: touching the range would then end the process.
   virtual absl::Status Populate(const TensorRange& /*range*/) const { return absl::OkStatus(); }
+  // Compares it with the checksums that lie beside the checkpoint, where they do (checksums.h),
+  // which reads it. DATA_LOSS names file and tensor.
+  virtual absl::Status Verify(const TensorRange& /*range*/) const { return absl::OkStatus(); }
   // Its pages may leave memory; they come back as they are used. A page that it shares with others
   // stays.
   virtual void Evict(const TensorRange& /*range*/) const {}

@@ -198,7 +198,7 @@ struct Piece {
   size_t tensor = 0;
   uint64_t at = 0;
   size_t bytes = 0;
-  bool last = false;  // of its tensor: its scales as well
+  bool last = false;  // of its tensor: its scales and checksum as well
 };
 
 // Threads take pieces in order. The error is that of the first piece which has one: all before it
@@ -291,7 +291,9 @@ absl::Status CheckWeights(const TensorSource& source, const std::vector<TensorRa
     const TensorRange& range = ranges[piece.tensor];
     const uint64_t before = ElementsBefore(range, tensor, BytesOf(tensor));
     SY_RETURN_IF_ERROR(CheckChunk(source, range, tensor, before, piece.at, piece.bytes));
-    return piece.last && tensor.scales ? CheckScales(source, range, tensor) : absl::OkStatus();
+    if (!piece.last) return absl::OkStatus();
+    if (tensor.scales) SY_RETURN_IF_ERROR(CheckScales(source, range, tensor));
+    return source.Verify(range);
   });
   std::vector<std::thread> others;
   for (size_t t = 1; t < threads; ++t) others.emplace_back([&work] { work.Work(nullptr); });

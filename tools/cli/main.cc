@@ -1,4 +1,4 @@
-// The `switchyard` command: serve, chat, bench, inspect, place, quantize, top, version.
+// The `switchyard` command: serve, chat, bench, inspect, checksums, place, quantize, top, version.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
@@ -10,6 +10,7 @@
 #include "services/config/load.h"
 #include "tools/cli/bench.h"
 #include "tools/cli/chat.h"
+#include "tools/cli/checksums.h"
 #include "tools/cli/inspect.h"
 #include "tools/cli/place.h"
 #include "tools/cli/quantize.h"
@@ -236,6 +237,14 @@ int Main(int argc, char** argv) {
   Add(*inspect_app, "model", "PATH", directory, "Directory or .gguf file of the model")->required();
   inspect_app->add_flag("--json", json, "As JSON");
   inspect_app->footer("Example:\n  switchyard inspect models/tiny-r1");
+  bool check = false;
+  CLI::App* checksums_app = app.add_subcommand(
+      "checksums", "Write checksums of a checkpoint, which whoever loads it then compares");
+  Add(*checksums_app, "model", "PATH", directory, "Directory or .gguf file of the model")
+      ->required();
+  checksums_app->add_flag("--check", check, "Compare all of it with those that were written");
+  checksums_app->footer(
+      "Examples:\n  switchyard checksums MODEL\n  switchyard checksums MODEL --check");
   QuantizeCommand quantize;
   CLI::App* quantize_app =
       app.add_subcommand("quantize", "Rewrite a checkpoint with smaller weights");
@@ -265,6 +274,7 @@ int Main(int argc, char** argv) {
   if (*chat_app) return Report("chat", RunChat(chat));
   if (*bench_app) return Report("bench", RunBench(bench));
   if (*inspect_app) return RunInspect(directory, json);
+  if (*checksums_app) return Report("checksums", RunChecksums(directory, check));
   if (*quantize_app) return Report("quantize", RunQuantize(std::move(quantize)));
   if (*place_app) return Report("place", RunPlace(std::move(place)));
   if (*top_app) return Report("top", RunTop(std::move(top)));
