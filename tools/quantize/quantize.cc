@@ -12,6 +12,7 @@
 #include "services/base/cores.h"
 #include "services/base/file.h"
 #include "services/base/status.h"
+#include "services/checkpoint/checksums.h"
 #include "services/checkpoint/progress.h"
 #include "services/model/spec_from_hf.h"
 #include "services/tokenizer/tokenizer.h"
@@ -78,6 +79,9 @@ class Run {
   absl::Status WriteMatrix(const checkpoint::MappedTensor& mapped, const Role& role,
                            SafetensorsWriter& writer);
   absl::Status WriteFiles() const;
+  absl::Status WriteChecksums() const;
+  absl::Status CheckSpace() const;
+  void RemoveWritten() const;
 
   Role RoleOf(const std::string& name) const {
     const auto at = roles_.find(name);
@@ -229,6 +233,7 @@ absl::Status Run::WriteTensors() {
     }
     report_.bytes_before += tensor.bytes;
   }
+  SY_RETURN_IF_ERROR(CheckSpace());
   SafetensorsWriter writer(options_.out, std::move(stored), options_.file_bytes);
   checkpoint::ConsoleProgress progress("Quantising");
   uint64_t done = 0;
@@ -256,12 +261,42 @@ absl::Status Run::WriteFiles() const {
   for (const auto& entry : fs::directory_iterator(options_.in, error)) {
     const std::string name = entry.path().filename();
     const bool text = std::ranges::count(kCopied, entry.path().extension().string()) > 0;
-    const bool ours = name == "config.json" || name == "model.safetensors.index.json";
+    const bool ours = name == "config.json" || name == "model.safetensors.index.json" ||
+                      entry.path() == checkpoint::Checksums::PathFor(options_.in);
     if (!text || ours || !entry.is_regular_file()) continue;
     fs::copy_file(entry.path(), fs::path(options_.out) / name, error);
     if (error) return Unavailable("{}: cannot be copied: {}", name, error.message());
   }
+  const std::string checksums = checkpoint::Checksums::PathFor(options_.in);
+  if (FileExists(checksums)) SY_RETURN_IF_ERROR(WriteChecksums());
   return WriteConfig(options_.in, options_.out, format_);
+}
+
+// Of what was written, where the original has some too.
+absl::Status Run::WriteChecksums() const {
+  SY_ASSIGN_OR_RETURN(const auto written, checkpoint::OpenSafetensors(options_.out));
+  checkpoint::ConsoleProgress progress("Reading what was written");
+  SY_ASSIGN_OR_RETURN(const auto checksums,
+                      checkpoint::Checksums::Of(*written, std::ref(progress)));
+  return WriteFile(checkpoint::Checksums::PathFor(options_.out), checksums.Json());
+}
+
+// Before hours of work.
+absl::Status Run::CheckSpace() const {
+  std::error_code error;
+  const fs::space_info space = fs::space(options_.out, error);
+  if (error || space.available >= report_.bytes_after) return absl::OkStatus();
+  return ResourceExhausted(
+      "{}: the disk has {} bytes free and the tensors take {}: {} bytes are missing", options_.out,
+      space.available, report_.bytes_after, report_.bytes_after - space.available);
+}
+
+// It was new or empty, and half a checkpoint is none.
+void Run::RemoveWritten() const {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(options_.out, error)) {
+    fs::remove_all(entry.path(), error);
+  }
 }
 
 absl::StatusOr<QuantizeReport> Run::Do() {
@@ -273,8 +308,12 @@ absl::StatusOr<QuantizeReport> Run::Do() {
     SY_ASSIGN_OR_RETURN(report_.perplexity_before, Probe(options_.in, "Reading the text",
                                                          options_.scheme == Scheme::kInt4Awq));
   }
-  SY_RETURN_IF_ERROR(WriteTensors());
-  SY_RETURN_IF_ERROR(WriteFiles());
+  absl::Status wrote = WriteTensors();
+  if (wrote.ok()) wrote = WriteFiles();
+  if (!wrote.ok()) {
+    RemoveWritten();
+    return wrote;
+  }
   for (const auto& [layer, e] : errors_) {
     report_.layers.push_back(
         {layer, e.attention.Relative(), e.mlp.Relative(), e.experts.Relative()});

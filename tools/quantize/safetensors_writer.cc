@@ -1,6 +1,10 @@
 #include "tools/quantize/safetensors_writer.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -58,17 +62,22 @@ absl::Status SafetensorsWriter::Open(size_t file) {
   text.resize((text.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
   const uint64_t length = text.size();
   const std::string path = directory_ + "/" + NameOf(file);
-  out_.open(path, std::ios::binary | std::ios::trunc);
-  out_.write(reinterpret_cast<const char*>(&length), sizeof length);
-  out_ << text;
+  out_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (out_.get() < 0) return Unavailable("{}: cannot be written: {}", path, std::strerror(errno));
   for (uint64_t& at : offsets_) at += sizeof length + text.size();
-  return out_ ? absl::OkStatus() : Unavailable("{}: cannot be written", path);
+  SY_RETURN_IF_ERROR(Put(std::as_bytes(std::span(&length, 1))));
+  return Put(std::as_bytes(std::span(text)));
 }
 
 absl::Status SafetensorsWriter::Close() {
-  out_.close();
-  if (out_) return absl::OkStatus();
-  return Unavailable("{}/{}: cannot be written; is the disk full?", directory_, NameOf(file_));
+  if (::close(out_.Release()) == 0) return absl::OkStatus();  // some file systems tell late
+  return Unavailable("{}/{}: cannot be written: {}", directory_, NameOf(file_),
+                     std::strerror(errno));
+}
+
+absl::Status SafetensorsWriter::Put(std::span<const std::byte> data) {
+  return WriteAll(out_.get(), directory_ + "/" + NameOf(file_),
+                  {reinterpret_cast<const char*>(data.data()), data.size()});
 }
 
 absl::Status SafetensorsWriter::Write(std::span<const std::byte> data) {
@@ -79,10 +88,12 @@ absl::Status SafetensorsWriter::Write(std::span<const std::byte> data) {
     SY_RETURN_IF_ERROR(Close());
     SY_RETURN_IF_ERROR(Open(file_ + 1));
   }
-  out_.seekp(static_cast<std::streamoff>(offsets_[next_++ - first_of_file_[file_]]));
-  out_.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
-  if (out_) return absl::OkStatus();
-  return Unavailable("{}/{}: cannot be written; is the disk full?", directory_, NameOf(file_));
+  const uint64_t offset = offsets_[next_++ - first_of_file_[file_]];
+  if (::lseek(out_.get(), static_cast<off_t>(offset), SEEK_SET) < 0) {
+    return Unavailable("{}/{}: cannot be written: {}", directory_, NameOf(file_),
+                       std::strerror(errno));
+  }
+  return Put(data);
 }
 
 absl::Status SafetensorsWriter::Finish() {

@@ -5,12 +5,12 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "services/base/unique_fd.h"
 #include "tools/quantize/matrix_codec.h"
 
 namespace switchyard::quantize {
@@ -20,7 +20,7 @@ class SafetensorsWriter {
   // `directory` exists. A file takes at most `file_bytes` of tensors, but for one that is larger.
   SafetensorsWriter(std::string directory, std::vector<StoredTensor> tensors, uint64_t file_bytes);
 
-  // The next tensor, whole. Errors of the file system name the file.
+  // The next tensor, whole. Errors of the file system name the file and how much is missing.
   absl::Status Write(std::span<const std::byte> data);
   // After the last one.
   absl::Status Finish();
@@ -31,6 +31,7 @@ class SafetensorsWriter {
   std::string NameOf(size_t file) const;
   absl::Status Open(size_t file);
   absl::Status Close();
+  absl::Status Put(std::span<const std::byte> data);
   absl::Status WriteIndex() const;
 
   const std::string directory_;
@@ -38,7 +39,7 @@ class SafetensorsWriter {
   std::vector<size_t> first_of_file_;
   size_t next_ = 0, file_ = 0;     // tensor, file that is open once next_ > 0
   std::vector<uint64_t> offsets_;  // in that file, of its tensors
-  std::ofstream out_;
+  UniqueFd out_;
 };
 
 }  // namespace switchyard::quantize
