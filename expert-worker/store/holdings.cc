@@ -11,7 +11,7 @@ namespace {
 
 namespace pb = expertwire::pb;
 
-constexpr size_t kMostFailed = 64;  // that a router is told of
+constexpr int kMostReasons = 64;  // that a router is told
 
 }  // namespace
 
@@ -217,11 +217,12 @@ void Holdings::FillHolds(pb::Holds* holds) const {
   };
   expertwire::AddHeld(layers_, experts_, is_held, holds->mutable_held());
   for (const auto& [id, why] : failed_) {
-    if (static_cast<size_t>(holds->failed_size()) == kMostFailed) break;
+    // All that the model has, as a router asks somebody else for them; peers may name others too.
+    if (static_cast<size_t>(holds->failed_size()) == slots_.size()) break;
     pb::FailedExpert* out = holds->add_failed();
     out->set_layer(id.first);
     out->set_expert(static_cast<uint32_t>(id.second));
-    out->set_why(why);
+    if (holds->failed_size() <= kMostReasons) out->set_why(why);
   }
 }
 

@@ -227,6 +227,27 @@ TEST_F(HoldingsTest, FailuresAreToldUntilTheyAreTriedAgain) {
   EXPECT_EQ(holdings_.epoch(), 6u);
 }
 
+// A router asks somebody else for each of them.
+TEST(HoldingsOfMany, AllFailuresAreToldAndTheReasonsOfTheFirst) {
+  const ModelSpec spec = testing::MoeSpec({.experts = 100});
+  const auto store = *ExpertStore::Open(spec, std::vector<bool>(100, false),
+                                        std::make_shared<testing::MemorySource>(spec, 7));
+  Holdings holdings(*store);
+  pb::Assign assign = MakeAssign(0, {{1, {}}, {2, {}}}, /*also=*/true);
+  for (pb::HeldExperts& layer : *assign.mutable_experts()) {
+    layer.add_first(0);
+    layer.add_last(99);
+  }
+  holdings.Assign(assign);
+  while (const auto next = holdings.NextToLoad()) holdings.OnFailed(next->id, "full");
+  pb::Holds holds;
+  holdings.FillHolds(&holds);
+  ASSERT_EQ(holds.failed_size(), 200);
+  EXPECT_EQ(holds.failed(63).why(), "full");
+  EXPECT_EQ(holds.failed(64).why(), "");
+  EXPECT_EQ(holds.failed(199).expert(), 99u);
+}
+
 TEST_F(HoldingsTest, WhatIsNotWantedAnyMoreFailsInSilence) {
   holdings_.Assign(MakeAssign(5, {{1, {2}}}));
   EXPECT_EQ(Next(), "1.2");
