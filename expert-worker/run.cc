@@ -5,11 +5,11 @@
 
 #include <iostream>
 
-#include "absl/time/clock.h"
 #include "expert-worker/held_weights.h"
 #include "expert-worker/presence.h"
 #include "expert-worker/worker.h"
 #include "expert-worker/worker_metrics.h"
+#include "services/base/clock.h"
 #include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/memory.h"
@@ -105,13 +105,13 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
 void Drain(Worker& worker, absl::Duration timeout, rpc::ShutdownSignal& signal) {
   log::Info("draining, for up to {}", absl::FormatDuration(timeout));
   worker.BeginDrain();
-  const absl::Time end = absl::Now() + timeout;
+  const absl::Time end = SteadyNow() + timeout;
   uint64_t parts = worker.counters().parts;
-  absl::Time last = absl::Now();
-  while (absl::Now() < end && !signal.WaitFor(absl::Milliseconds(20))) {
+  absl::Time last = SteadyNow();
+  while (SteadyNow() < end && !signal.WaitFor(absl::Milliseconds(20))) {
     const uint64_t now = worker.counters().parts;
-    if (now != parts) parts = now, last = absl::Now();
-    const bool idle = worker.counters().routers == 0 || absl::Now() - last > kQuiet;
+    if (now != parts) parts = now, last = SteadyNow();
+    const bool idle = worker.counters().routers == 0 || SteadyNow() - last > kQuiet;
     if (idle && worker.Drained()) return;
   }
   log::Warning("calls were open when the time was over");

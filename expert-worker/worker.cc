@@ -12,6 +12,7 @@
 #include "expert-worker/store/expert_set.h"
 #include "expert-worker/store/expert_store.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/status.h"
 #include "services/expertwire/arithmetic.h"
 #include "services/expertwire/grpc_server.h"
@@ -235,7 +236,7 @@ void Worker::Accept(Call part, std::shared_ptr<AnswerSink> sink) {
   if (parts_->tiers.tight()) parts_->Prefetch(part);
   absl::MutexLock lock(&parts_->mutex);
   parts_->waiting_pairs += part.row_index.size();
-  parts_->waiting.push_back({std::move(part), std::move(sink), absl::Now()});
+  parts_->waiting.push_back({std::move(part), std::move(sink), SteadyNow()});
 }
 
 expertwire::CallHandler::Dropped Worker::Cancel(const AnswerSink* sink, uint64_t call_id,
@@ -366,14 +367,14 @@ bool Worker::Compute() {
   Parts& p = *parts_;
   const uint64_t left = p.TakeBatch();
   if (p.batch.empty()) return false;
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   std::erase_if(p.batch, [&](const Pending& pending) { return p.Settle(pending, start); });
   if (!p.batch.empty()) {
     for (const Pending& pending : p.batch) {
       pending.sink->OnComputing(pending.call.call_id, pending.call.attempt);
     }
     const int64_t pairs = p.batcher.Run(p.batch, &p.answers);
-    const uint64_t compute_us = Micros(absl::Now() - start);
+    const uint64_t compute_us = Micros(SteadyNow() - start);
     p.rows.fetch_add(static_cast<uint64_t>(pairs), std::memory_order_relaxed);
     p.computations.fetch_add(1, std::memory_order_relaxed);
     if (p.batch.size() > 1) p.merged.fetch_add(p.batch.size(), std::memory_order_relaxed);

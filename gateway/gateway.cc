@@ -6,8 +6,8 @@
 #include <set>
 
 #include "absl/strings/str_join.h"
-#include "absl/time/clock.h"
 #include "gateway/streams/request_id.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -184,13 +184,13 @@ void Gateway::Drain(absl::Duration timeout) {
   if (http_) http_->BeginDrain();
   log::Info("draining, for up to {}; open requests: {}", absl::FormatDuration(timeout),
             generator_->open());
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Time deadline = SteadyNow() + timeout;
   if (const int cut_off = generator_->FinishWithin(timeout); cut_off > 0) {
     log::Warning("requests cut off at the end of the drain: {} (--drain-timeout {})", cut_off,
                  absl::FormatDuration(timeout));
   }
   // Answers that are complete still have to reach clients that read slowly.
-  const auto left = [deadline] { return std::max(deadline - absl::Now(), kLastAnswersMin); };
+  const auto left = [deadline] { return std::max(deadline - SteadyNow(), kLastAnswersMin); };
   if (http_ && !http_->WaitUntilAnswered(left())) {
     log::Warning("draining: not every HTTP answer was taken in time");
   }

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_replace.h"
-#include "absl/synchronization/notification.h"
 #include "router/draft/ngram_drafter.h"
 #include "router/fleet/balancer.h"
 #include "router/fleet/fleet.h"
@@ -19,6 +18,7 @@
 #include "router/service/load_report.h"
 #include "router/worker_links.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/memory.h"
@@ -124,7 +124,11 @@ class Router::Impl {
 
   void BeginDrain();
   bool WaitDrained(absl::Duration timeout) {
-    return drained_.WaitForNotificationWithTimeout(timeout);
+    absl::MutexLock lock(&drain_mutex_);
+    return drain_ended_.Await(&drain_mutex_, timeout, [this] {
+      drain_mutex_.AssertHeld();
+      return drained_;
+    });
   }
   void Stop(absl::Duration grace);
 
@@ -148,7 +152,9 @@ class Router::Impl {
   const RouterOptions options_;
   const RouterShared shared_;
   const ReadyCallback on_ready_;
-  absl::Notification drained_;
+  absl::Mutex drain_mutex_;  // the engine's thread takes it
+  bool drained_ ABSL_GUARDED_BY(drain_mutex_) = false;
+  SteadyCondVar drain_ended_;
   telemetry::Metrics own_metrics_;
   OpenedModel model_;
   std::unique_ptr<kernels::ThreadPool> own_pool_;
@@ -173,6 +179,7 @@ class Router::Impl {
 
   absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  SteadyCondVar stopped_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   // What the watcher has last told.
   std::vector<uint64_t> generations_;
@@ -349,10 +356,10 @@ absl::Status Router::Impl::Serve() {
       metrics.AddCollector("router", [this, of_experts](telemetry::Samples& samples) {
         worker_links_->CollectTo(samples);
         placement_->CollectTo(samples);
-        if (balancer_ != nullptr) CollectBalancer(balancer_->Report(), absl::Now(), samples);
+        if (balancer_ != nullptr) CollectBalancer(balancer_->Report(), SteadyNow(), samples);
         if (of_experts) load_->CollectTo(CounterWindows::Clock::now(), samples);
       });
-  Look(absl::Now());  // embedded is ready at once
+  Look(SteadyNow());  // embedded is ready at once
   watcher_ = std::thread([this] { Watch(); });
   return absl::OkStatus();
 }
@@ -374,8 +381,12 @@ bool Router::Impl::GoesOnWithout() const {
 
 void Router::Impl::Watch() {
   absl::MutexLock lock(&mutex_);
-  while (!mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchEvery)) {
-    const absl::Time now = absl::Now();
+  const auto over = [this] {
+    mutex_.AssertHeld();
+    return stopping_;
+  };
+  while (!stopped_.Await(&mutex_, kWatchEvery, over)) {
+    const absl::Time now = SteadyNow();
     worker_links_->Look();
     fleet_->Look(now);
     if (balancer_ != nullptr) balancer_->Look(now);
@@ -430,13 +441,18 @@ void Router::Impl::BeginDrain() {
   server_->SetReady(false);
   metrics_->SetReady(false);
   service_->SetState(false, "draining", true);
-  engine_->BeginDrain([this] { drained_.Notify(); });
+  engine_->BeginDrain([this] {
+    absl::MutexLock lock(&drain_mutex_);
+    drained_ = true;
+    drain_ended_.SignalAll();
+  });
 }
 
 void Router::Impl::Stop(absl::Duration grace) {
   {
     absl::MutexLock lock(&mutex_);
     if (std::exchange(stopping_, true)) return;
+    stopped_.SignalAll();
   }
   if (watcher_.joinable()) watcher_.join();
   if (placement_ != nullptr) placement_->Stop();

@@ -8,9 +8,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "router/router.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/cores.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
@@ -86,8 +86,8 @@ class ReadyLine {
 void Drain(Router& router, absl::Duration timeout, rpc::ShutdownSignal& signal) {
   log::Info("draining, for up to {}", absl::FormatDuration(timeout));
   router.BeginDrain();
-  const absl::Time end = absl::Now() + timeout;
-  while (!router.WaitDrained(absl::Milliseconds(20)) && absl::Now() < end) {
+  const absl::Time end = SteadyNow() + timeout;
+  while (!router.WaitDrained(absl::Milliseconds(20)) && SteadyNow() < end) {
     if (signal.WaitFor(absl::ZeroDuration())) break;
   }
   const EngineSnapshot left = router.Snapshot();

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -59,7 +59,7 @@ void WorkerLinks::OnMembers(const std::vector<discovery::Member>& members) {
 
 void WorkerLinks::Look() {
   absl::MutexLock lock(&mutex_);
-  if (!pending_ || absl::Now() < next_look_) return;
+  if (!pending_ || SteadyNow() < next_look_) return;
   Reconcile();
 }
 
@@ -109,7 +109,7 @@ void WorkerLinks::Reconcile() {
     links_.Remove(target);
     it = linked_.erase(it);
   }
-  next_look_ = absl::Now() + kLookEvery;
+  next_look_ = SteadyNow() + kLookEvery;
 }
 
 void WorkerLinks::CollectTo(telemetry::Samples& samples) const {

@@ -47,6 +47,9 @@ ARROWS = [
 ENDINGS = (".cc", ".h", ".inc", ".in", ".proto", ".cmake", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".jinja", ".safetensors", ".xz", ".supp")
 NAMES = ("LICENSE", "Dockerfile", ".gitignore", ".dockerignore", ".clang-format")
 PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/sysroot", "scripts/test", "tests/chaos/run", "tools/bench/side_by_side")
+# Where no wait may end by the wall clock, and the lines that ask for it to tell others.
+PRODUCT = ("services/", "expert-worker/", "router/", "gateway/", "sdk/")
+TOLD = r"ToUnixSeconds|ToChronoTime|FromChrono|Elapsed\(\)|^\s*//"
 FUNCTION_LINES = 70
 FILE_LINES = 800
 # Old long functions may stay as long as they do not grow: "file:function line count".
@@ -104,6 +107,8 @@ def check_text(path, lines):
             problem(path, number, "an unfinished mark without an issue number")
         if re.search(r'(?<![\w.])/(work|root)/', line) and path != "tools/tidy.py":
             problem(path, number, "a path of one machine")
+        if path.startswith(PRODUCT) and re.search(r"AwaitWith|WaitWith|NotificationWith|absl::Now\b", line) and not re.search(TOLD, line):
+            problem(path, number, "ends by the machine's clock, which may be set: services/base/clock.h")
     if path.endswith(".h") and "#pragma once" not in lines:
         problem(path, 0, "no #pragma once")
 

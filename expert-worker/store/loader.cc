@@ -1,6 +1,7 @@
 #include "expert-worker/store/loader.h"
 
 #include <algorithm>
+#include <new>
 #include <optional>
 
 #include "absl/time/time.h"
@@ -27,6 +28,7 @@ Loader::~Loader() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    changed_.SignalAll();
   }
   thread_.join();
 }
@@ -34,12 +36,14 @@ Loader::~Loader() {
 void Loader::Wake() {
   absl::MutexLock lock(&mutex_);
   woken_ = true;
+  changed_.SignalAll();
 }
 
 void Loader::OnLost(ExpertId id, const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   lost_.emplace_back(id, std::string(why.message()));
   woken_ = true;
+  changed_.SignalAll();
 }
 
 void Loader::Run() {
@@ -51,7 +55,7 @@ void Loader::Run() {
         mutex_.AssertHeld();
         return woken_ || stopping_;
       };
-      mutex_.AwaitWithTimeout(absl::Condition(&due), some_stay ? kAgain : absl::InfiniteDuration());
+      changed_.Await(&mutex_, some_stay ? kAgain : absl::InfiniteDuration(), due);
       if (stopping_) return;
       woken_ = false;
     }
@@ -100,8 +104,12 @@ void Loader::Load(const Holdings::Next& next) {
     bytes_.fetch_add(bytes, std::memory_order_relaxed);
     return next.urgent || options_.bytes_per_s == 0 ? !stopping() : Pace(bytes);
   };
-  const absl::Status status =
-      store_.Load(id, {.check_weights = options_.check_weights, .pace = pace});
+  absl::Status status;
+  try {
+    status = store_.Load(id, {.check_weights = options_.check_weights, .pace = pace});
+  } catch (const std::bad_alloc&) {  // somebody else may have the memory for it
+    status = ResourceExhausted("no memory is left");
+  }
   if (absl::IsCancelled(status)) return;  // the end
   if (!status.ok()) {
     log::Error("cannot load expert {} of layer {}: {}", id.expert, id.layer,
@@ -125,7 +133,7 @@ bool Loader::Pace(uint64_t bytes) {
     return stopping_ || holdings_.UrgentWaits();
   };
   absl::MutexLock lock(&mutex_);
-  mutex_.AwaitWithTimeout(absl::Condition(&stop_or_hurry), absl::FromChrono(due_ - now));
+  changed_.Await(&mutex_, absl::FromChrono(due_ - now), stop_or_hurry);
   return !stopping_;
 }
 

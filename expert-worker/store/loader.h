@@ -16,6 +16,7 @@
 #include "expert-worker/store/expert_store.h"
 #include "expert-worker/store/holdings.h"
 #include "expert-worker/store/tiers.h"
+#include "services/base/clock.h"
 
 namespace switchyard::worker {
 
@@ -64,6 +65,7 @@ class Loader {
   std::chrono::steady_clock::time_point due_;  // when the rate allows to go on; of the thread
 
   mutable absl::Mutex mutex_;
+  SteadyCondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::pair<ExpertId, std::string>> lost_ ABSL_GUARDED_BY(mutex_);

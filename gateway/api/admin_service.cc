@@ -3,8 +3,8 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "gateway/api/authorization.h"
+#include "services/base/clock.h"
 #include "services/base/status.h"
 #include "services/rpc/status_map.h"
 
@@ -13,10 +13,10 @@ namespace switchyard::gateway {
 grpc::ServerUnaryReactor* AdminService::Ask(grpc::CallbackServerContext* context,
                                             const char* method, Fill fill) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   const auto end = [this, reactor, method, start](const absl::Status& status) {
     metrics_.RequestEnded("grpc", method, std::string(absl::StatusCodeToString(status.code())),
-                          absl::Now() - start);
+                          SteadyNow() - start);
     reactor->Finish(rpc::ToGrpc(status));
   };
   if (const auto key = Authorize(keys_, *context); !key.ok()) {

@@ -251,6 +251,7 @@ void Connection::SetBusy(bool busy) {
   busy_ = busy;
   absl::MutexLock lock(&shared_->mutex);
   shared_->busy += busy ? 1 : -1;
+  if (shared_->busy == 0) shared_->quiet.SignalAll();
 }
 
 // Takes what the body has grown by from the budget of all connections.

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "gateway/api/http_server.h"
 #include "gateway/api/http_tls.h"
+#include "services/base/clock.h"
 
 namespace boost::asio {
 class io_context;
@@ -41,6 +42,7 @@ struct HttpServerShared {
   std::atomic<bool> draining{false};
   std::atomic<size_t> body_bytes{0};  // of all requests, received and not yet parsed
   absl::Mutex mutex;
+  SteadyCondVar quiet;                  // busy is 0
   int busy ABSL_GUARDED_BY(mutex) = 0;  // connections with an answer that is not out
   std::unique_ptr<HttpTls> tls;         // null: plain
 };

@@ -19,8 +19,8 @@
 #include <thread>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "gateway/api/http_connection.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/repeat_filter.h"
 #include "services/base/status.h"
@@ -184,7 +184,7 @@ struct HttpServer::Impl {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       // Out of descriptors or memory: the listener stays readable, so wait instead of spinning.
       const std::string reason = std::strerror(errno);
-      if (repeats.Passes(address, reason, absl::Now())) log::Warning("http: accept: {}", reason);
+      if (repeats.Passes(address, reason, SteadyNow())) log::Warning("http: accept: {}", reason);
       retry->expires_after(std::chrono::milliseconds(100));
       retry->async_wait([this](const ErrorCode& ec) {
         if (!ec && !stopping) Accept();
@@ -297,10 +297,11 @@ void HttpServer::BeginDrain() {
 
 bool HttpServer::WaitUntilAnswered(absl::Duration timeout) {
   HttpServerShared& shared = *impl_->shared;
-  const auto quiet = [&shared]()
-                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(shared.mutex) { return shared.busy == 0; };
   absl::MutexLock lock(&shared.mutex);
-  return shared.mutex.AwaitWithTimeout(absl::Condition(&quiet), timeout);
+  return shared.quiet.Await(&shared.mutex, timeout, [&shared] {
+    shared.mutex.AssertHeld();
+    return shared.busy == 0;
+  });
 }
 
 void HttpServer::Stop() { impl_->Stop(); }

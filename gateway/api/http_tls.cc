@@ -6,8 +6,8 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<HttpTls>> HttpTls::Create(const HttpTlsFiles& fil
   std::unique_ptr<HttpTls> tls(new HttpTls(files, look_every));
   absl::MutexLock lock(&tls->mutex_);
   tls->tried_ = tls->Look();
-  tls->next_look_ = absl::Now() + look_every;
+  tls->next_look_ = SteadyNow() + look_every;
   SY_ASSIGN_OR_RETURN(tls->context_, tls->Load());
   return tls;
 }
@@ -84,7 +84,7 @@ HttpTls::Stamps HttpTls::Look() const {
 
 ssl_st* HttpTls::NewSession() {
   absl::MutexLock lock(&mutex_);
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   // A clock that was set back does not put it off.
   if (now >= next_look_ || next_look_ - now > look_every_) {
     next_look_ = now + look_every_;

@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "gateway/api/authorization.h"
 #include "gateway/streams/request_id.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/rpc/status_map.h"
@@ -56,7 +57,7 @@ class StreamReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse
   StreamReactor(grpc::CallbackServerContext* context, GatewayMetrics& metrics, size_t max_bytes)
       : context_(context),
         metrics_(metrics),
-        start_(absl::Now()),
+        start_(SteadyNow()),
         queue_(std::make_shared<StreamQueue>(this, max_bytes)) {}
 
   // From the method's handler only. gRPC holds OnCancel back until the handler has returned, so it
@@ -89,7 +90,7 @@ class StreamReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse
     queue_->OnCancelled();
   }
   void OnDone() override {
-    const absl::Duration took = absl::Now() - start_;
+    const absl::Duration took = SteadyNow() - start_;
     const std::string code(absl::StatusCodeToString(queue_->code()));
     metrics_.RequestEnded("grpc", "Generate", code, took);
     log::Info("request {}: Generate {} in {:.1f} ms", request_id_, code,
@@ -217,7 +218,8 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
   }
   if (!call.request_id.empty()) context->AddInitialMetadata("x-request-id", call.request_id);
   if (context->deadline() != std::chrono::system_clock::time_point::max()) {
-    call.deadline = absl::FromChrono(context->deadline());
+    // gRPC says it by the machine's clock.
+    call.deadline = SteadyNow() + (absl::FromChrono(context->deadline()) - absl::Now());
   }
   reactor->Start(generator_, *request, call);
   return reactor;
@@ -228,7 +230,7 @@ grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* c
                                                   const absl::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   metrics_.RequestEnded("grpc", method, std::string(absl::StatusCodeToString(status.code())),
-                        absl::Now() - start);
+                        SteadyNow() - start);
   reactor->Finish(rpc::ToGrpc(status));
   return reactor;
 }
@@ -236,7 +238,7 @@ grpc::ServerUnaryReactor* InferenceService::Reply(grpc::CallbackServerContext* c
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const v1::TokenizeRequest* request,
                                                      v1::TokenizeResponse* response) {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   if (auto key = FairKeyOf(context); !key.ok())
     return Reply(context, "Tokenize", start, key.status());
   auto result = generator_.Tokenize(*request);
@@ -247,7 +249,7 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
                                                        const v1::DetokenizeRequest* request,
                                                        v1::DetokenizeResponse* response) {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   if (auto key = FairKeyOf(context); !key.ok()) {
     return Reply(context, "Detokenize", start, key.status());
   }
@@ -259,7 +261,7 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest*,
                                                        v1::ListModelsResponse* response) {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   if (auto key = FairKeyOf(context); !key.ok()) {
     return Reply(context, "ListModels", start, key.status());
   }

@@ -13,6 +13,7 @@
 #include "gateway/streams/field_error.h"
 #include "gateway/streams/request_id.h"
 #include "nlohmann/json.hpp"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -123,7 +124,7 @@ const OpenAiHttp::Route* OpenAiHttp::FindRoute(const HttpRequest& request, std::
 }
 
 std::optional<HttpResponse> OpenAiHttp::Admit(Call& call, const Route** route) const {
-  call.start = absl::Now();
+  call.start = SteadyNow();
   const std::string_view given = call.request.Header("x-request-id");
   call.request_id = IsRequestId(given) ? std::string(given) : MakeRequestId();
   std::string allowed;
@@ -188,7 +189,7 @@ HttpResponse OpenAiHttp::Refusal(int status, const std::string& message) {
 }
 
 void OpenAiHttp::Ended(const Call& call, int status) {
-  const absl::Duration took = absl::Now() - call.start;
+  const absl::Duration took = SteadyNow() - call.start;
   metrics_.RequestEnded("http", call.route, std::to_string(status), took);
   if (call.route == "/health" || call.route == "/ready" || call.route == "/metrics") return;
   log::Info("request {}: {} {} {} in {:.1f} ms", call.request_id, call.request.method, call.route,

@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -25,6 +26,7 @@ void OpenGenerations::Add(const std::shared_ptr<Generation>& generation) {
 void OpenGenerations::Remove(const Generation* generation) {
   absl::MutexLock lock(&mutex_);
   open_.erase(generation);
+  if (open_.empty()) emptied_.SignalAll();
 }
 
 std::vector<std::shared_ptr<Generation>> OpenGenerations::All() const {
@@ -43,7 +45,10 @@ int OpenGenerations::size() const {
 
 bool OpenGenerations::WaitUntilNone(absl::Duration timeout) const {
   absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithTimeout(absl::Condition(this, &OpenGenerations::None), timeout);
+  return emptied_.Await(&mutex_, timeout, [this] {
+    mutex_.AssertHeld();
+    return open_.empty();
+  });
 }
 
 namespace {
@@ -80,7 +85,7 @@ Generation::Generation(const ServedModel& model, RouterClient& routers,
       options_(options),
       open_(std::move(open)),
       chunk_head_id_(context.request_id),
-      start_(absl::Now()),
+      start_(SteadyNow()),
       deadline_(context.deadline),
       plan_(std::move(plan)),
       moe_layers_(info.moe_layers),
@@ -91,7 +96,7 @@ Generation::Generation(const ServedModel& model, RouterClient& routers,
   for (int i = 0; i < plan_.submit.n(); ++i) choices_.emplace_back(model_, plan_);
   chunk_.set_request_id(chunk_head_id_);
   chunk_.set_model(model_.name());
-  chunk_.set_created(absl::ToUnixSeconds(start_));
+  chunk_.set_created(absl::ToUnixSeconds(absl::Now()));
   usage_.set_prompt_tokens(plan_.submit.prompt_size());
   have_prompt_logprobs_ = !plan_.submit.prompt_logprobs();
 }
@@ -134,7 +139,7 @@ absl::Status Generation::Send(absl::Time not_before) {
 }
 
 bool Generation::BeginAttempt(const absl::Status& why, const char* reason) {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const bool full = why.code() == absl::StatusCode::kResourceExhausted;
   const bool again =
       full ? now < lost_at_ + options_.router_wait : replay_.fruitless() < options_.resume_attempts;
@@ -151,7 +156,7 @@ bool Generation::BeginAttempt(const absl::Status& why, const char* reason) {
 }
 
 absl::Status Generation::InTime(const absl::Status& status) const {
-  if (absl::Now() < deadline_) return status;
+  if (SteadyNow() < deadline_) return status;
   return DeadlineExceeded("request \"{}\": its deadline passed without a router; {}",
                           chunk_head_id_, ToStd(status.message()));
 }
@@ -220,7 +225,7 @@ void Generation::OnToken(const Token& token) {
   if (elsewhere) {
     const auto code = static_cast<absl::StatusCode>(token.code());
     return Resume(absl::Status(code, ToAbsl(token.message())), "refused",
-                  absl::Now() + absl::Milliseconds(token.retry_after_ms()));
+                  SteadyNow() + absl::Milliseconds(token.retry_after_ms()));
   }
   CancelAtRouterIfNeeded();
 }
@@ -308,7 +313,7 @@ void Generation::NoteDegraded(const Token& token, ChoiceState& choice) {
 
 void Generation::NoteToken(ChoiceState& choice) {
   if (observer_ == nullptr) return;
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   if (lost_at_ != absl::InfiniteFuture()) {
     observer_->OnStall(now - std::exchange(lost_at_, absl::InfiniteFuture()));
   }

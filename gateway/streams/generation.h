@@ -27,6 +27,7 @@
 #include "gateway/text/reasoning_split.h"
 #include "gateway/text/stop_matcher.h"
 #include "gateway/upstream/router_client.h"
+#include "services/base/clock.h"
 #include "switchyard/v1/inference.pb.h"
 
 namespace switchyard::gateway {
@@ -88,8 +89,8 @@ class OpenGenerations {
   bool WaitUntilNone(absl::Duration timeout) const;
 
  private:
-  bool None() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_.empty(); }
   mutable absl::Mutex mutex_;
+  mutable SteadyCondVar emptied_;
   std::unordered_map<const Generation*, std::weak_ptr<Generation>> open_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -2,9 +2,9 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "gateway/streams/field_error.h"
 #include "gateway/streams/request_id.h"
+#include "services/base/clock.h"
 #include "services/base/random_bits.h"
 #include "services/base/status.h"
 
@@ -34,7 +34,7 @@ absl::StatusOr<std::shared_ptr<Generation>> Generator::Start(const v1::GenerateR
   SY_ASSIGN_OR_RETURN(RequestPlan plan, PlanRequest(request, model_, *info, RandomBits()));
   plan.submit.set_trace_id(id);
   plan.submit.set_fair_key(context.fair_key);
-  if (context.deadline <= absl::Now()) {
+  if (context.deadline <= SteadyNow()) {
     return DeadlineExceeded("the deadline had passed before the request began");
   }
   CallContext named = context;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/mutex.h"
 #include "gateway/upstream/router_stream.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/rpc/channel.h"
@@ -78,6 +79,7 @@ class RouterClient::Impl {
     std::string address;
     bool named = true;  // else it is left, and its place may become another's once that is done
     bool left() const { return !named && stream == nullptr; }
+    std::shared_ptr<grpc::Channel> channel;
     std::unique_ptr<pb::Router::Stub> stub;
     std::shared_ptr<RouterStream> stream;  // null between attempts
     uint64_t connection = 0;
@@ -138,7 +140,7 @@ class RouterClient::Impl {
   std::thread keeper_;
 
   mutable absl::Mutex mutex_;
-  absl::CondVar wake_;
+  SteadyCondVar wake_;
   std::vector<Peer> peers_ ABSL_GUARDED_BY(mutex_);
   std::optional<ModelInfo> model_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_request_ ABSL_GUARDED_BY(mutex_) = 1;
@@ -171,6 +173,7 @@ void RouterClient::Impl::AddPeer(const std::string& address,
   *place = Peer();
   place->connection = connection;
   place->address = address;
+  place->channel = channel;
   place->stub = pb::Router::NewStub(channel);
   place->backoff = options_.backoff_min;
 }
@@ -226,18 +229,18 @@ void RouterClient::Impl::Keep() {
   absl::MutexLock lock(&mutex_);
   absl::Time planned = absl::InfiniteFuture();
   while (!stopping_) {
-    const absl::Time now = absl::Now();
-    // It was this process that slept, or the clock that was set: the routers get their time anew.
+    const absl::Time now = SteadyNow();
+    // It was this process that slept: the routers get their time anew.
     const bool late = now - planned > options_.router_silence_max / 4;
     News news;
     planned = absl::InfiniteFuture();
     for (size_t i = 0; i < peers_.size(); ++i) {
-      if (late || peers_[i].heard > now) peers_[i].heard = now;
+      if (late) peers_[i].heard = now;
       planned = std::min(planned, Mind(i, now, &news));
     }
     planned = std::min(planned, MindWaiting(now, &news));
     if (news.empty()) {
-      wake_.WaitWithDeadline(&mutex_, planned);
+      wake_.WaitUntil(&mutex_, planned);
       continue;
     }
     mutex_.Unlock();
@@ -317,7 +320,7 @@ void RouterClient::Impl::SetReady(Peer& peer, bool ready) {
   if (any) {
     outage_ = absl::InfiniteFuture();
   } else if (outage_ == absl::InfiniteFuture()) {
-    outage_ = absl::Now();
+    outage_ = SteadyNow();
   }
   wake_.SignalAll();
 }
@@ -331,7 +334,8 @@ void RouterClient::Impl::Connect(size_t index) {
   hello.set_text_fingerprint(options_.text_fingerprint);
   ++peer.connection;
   ++streams_;
-  peer.next = absl::Now() + kHelloTimeout;
+  peer.next = SteadyNow() + kHelloTimeout;
+  rpc::RetryNow(*peer.channel);
   peer.stream = RouterStream::Start(
       *peer.stub, std::move(message), options_.max_queued_writes,
       {.on_message = [this, index](const pb::FromRouter& m) { OnMessage(index, m); },
@@ -344,7 +348,7 @@ void RouterClient::Impl::OnMessage(size_t index, const pb::FromRouter& message) 
   {
     absl::MutexLock lock(&mutex_);
     Peer& peer = peers_[index];
-    peer.heard = absl::Now();
+    peer.heard = SteadyNow();
     if (!message.has_hello() && !message.has_state()) return;
     if (message.has_hello()) OnHello(peer, message.hello());
     if (message.has_state()) OnState(peer, message.state());
@@ -471,7 +475,7 @@ void RouterClient::Impl::OnDone(size_t index, const absl::Status& status) {
                  fmt::format("router {}: {}", peer.address, why));
     }
     peer.state = std::move(why);
-    peer.next = absl::Now() + peer.backoff;
+    peer.next = SteadyNow() + peer.backoff;
     peer.backoff = std::min(peer.backoff * 2, options_.backoff_max);
     wake_.SignalAll();
   }
@@ -491,7 +495,7 @@ absl::StatusOr<uint64_t> RouterClient::Impl::Submit(pb::Submit submit,
   std::shared_ptr<TokenListener> refused;  // after the lock: its destructor is not ours
   absl::MutexLock lock(&mutex_);
   if (stopping_) return Unavailable("the gateway is shutting down");
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const uint64_t id = next_request_++;
   // Before it is sent, so that the answer finds the request.
   Request& request = requests_[id];

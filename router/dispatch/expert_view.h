@@ -14,9 +14,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/expert_map.h"
+#include "services/base/clock.h"
 #include "services/expertwire/link_set.h"
 #include "services/model/spec.h"
 #include "services/placement/document.h"
@@ -27,7 +27,7 @@ class ExpertView {
  public:
   // An expert is gone once nobody has held it for `patience`. `links` outlives this.
   ExpertView(const ModelSpec& spec, const expertwire::LinkSet& links, absl::Duration patience,
-             absl::Time (*now)() = absl::Now);
+             absl::Time (*now)() = SteadyNow);
 
   // Takes what has changed since the last call: links, what they hold, the placement. Whether
   // anything has.

@@ -26,6 +26,7 @@
 #include "router/dispatch/link_health.h"
 #include "router/dispatch/plan.h"
 #include "router/dispatch/replica_choice.h"
+#include "services/base/clock.h"
 #include "services/expertwire/histogram.h"
 #include "services/expertwire/link_set.h"
 #include "services/kernels/thread_pool.h"
@@ -41,7 +42,7 @@ struct DispatchOptions {
   // Nothing is late before it is out for so long.
   absl::Duration hedge_after_min = absl::Milliseconds(5);
   // A simulation has its own.
-  absl::Time (*now)() = absl::Now;
+  absl::Time (*now)() = SteadyNow;
 };
 
 // Of one worker, for metrics.

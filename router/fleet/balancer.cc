@@ -4,7 +4,7 @@
 #include <numeric>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -173,7 +173,7 @@ void Balancer::Run() {
     PlanOne(input);
     mutex_.Lock();
     asked_.reset();
-    report_.last_look = absl::Now();
+    report_.last_look = SteadyNow();
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::router {
@@ -124,9 +125,9 @@ ModelRunner::Progress Decoder::Advance() {
 }
 
 void Decoder::Wait(absl::Time until) {
-  const absl::Time began = absl::Now();
+  const absl::Time began = SteadyNow();
   dispatcher_.Wait(until);
-  result_.waited += absl::Now() - began;
+  result_.waited += SteadyNow() - began;
 }
 
 void Decoder::Abandon() {

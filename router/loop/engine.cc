@@ -17,6 +17,7 @@
 #include "router/loop/request_check.h"
 #include "router/loop/step_loop.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -131,7 +132,7 @@ class Engine::Impl {
   Outbox outbox_;
   StepLoop loop_;                // the engine thread's
   uint64_t started_before_ = 0;  // the engine thread's: of the last Publish
-  absl::Time last_start_ = absl::Now();
+  absl::Time last_start_ = SteadyNow();
 
   mutable absl::Mutex mutex_;
   std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most twice max_queue requests
@@ -219,13 +220,13 @@ EngineSnapshot Engine::Impl::Snapshot() const {
 
 void Engine::Impl::Run() {
   while (TakeCommands(loop_.idle())) {
-    const absl::Time began = absl::Now();
-    const bool begun = loop_.BeginStep(absl::Now());
+    const absl::Time began = SteadyNow();
+    const bool begun = loop_.BeginStep(SteadyNow());
     Publish();
     if (begun) Drive();
     outbox_.Flush(loop_.steps());
     Publish();
-    observer_.OnTurn(absl::Now() - began);
+    observer_.OnTurn(SteadyNow() - began);
   }
   loop_.CancelEverything();
   outbox_.Flush(loop_.steps());
@@ -235,14 +236,14 @@ void Engine::Impl::Run() {
 void Engine::Impl::Drive() {
   bool abandoned = false;
   while (loop_.Poll() == ModelRunner::Progress::kWaiting) {
-    runner_.Wait(absl::Now() + kWaitBound);
+    runner_.Wait(SteadyNow() + kWaitBound);
     if (!TakeCommands(false)) loop_.CancelEverything();
-    loop_.Expire(absl::Now());
+    loop_.Expire(SteadyNow());
     outbox_.Flush(loop_.steps());
     Publish();
     if (loop_.step_is_wasted() && !std::exchange(abandoned, true)) runner_.Abandon();
   }
-  loop_.FinishStep(absl::Now());
+  loop_.FinishStep(SteadyNow());
 }
 
 bool Engine::Impl::TakeCommands(bool sleep) {
@@ -255,7 +256,7 @@ bool Engine::Impl::TakeCommands(bool sleep) {
     snapshot_.waiting += std::exchange(queued_requests_, 0);  // until Publish counts them
     stopping = stopping_;
   }
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   for (Command& command : commands) {
     if (auto* request = std::get_if<EngineRequest>(&command)) {
       loop_.Add(std::move(*request), now);
@@ -278,7 +279,7 @@ void Engine::Impl::NoteStarted(const RequestKey& key) {
 }
 
 void Engine::Impl::Publish() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   const uint64_t started = loop_.started_requests() - started_before_;
   std::vector<std::function<void()>> drained;
   {

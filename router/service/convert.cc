@@ -1,4 +1,5 @@
 #include "router/service/convert.h"
+#include "services/base/clock.h"
 
 #include <algorithm>
 
@@ -81,7 +82,7 @@ EngineRequest FromProto(const pb::Submit& submit) {
   out.fair_key = submit.fair_key();
   out.cache_salt = submit.cache_salt();
   if (submit.deadline_left_us() > 0) {
-    out.deadline = absl::Now() + absl::Microseconds(submit.deadline_left_us());
+    out.deadline = SteadyNow() + absl::Microseconds(submit.deadline_left_us());
   }
   for (const pb::ChoiceSoFar& choice : submit.choices()) {
     out.choices.push_back({.tokens = {choice.tokens().begin(), choice.tokens().end()},

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 
@@ -37,7 +37,7 @@ grpc::ServerBidiReactor<pb::ToRouter, pb::FromRouter>* RouterService::Serve(
   if (static_cast<int>(silent_.size()) >= options_.max_gateways) {
     stream->End(ResourceExhausted("{} streams are open without a hello", silent_.size()));
   } else {
-    silent_.emplace(stream, absl::Now() + options_.hello_timeout);
+    silent_.emplace(stream, SteadyNow() + options_.hello_timeout);
   }
   return stream;
 }
@@ -82,7 +82,7 @@ absl::Status RouterService::OnHello(const pb::GatewayHello& hello, GatewayStream
   }
   if (hello.text_fingerprint() != options_.hello.text_fingerprint()) {
     // It comes again within a second.
-    if (refusals_.Passes(hello.gateway_id(), hello.text_fingerprint(), absl::Now())) {
+    if (refusals_.Passes(hello.gateway_id(), hello.text_fingerprint(), SteadyNow())) {
       log::Warning("gateway {} is refused: its text fingerprint is {}, not {}", hello.gateway_id(),
                    hello.text_fingerprint(), options_.hello.text_fingerprint());
     }

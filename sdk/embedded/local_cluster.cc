@@ -8,9 +8,9 @@
 #include <atomic>
 #include <thread>
 
-#include "absl/time/clock.h"
 #include "expert-worker/held_weights.h"
 #include "expert-worker/worker_metrics.h"
+#include "services/base/clock.h"
 #include "services/base/cores.h"
 #include "services/base/status.h"
 #include "services/checkpoint/progress.h"
@@ -180,21 +180,21 @@ class LocalCluster::Impl {
   }
 
   absl::Status WaitReady(absl::Duration timeout) {
-    const absl::Time end = absl::Now() + timeout;
+    const absl::Time end = SteadyNow() + timeout;
     while (true) {
       const std::string missing = gateway_->Missing();
       if (missing.empty()) return absl::OkStatus();
-      if (absl::Now() >= end) return DeadlineExceeded("not ready: {}", missing);
+      if (SteadyNow() >= end) return DeadlineExceeded("not ready: {}", missing);
       absl::SleepFor(absl::Milliseconds(5));
     }
   }
 
   void Drain(absl::Duration timeout) {
-    const absl::Time end = absl::Now() + timeout;
+    const absl::Time end = SteadyNow() + timeout;
     gateway_->Drain(timeout);
     for (const ServingRouter& serving : routers_) {
       serving.router->BeginDrain();
-      serving.router->WaitDrained(std::max(absl::ZeroDuration(), end - absl::Now()));
+      serving.router->WaitDrained(std::max(absl::ZeroDuration(), end - SteadyNow()));
       serving.router->Stop(absl::Seconds(1));
     }
     for (const Part& part : workers_) part.worker->BeginDrain();

@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "services/base/clock.h"
 
 namespace switchyard {
 
@@ -24,6 +25,7 @@ class BoundedQueue {
     absl::MutexLock lock(&mutex_);
     if (closed_ || items_.size() >= capacity_) return false;
     items_.push_back(std::move(item));
+    filled_.SignalAll();
     return true;
   }
 
@@ -36,7 +38,7 @@ class BoundedQueue {
   // As DrainNow, but waits up to `timeout` for a first item or for Close().
   std::vector<T> DrainWait(absl::Duration timeout) {
     absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithTimeout(absl::Condition(this, &BoundedQueue::Ready), timeout);
+    AwaitReady(timeout);
     return TakeAll();
   }
 
@@ -44,7 +46,7 @@ class BoundedQueue {
   // passes, or once the queue is closed and empty.
   std::optional<T> PopWait(absl::Duration timeout) {
     absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithTimeout(absl::Condition(this, &BoundedQueue::Ready), timeout);
+    AwaitReady(timeout);
     if (items_.empty()) return std::nullopt;
     std::optional<T> first(std::move(items_.front()));
     items_.pop_front();
@@ -54,6 +56,7 @@ class BoundedQueue {
   void Close() {
     absl::MutexLock lock(&mutex_);
     closed_ = true;
+    filled_.SignalAll();
   }
 
   size_t size() const {
@@ -62,7 +65,10 @@ class BoundedQueue {
   }
 
  private:
-  bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closed_ || !items_.empty(); }
+  void AwaitReady(absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    filled_.Await(&mutex_, timeout,
+                  [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return closed_ || !items_.empty(); });
+  }
   std::vector<T> TakeAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     std::vector<T> out;
     out.reserve(items_.size());
@@ -73,6 +79,7 @@ class BoundedQueue {
 
   const size_t capacity_;
   mutable absl::Mutex mutex_;
+  SteadyCondVar filled_;
   std::deque<T> items_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/text.h"
 
@@ -15,7 +15,7 @@ void DocumentTaker::Offer(const std::string& text) {
     verdict_ = take_(text);
   }
   absl::MutexLock lock(&mutex_);
-  health_.contact = absl::Now();
+  health_.contact = SteadyNow();
   if (is_new) ++(verdict_.ok() ? health_.taken : health_.refused);
   SetStatus(verdict_);
 }

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "services/base/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::discovery {
@@ -27,7 +27,7 @@ DocumentWatch::DocumentWatch(const std::shared_ptr<EtcdClient>& client, const st
 SourceHealth DocumentWatch::health() const {
   SourceHealth health = taker_.health();
   const EtcdHealth etcd = client_->health();
-  health.contact = absl::Now() - etcd.silent_for;
+  health.contact = SteadyNow() - etcd.silent_for;
   if (health.status.ok()) health.status = etcd.status;
   return health;
 }

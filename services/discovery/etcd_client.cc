@@ -6,7 +6,7 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/config/units.h"
@@ -105,7 +105,7 @@ absl::StatusOr<std::shared_ptr<EtcdClient>> EtcdClient::Create(EtcdOptions optio
   auto client = std::shared_ptr<EtcdClient>(new EtcdClient(std::move(options)));
   client->servers_ = std::move(servers);
   absl::MutexLock lock(&client->mutex_);
-  client->contact_ = absl::Now();
+  client->contact_ = SteadyNow();
   return client;
 }
 
@@ -199,7 +199,7 @@ void EtcdClient::OnFailure(const Server& server, const absl::Status& why) {
 
 void EtcdClient::OnContact() {
   absl::MutexLock lock(&mutex_);
-  contact_ = absl::Now();
+  contact_ = SteadyNow();
   status_ = absl::OkStatus();
   if (std::exchange(lost_, false)) log::Info("etcd answers again");
 }
@@ -207,13 +207,13 @@ void EtcdClient::OnContact() {
 void EtcdClient::OnStream(int change) {
   absl::MutexLock lock(&mutex_);
   streams_ += change;
-  contact_ = absl::Now();
+  contact_ = SteadyNow();
 }
 
 EtcdHealth EtcdClient::health() const {
   absl::MutexLock lock(&mutex_);
   return {.status = status_,
-          .silent_for = streams_ > 0 ? absl::ZeroDuration() : absl::Now() - contact_,
+          .silent_for = streams_ > 0 ? absl::ZeroDuration() : SteadyNow() - contact_,
           .errors = errors_};
 }
 

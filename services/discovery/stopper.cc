@@ -9,6 +9,7 @@ namespace switchyard::discovery {
 void Stopper::Stop() {
   absl::MutexLock lock(&mutex_);
   stopped_ = true;
+  changed_.SignalAll();
   if (call_ != nullptr) call_->TryCancel();
 }
 
@@ -20,7 +21,7 @@ bool Stopper::stopped() const {
 bool Stopper::Pause(absl::Duration at_most) {
   absl::MutexLock lock(&mutex_);
   const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_ || woken_; };
-  mutex_.AwaitWithTimeout(absl::Condition(&over), at_most);
+  changed_.Await(&mutex_, at_most, over);
   woken_ = false;
   return !stopped_;
 }
@@ -28,6 +29,7 @@ bool Stopper::Pause(absl::Duration at_most) {
 void Stopper::Wake() {
   absl::MutexLock lock(&mutex_);
   woken_ = true;
+  changed_.SignalAll();
 }
 
 Stopper::Call::Call(Stopper& stopper, grpc::ClientContext& context) : stopper_(stopper) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
+#include "services/base/clock.h"
 #include "services/base/pause.h"
 
 namespace switchyard::expertwire {
@@ -43,7 +44,7 @@ bool CompletionLoop::PollPollables() {
 bool CompletionLoop::Poll() {
   const bool any = PollPollables();
   if (SleepsLightly()) {
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     if (now < next_queue_poll_) return any;
     next_queue_poll_ = now + kQueuePollEvery;
   }
@@ -87,8 +88,10 @@ bool CompletionLoop::PollQueue(absl::Time until) {
     bool ok = false;
     const gpr_timespec deadline =
         any || until == absl::InfinitePast()
-            ? gpr_time_0(GPR_CLOCK_REALTIME)
-            : gpr_time_from_nanos(absl::ToUnixNanos(until), GPR_CLOCK_REALTIME);
+            ? gpr_time_0(GPR_CLOCK_MONOTONIC)
+            : gpr_time_add(
+                  gpr_now(GPR_CLOCK_MONOTONIC),
+                  gpr_time_from_nanos(absl::ToInt64Nanoseconds(until - SteadyNow()), GPR_TIMESPAN));
     if (queue_->AsyncNext(&tag, &ok, deadline) != grpc::CompletionQueue::GOT_EVENT) break;
     static_cast<Completion*>(tag)->OnCompletion(ok);
     any = true;
@@ -105,13 +108,13 @@ void CompletionLoop::Close() {
 }
 
 bool Ladder::Turn() {
-  if (turns_ == 0) start_ = absl::Now();
+  if (turns_ == 0) start_ = SteadyNow();
   if (++turns_ <= kPauses && !crowded_) {
     Pause();
     return true;
   }
   sched_yield();
-  return absl::Now() - start_ < yield_for_;
+  return SteadyNow() - start_ < yield_for_;
 }
 
 bool MachineIsCrowded() {

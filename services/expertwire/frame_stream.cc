@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "services/base/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::expertwire {
@@ -132,7 +133,7 @@ void FrameStream::OnRead(bool ok) {
 }
 
 absl::Status FrameStream::Take(const RowBuffer& bytes) {
-  SY_ASSIGN_OR_RETURN(Frame frame, DecodeFrame(bytes, absl::Now(), limits_, pool_));
+  SY_ASSIGN_OR_RETURN(Frame frame, DecodeFrame(bytes, SteadyNow(), limits_, pool_));
   return Receive(std::move(frame));
 }
 
@@ -189,7 +190,7 @@ std::optional<FrameStream::Outgoing> FrameStream::Next() {
     const Answer* answer = std::get_if<Answer>(&frame.body);
     frame.credit_bytes = owed_bytes_ + (answer ? answer->call_wire_bytes : 0);
     frame.credit_frames = static_cast<uint32_t>(owed_frames_ + (answer ? 1 : 0));
-    Outgoing out{EncodePrefix(frame, absl::Now(), pool_), PayloadOf(frame)};
+    Outgoing out{EncodePrefix(frame, SteadyNow(), pool_), PayloadOf(frame)};
     if (const size_t cost = EncodedBytes(frame, out.prefix); cost <= ours_bytes_) {
       ours_bytes_ -= cost;
       --ours_frames_;
@@ -210,7 +211,7 @@ FrameStream::Outgoing FrameStream::Free(Frame frame) {
   frame.credit_frames = static_cast<uint32_t>(std::exchange(owed_frames_, 0));
   theirs_bytes_ += frame.credit_bytes;
   theirs_frames_ += frame.credit_frames;
-  return {EncodePrefix(frame, absl::Now(), pool_), RowBuffer()};
+  return {EncodePrefix(frame, SteadyNow(), pool_), RowBuffer()};
 }
 
 void FrameStream::Write(const Outgoing& out) {
@@ -247,7 +248,7 @@ void FrameStream::Ring() {
     return;
   }
   if (must_write_) return Write(*std::exchange(must_write_, std::nullopt));
-  Write({EncodePrefix(Frame{.body = pb::Credit()}, absl::Now(), pool_), RowBuffer()});
+  Write({EncodePrefix(Frame{.body = pb::Credit()}, SteadyNow(), pool_), RowBuffer()});
 }
 
 bool FrameStream::Arm(bool by_bell) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/random_bits.h"
 #include "services/base/status.h"
@@ -111,7 +112,7 @@ class GrpcLink::Lane final : public FrameStream::Owner {
     if (std::exchange(finishing_, true)) return;
     // The status waits for what is in flight. A dead call brings that back by itself, and the
     // server's reason with it; a cancel would hide the reason.
-    if (stream_.outstanding()) cut_off_at_ = absl::Now() + kEndPatience;
+    if (stream_.outstanding()) cut_off_at_ = SteadyNow() + kEndPatience;
     rpc_->Finish(&status_, &finished_);
   }
 
@@ -132,7 +133,7 @@ class GrpcLink::Lane final : public FrameStream::Owner {
 void GrpcLink::Lane::OnStarted(bool ok) {
   starting_ = false;
   if (!why_.ok() || !ok) return Finish();
-  deadline_ = absl::Now() + link_.options_.connect_timeout;
+  deadline_ = SteadyNow() + link_.options_.connect_timeout;
   stream_.Open(rpc_.get(), rpc_.get());
   stream_.Send({.body = link_.hello_});
 }
@@ -152,7 +153,7 @@ void GrpcLink::Lane::OnFinished(bool) {
 }
 
 void GrpcLink::Lane::OnFrame(Frame frame) {
-  link_.heard_ = absl::Now();
+  link_.heard_ = SteadyNow();
   if (const auto* hello = std::get_if<pb::Hello>(&frame.body)) {
     if (up_) return Close(InvalidArgument("{} sent a second hello", link_.name()));
     up_ = true;
@@ -260,6 +261,7 @@ void GrpcLink::SetState(LinkState state, absl::Status why, std::shared_ptr<const
 // that nobody polls. But only such a one tells why there is no connection; so they take turns.
 void GrpcLink::Connect(absl::Time now) {
   refused_ = false;
+  rpc::RetryNow(*channel_);
   lane_ = std::make_unique<Lane>(*this, now, std::exchange(waits_, !waits_));
 }
 
@@ -314,7 +316,7 @@ absl::Status GrpcLink::Send(Call part) {
     return ResourceExhausted("a part of {} bytes, answered with {}, does not fit the credits of {}",
                              cost, reserve, name());
   }
-  if (open_.empty()) heard_ = absl::Now();
+  if (open_.empty()) heard_ = SteadyNow();
   open_[{part.call_id, part.attempt}].parts.push_back({.part = part.part});
   frames_sent_.fetch_add(1, std::memory_order_relaxed);
   waiting_.push_back(std::move(part));
@@ -452,7 +454,7 @@ void GrpcLink::Stop() {
 }
 
 void GrpcLink::OnLaneEnd(absl::Status why) {
-  next_attempt_ = absl::Now() + (refused_ ? options_.backoff_max : backoff_);
+  next_attempt_ = SteadyNow() + (refused_ ? options_.backoff_max : backoff_);
   backoff_ = std::min(2 * backoff_, options_.backoff_max);
   if (!open_.empty() || state() == LinkState::kUp || state() == LinkState::kDraining) {
     inbox_.push_back(LinkDown{std::string(why.message()), generation()});

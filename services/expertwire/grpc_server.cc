@@ -12,6 +12,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/repeat_filter.h"
 #include "services/base/status.h"
@@ -219,7 +220,7 @@ void GrpcServer::Impl::Peer::OnArrived(bool ok) {
     return Finish(Unimplemented("method {} does not exist", context_.method()));
   }
   open_stream_ = true;
-  end_by_ = absl::Now() + server_.options.hello_timeout;
+  end_by_ = SteadyNow() + server_.options.hello_timeout;
   stream_.Open(&rpc_, &rpc_);
   server_.LimitStrangers();
 }
@@ -237,7 +238,7 @@ void GrpcServer::Impl::Peer::CutOff(absl::Time now) {
 
 void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
   finishing_ = true;
-  end_by_ = absl::Now() + server_.options.end_patience;
+  end_by_ = SteadyNow() + server_.options.end_patience;
   if (!absl::IsUnavailable(status)) server_.ended_by_code[status.raw_code() % 17].fetch_add(1);
   rpc_.Finish(
       grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())),
@@ -259,7 +260,7 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
     mine.set_refused(std::string(fits.message()));
     server_.refused.fetch_add(1);
     // It comes again within a second.
-    if (server_.refusals.Passes(id_, std::string(fits.message()), absl::Now())) {
+    if (server_.refusals.Passes(id_, std::string(fits.message()), SteadyNow())) {
       log::Warning("refused {}: {}", id_, ToStd(fits.message()));
     }
   }
@@ -269,7 +270,7 @@ void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   }
   stream_.Send({.body = std::move(mine)});
   if (!fits.ok()) {  // the router ends the stream once it has read why
-    end_by_ = absl::Now() + server_.options.end_patience;
+    end_by_ = SteadyNow() + server_.options.end_patience;
     refusal_ = std::move(fits);
     return;
   }
@@ -337,7 +338,7 @@ void GrpcServer::Impl::Peer::OnEnd(absl::Status why) {
   Leave();
   if (!stream_.writing()) return Finish(why);
   end_status_ = std::move(why);  // said once the write before it is through, if the peer reads it
-  end_by_ = absl::Now() + server_.options.end_patience;
+  end_by_ = SteadyNow() + server_.options.end_patience;
 }
 
 void GrpcServer::Impl::Peer::Leave() {
@@ -430,7 +431,7 @@ void GrpcServer::Impl::Sweep() {
 
 // With the mutex held, by whichever thread comes by.
 void GrpcServer::Impl::KeepAlive() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   if (!Due(now, next_keep_alive)) return;
   for (const auto& peer : peers) {
     peer->SendProgress();
@@ -441,7 +442,7 @@ void GrpcServer::Impl::KeepAlive() {
 void GrpcServer::Impl::SpreadHolds() {
   const uint64_t version = handler.holds_version();
   if (version == spread_version) return;
-  if (!Due(absl::Now(), next_spread)) return;
+  if (!Due(SteadyNow(), next_spread)) return;
   const pb::Holds holds = handler.holds();
   const auto must_hear = [&](const auto& peer) { return peer->must_hear(version); };
   for (const auto& peer : peers) {
@@ -470,7 +471,7 @@ void GrpcServer::Impl::Loop() {
       ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
     } else if (sleep || !ladder.Turn()) {
       absl::MutexLock lock(&loop->mutex());
-      if (helped || loop->Sleep(absl::Now() + kTick)) {
+      if (helped || loop->Sleep(SteadyNow() + kTick)) {
         ladder = Ladder(options.busy_poll, crowded.load(std::memory_order_relaxed));
       }
       Sweep();

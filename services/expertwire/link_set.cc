@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/expertwire/completion_loop.h"
 #include "services/expertwire/grpc_link.h"
 #include "services/expertwire/local_link.h"
@@ -27,7 +28,7 @@ LinkSet::~LinkSet() {
   for (LinkSlot* slot : slots_) {
     for (GrpcLink* lane : slot->lanes()) lane->Stop();
   }
-  while (!std::all_of(slots_.begin(), slots_.end(), stopped)) loop_->Sleep(absl::Now() + kTick);
+  while (!std::all_of(slots_.begin(), slots_.end(), stopped)) loop_->Sleep(SteadyNow() + kTick);
   loop_->Close();
 }
 
@@ -73,7 +74,7 @@ bool LinkSet::AddGrpc(const GrpcLinkOptions& options) {
   }
   {
     absl::MutexLock lock(&loop_->mutex());
-    for (GrpcLink* lane : tenant.lanes) lane->Tick(absl::Now());
+    for (GrpcLink* lane : tenant.lanes) lane->Tick(SteadyNow());
     if (room != nullptr) {
       room->MoveIn(std::move(tenant));
     } else {
@@ -93,7 +94,7 @@ bool LinkSet::Remove(std::string_view target, absl::Duration patience) {
   absl::MutexLock lock(&loop_->mutex());
   LinkSlot* slot = Find(target);
   if (slot == nullptr || !slot->serving()) return false;
-  slot->Leave(absl::Now() + patience);
+  slot->Leave(SteadyNow() + patience);
   return true;
 }
 
@@ -116,7 +117,7 @@ std::unique_ptr<GrpcLink> LinkSet::MakeLane(const GrpcLinkOptions& options, int 
 }
 
 void LinkSet::Tick() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   for (LinkSlot* slot : slots_) {
     for (GrpcLink* lane : slot->lanes()) lane->Tick(now);
     if (LinkSlot::Tenant gone = slot->Tick(now); gone.link) gone_.push_back(std::move(gone));
@@ -172,11 +173,11 @@ void LinkSet::Wait(absl::Time until) {
     if (sleep || !ladder.Turn()) {
       absl::MutexLock lock(&loop_->mutex());
       if (AnyEvents()) return;  // of the keeper's making: nothing would wake us for them
-      loop_->Sleep(std::min(until, absl::Now() + kTick));
+      loop_->Sleep(std::min(until, SteadyNow() + kTick));
       Tick();
       if (AnyEvents()) return;
     }
-    if (absl::Now() >= until) return;
+    if (SteadyNow() >= until) return;
   }
 }
 

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "services/base/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::expertwire {
@@ -24,18 +25,6 @@ constexpr uint32_t kAwake = 0, kByQueue = 1, kByBell = 2;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 
 }  // namespace
-
-UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
-  if (this != &other) {
-    if (fd_ >= 0) close(fd_);
-    fd_ = other.Release();
-  }
-  return *this;
-}
-
-UniqueFd::~UniqueFd() {
-  if (fd_ >= 0) close(fd_);
-}
 
 // Both indices only grow; each on a cache line of its own.
 struct SharedPipe::Ring {
@@ -166,9 +155,13 @@ bool SleepOnBells(std::span<const Bell> bells, absl::Time until) {
                   .flags = FUTEX_32,
                   .__reserved = 0};
   }
-  const timespec end = absl::ToTimespec(until);
+  // The kernel's clock that nobody sets, of which `until` knows only how long it is to come.
+  timespec end;
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  end = absl::ToTimespec(absl::DurationFromTimespec(end) +
+                         std::max(absl::ZeroDuration(), until - SteadyNow()));
   const auto count = static_cast<unsigned>(bells.size());
-  return syscall(SYS_futex_waitv, waiters, count, 0, &end, CLOCK_REALTIME) >= 0 || errno != ENOSYS;
+  return syscall(SYS_futex_waitv, waiters, count, 0, &end, CLOCK_MONOTONIC) >= 0 || errno != ENOSYS;
 }
 
 }  // namespace switchyard::expertwire

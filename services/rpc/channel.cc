@@ -1,5 +1,6 @@
 #include "services/rpc/channel.h"
 
+#include <grpcpp/channel.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
@@ -35,6 +36,11 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& addres
   grpc::ChannelArguments arguments = DefaultChannelArguments();
   if (!tls_name.empty()) arguments.SetSslTargetNameOverride(tls_name);
   return grpc::CreateCustomChannel(address, credentials, arguments);
+}
+
+void RetryNow(grpc::Channel& channel) {
+  if (channel.GetState(false) != GRPC_CHANNEL_TRANSIENT_FAILURE) return;
+  grpc::experimental::ChannelResetConnectionBackoff(&channel);
 }
 
 }  // namespace switchyard::rpc

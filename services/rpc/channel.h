@@ -31,4 +31,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& addres
                                                        const security::TlsFiles& tls,
                                                        const std::string& tls_name = "");
 
+// An attempt at once where the last one failed, for callers that pause between attempts themselves:
+// gRPC's own pause may end by the machine's clock (through the absl that it is built with), an hour
+// late where that is set back by one meanwhile.
+void RetryNow(grpc::Channel& channel);
+
 }  // namespace switchyard::rpc

@@ -18,6 +18,7 @@
 
 #include "grpc/health/v1/health.pb.h"
 #include "services/base/check.h"
+#include "services/base/clock.h"
 #include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/base/unix_socket.h"

@@ -1,10 +1,9 @@
 #include "services/rpc/shutdown_signal.h"
+#include "services/base/clock.h"
 
 #include <signal.h>
 
 #include <algorithm>
-
-#include "absl/time/clock.h"
 
 namespace switchyard::rpc {
 namespace {
@@ -33,12 +32,12 @@ void ShutdownSignal::Wait() {
 
 bool ShutdownSignal::WaitFor(absl::Duration timeout) {
   const sigset_t set = Signals();
-  const absl::Time end = absl::Now() + timeout;
+  const absl::Time end = SteadyNow() + timeout;
   while (true) {
-    const timespec left = absl::ToTimespec(std::max(absl::ZeroDuration(), end - absl::Now()));
+    const timespec left = absl::ToTimespec(std::max(absl::ZeroDuration(), end - SteadyNow()));
     if (sigtimedwait(&set, nullptr, &left) > 0) return true;
     // Another signal may have ended the wait early.
-    if (absl::Now() >= end) return false;
+    if (SteadyNow() >= end) return false;
   }
 }
 

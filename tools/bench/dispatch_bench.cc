@@ -17,6 +17,7 @@
 
 #include "expert-worker/worker.h"
 #include "router/dispatch/link_dispatcher.h"
+#include "services/base/clock.h"
 #include "services/rpc/server.h"
 #include "switchyard/internal/v1/expert.grpc.pb.h"
 #include "tests/support/moe_fixture.h"
@@ -52,11 +53,11 @@ std::unique_ptr<worker::Worker> MakeWorker(const ModelSpec& spec, kernels::Threa
 void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
              expertwire::LinkSet& links, kernels::ThreadPool& pool) {
   router::LinkDispatcher dispatcher(spec, DType::kBF16, links, pool, {});
-  while (!dispatcher.Missing().empty()) dispatcher.Wait(absl::Now() + absl::Milliseconds(5));
+  while (!dispatcher.Missing().empty()) dispatcher.Wait(SteadyNow() + absl::Milliseconds(5));
   testing::MoeBatch batch(spec, DType::kBF16, shape.tokens, 3);
   std::vector<double> us;
   for (int i = 0; i < shape.rounds; ++i) {
-    const absl::Time start = absl::Now();
+    const absl::Time start = SteadyNow();
     const auto ticket = dispatcher.Start({.layer = 1,
                                           .tokens = batch.tokens,
                                           .top_k = spec.gate.top_k,
@@ -65,8 +66,8 @@ void Measure(const char* name, const Shape& shape, const ModelSpec& spec,
                                           .weights = batch.weights.data(),
                                           .out = batch.out.data(),
                                           .lost = batch.lost.data()});
-    while (!dispatcher.Finished(ticket)) dispatcher.Wait(absl::Now() + absl::Seconds(1));
-    us.push_back(absl::ToDoubleMicroseconds(absl::Now() - start));
+    while (!dispatcher.Finished(ticket)) dispatcher.Wait(SteadyNow() + absl::Seconds(1));
+    us.push_back(absl::ToDoubleMicroseconds(SteadyNow() - start));
   }
   std::sort(us.begin(), us.end());
   const expertwire::HistogramCounts wire = dispatcher.Links()[0].wire_us;
