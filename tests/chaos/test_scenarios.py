@@ -26,12 +26,13 @@ def rows(tmp_path, *names, kills=2):
     return json.loads(out.read_text()), done.stderr
 
 
-@pytest.mark.parametrize("name", ["kill_worker_replica", "kill_router"])
-def test_nothing_fails_and_no_token_changes(tmp_path, name):
+@pytest.mark.parametrize("name, faults", [("kill_worker_replica", 2), ("kill_router", 2), ("corrupt_shard", 1), ("clock_jump", 14)])
+def test_nothing_fails_and_no_token_changes(tmp_path, name, faults):
     (row,), log = rows(tmp_path, name)
-    wanted = {"failed": 0, "tokens_changed": 0, "hung": 0, "faults": 2}
+    wanted = {"failed": 0, "tokens_changed": 0, "hung": 0, "faults": faults}
     assert {key: row.get(key) for key in wanted} == wanted, log
     assert row["requests"] > 8 and row["stall_p99_ms"] < STALL_MS, log
+    assert row.get("damaged_refused", 1) >= 1
 
 
 def test_a_scenario_that_cannot_be_run_fails_and_says_why(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from . import http
+from .clock import Clock
 from .processes import BIN, ROOT, START_SECONDS, Failure, Link, Process, free_port, until
 
 MODEL = ROOT / "models/tiny-r1"
@@ -22,9 +23,12 @@ class Shape:
     shared_memory: bool = True
     spare: str | None = None           # experts of a worker that the routers know of and that is not started
     slow_worker: int | None = None     # this worker's link goes through the fault proxy
+    models: tuple = ()                 # copies of the model, in the workers' order, instead of the one that all read
+    clocks: bool = False               # each process has a wall clock of its own
     placement: pathlib.Path | None = None  # the routers' placement file, at first with the parts as they are
     kv_memory: str = "128MiB"
     router_args: tuple = ()
+    args_of_worker: dict = dataclasses.field(default_factory=dict)  # by its place
     worker_args: tuple = ()
     gateway_args: tuple = ()
 
@@ -35,6 +39,8 @@ class Node:
     process: Process
     port: int
     metrics_port: int
+
+    clock: Clock | None = None
 
     @property
     def name(self):
@@ -66,13 +72,18 @@ class Cluster:
         self.in_rotation = list(self.gateways)  # what a load balancer before the gateways would choose from
         self.turn = 0
 
-    def _node(self, name, binary, args):
+    def _started_as(self, name, command, port, metrics_port):
+        clock = Clock(self.logs / f"{name}.clock") if self.shape.clocks else None
+        return Node(Process(name, command, self.logs, clock and clock.environment()), port, metrics_port, clock)
+
+    def _node(self, name, binary, args, model=MODEL):
         port, metrics = free_port(), free_port()
         ports = [a.format(port=port, metrics=metrics) for a in ("--listen", "127.0.0.1:{port}", "--metrics", "127.0.0.1:{metrics}")]
-        return Node(Process(name, [BIN / binary, "--model", MODEL, *ports, "--threads", 1, *args], self.logs), port, metrics)
+        return self._started_as(name, [BIN / binary, "--model", model, *ports, "--threads", 1, *args], port, metrics)
 
     def _worker(self, i, part, args):
-        return self._node(f"worker{i}", "switchyard-expert-worker", ("--experts", part, *args))
+        return self._node(f"worker{i}", "switchyard-expert-worker", ("--experts", part, *args, *self.shape.args_of_worker.get(i, ())),
+                          self.shape.models[i] if self.shape.models else MODEL)
 
     def _router(self, i, addresses, args):
         return self._node(f"router{i}", "switchyard-router", ("--workers", ",".join(addresses), "--kv-memory", self.shape.kv_memory,
@@ -81,8 +92,8 @@ class Cluster:
     def _gateway(self, i, args):
         port = free_port()
         routers = ",".join(r.address for r in self.routers)
-        return Node(Process(f"gateway{i}", [BIN / "switchyard-gateway", "--model", MODEL, "--routers", routers, "--http", f"127.0.0.1:{port}",
-                                            "--grpc", f"127.0.0.1:{free_port()}", *args], self.logs), port, port)
+        return self._started_as(f"gateway{i}", [BIN / "switchyard-gateway", "--model", MODEL, "--routers", routers, "--http", f"127.0.0.1:{port}",
+                                                "--grpc", f"127.0.0.1:{free_port()}", *args], port, port)
 
     @property
     def nodes(self):

@@ -23,14 +23,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
-from . import measure, overload, scenarios
+from . import measure, overload, scenarios, trouble
 from .processes import BIN, Failure
 from .trial import Options, References, Trial
 
 TABLE = {f.__name__: f for f in (
     scenarios.kill_worker_replica, scenarios.kill_worker_orphan, scenarios.partition_worker, scenarios.kill_router, scenarios.sigstop_router,
-    scenarios.rolling_restart, scenarios.sigstop_worker, scenarios.slow_link, scenarios.slow_link_lone, scenarios.migrate, overload.random_kills, overload.overload)}
+    scenarios.rolling_restart, scenarios.sigstop_worker, scenarios.slow_link, scenarios.slow_link_lone, scenarios.migrate,
+    trouble.corrupt_shard, trouble.clock_jump, trouble.memory_pressure, overload.random_kills, overload.overload)}
 PROGRAMS = ("switchyard", "switchyard-gateway", "switchyard-router", "switchyard-expert-worker")
 LIMIT_SECONDS = 600  # of a run of a scenario, beside the minutes of random kills
 
@@ -61,7 +63,7 @@ async def run_once(name, options, references):
 def show(row, stream=sys.stderr):
     figures = (("requests", ""), ("failed", ""), ("tokens_changed", ""), ("stall_p99_ms", " ms"), ("undisturbed_p99_ms", " ms"))
     text = ", ".join(f"{key} {row[key]}{unit}" for key, unit in figures if row.get(key) is not None)
-    print(f"{'passed' if row['pass'] else 'FAILED'} {row['name']}: {text}", file=stream)
+    print(f"{'passed' if row['pass'] else 'FAILED'} {row['name']}: {text}; {row.get('seconds', 0):g} s a run", file=stream)
     for miss in row["misses"]:
         print(f"    {miss}", file=stream)
     for error in row.get("errors") or []:
@@ -76,7 +78,9 @@ async def run_all(names, runs, options):
         of_runs = []
         for i in range(runs):
             print(f"{name}, run {i + 1} of {runs}", file=sys.stderr, flush=True)
+            began = time.monotonic()
             row = await run_once(name, options, references)
+            row["seconds"] = round(time.monotonic() - began, 1)
             of_runs.append(row)
             if runs > 1:
                 show(row)

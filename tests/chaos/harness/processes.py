@@ -58,12 +58,13 @@ async def until(condition, seconds, what):
 class Process:
     """One program that may be ended and started again under the same name, arguments and log."""
 
-    def __init__(self, name, command, logs):
+    def __init__(self, name, command, logs, environment=None):
         self.name, self.command, self.log = name, [str(c) for c in command], logs / f"{name}.log"
+        self.environment = environment or {}
         self.popen, self.starts = None, 0
 
     def start(self):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SWITCHYARD_")}
+        environment = {**{k: v for k, v in os.environ.items() if not k.startswith("SWITCHYARD_")}, **self.environment}
         with open(self.log, "ab") as log:
             log.write(f"--- start {self.starts}: {' '.join(self.command)}\n".encode())
             log.flush()

@@ -12,7 +12,7 @@ DOWN_SECONDS = 1.0     # between a kill and the new start
 SETTLE_SECONDS = 0.7   # between a process being back and the next fault
 
 
-async def _bring_back(trial, node):
+async def bring_back(trial, node):
     """Starts a node again and waits until its callers have it."""
     node.process.start()
     if node in trial.cluster.routers:
@@ -29,7 +29,7 @@ async def _kill_in_turn(trial, nodes, times):
         trial.fault(f"kill {node.name}")
         node.process.kill()
         await asyncio.sleep(DOWN_SECONDS)
-        await _bring_back(trial, node)
+        await bring_back(trial, node)
         await asyncio.sleep(SETTLE_SECONDS)
 
 
@@ -61,7 +61,7 @@ async def kill_worker_orphan(run):
             trial.fault(f"kill {worker.name}")
             worker.process.kill()
             await asyncio.sleep(4)
-            await _bring_back(trial, worker)
+            await bring_back(trial, worker)
             await asyncio.sleep(2)
         await trial.end()
         return trial.row({"stall_p99_ms": ["<=", round(bound, 1)]}, lost_bytes=lost)
@@ -123,7 +123,7 @@ async def _restart(trial, node):
     if node in rotation:
         rotation.remove(node)  # a load balancer sends nothing new to whom it is about to end
     status = await node.process.terminate()
-    await _bring_back(trial, node)
+    await bring_back(trial, node)
     if node in trial.cluster.gateways:
         rotation.append(node)
     await asyncio.sleep(SETTLE_SECONDS)
@@ -138,7 +138,7 @@ async def rolling_restart(run):
         fleet = trial.cluster
         exits = [await _restart(trial, node) for node in (*fleet.workers, *fleet.routers, *fleet.gateways)]
         trial.fault("add a worker")
-        await _bring_back(trial, fleet.spare)
+        await bring_back(trial, fleet.spare)
         await asyncio.sleep(2)
         trial.fault("take a worker away")
         exits.append(await fleet.spare.process.terminate())
