@@ -66,8 +66,10 @@ class BoundedQueue {
 
  private:
   void AwaitReady(absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    filled_.Await(&mutex_, timeout,
-                  [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return closed_ || !items_.empty(); });
+    filled_.Await(&mutex_, timeout, [this] {
+      mutex_.AssertHeld();
+      return closed_ || !items_.empty();
+    });
   }
   std::vector<T> TakeAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     std::vector<T> out;

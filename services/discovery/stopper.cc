@@ -20,7 +20,10 @@ bool Stopper::stopped() const {
 
 bool Stopper::Pause(absl::Duration at_most) {
   absl::MutexLock lock(&mutex_);
-  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_ || woken_; };
+  const auto over = [this] {
+    mutex_.AssertHeld();
+    return stopped_ || woken_;
+  };
   changed_.Await(&mutex_, at_most, over);
   woken_ = false;
   return !stopped_;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Breaks clusters of real processes under load, and measures what their clients see.
 
-  tests/chaos/run --json rows.json                      the whole table, five runs each: some hours
+  tests/chaos/run --json rows.json                      the whole table, five runs each: about two hours
   tests/chaos/run --quick --json rows.json              one run each, two minutes of random kills
   tests/chaos/run --only kill_router --only migrate --json -
   tests/chaos/run --only sigstop_worker --quick --streams 8 --json -
