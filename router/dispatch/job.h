@@ -39,8 +39,10 @@ class Job {
     uint32_t children = 0;  // not settled
     uint32_t attempt = 0;
     uint64_t generation = 0;                      // of the link when it was sent
+    uint64_t probe = 0;                           // of the link, that it is of; 0: none
     absl::Time since;                             // it is out or, parked, in want of a worker
     absl::Time late_at;                           // from then on it may be hedged
+    absl::Time stuck_at;                          // from then on nobody counts on it
     absl::Time look_at = absl::InfiniteFuture();  // something may have to be done about it
     expertwire::Answer answer;
   };

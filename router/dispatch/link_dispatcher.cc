@@ -27,6 +27,8 @@ constexpr absl::Duration kLookEvery = absl::Milliseconds(20);
 constexpr absl::Duration kLookForSilent = absl::Milliseconds(100);
 // Taken for the 99th percentile of latency while too few are known.
 constexpr absl::Duration kUnknownLatency = absl::Milliseconds(100);
+// What is out for so many times the 99th percentile is stuck.
+constexpr int kStuckTimes = 20;
 
 uint64_t Micros(absl::Duration d) {
   return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(d)));
@@ -43,12 +45,22 @@ uint64_t Read(const std::atomic<uint64_t>& counter) {
 }  // namespace
 
 struct LinkDispatcher::LinkRecord {
+  std::string worker;     // that this is of; of the engine thread
   LinkHealth health;      // of the engine thread
   uint64_t rows_out = 0;  // of the engine thread
   std::atomic<bool> ejected = false;
   std::atomic<uint64_t> rows = 0, lost_parts = 0, stale = 0, ejections = 0;
   expertwire::Histogram latency_us, wire_us;
 
+  // Begins anew for another worker. What is out stays: it will leave.
+  void BeginFor(const std::string& name) {
+    worker = name;
+    health = {};
+    ejected = false;
+    rows = lost_parts = stale = ejections = 0;
+    latency_us.Reset();
+    wire_us.Reset();
+  }
   void Publish(absl::Time now) {
     ejected.store(health.Ejected(now), std::memory_order_relaxed);
     ejections.store(health.ejections(), std::memory_order_relaxed);
@@ -85,7 +97,9 @@ void LinkDispatcher::MeetLinks() {
   max_part_bytes_.resize(links.size());
   for (size_t i = 0; i < links.size(); ++i) {
     max_part_bytes_[i] = links[i]->max_part_bytes();
-    if (links[i]->state() == expertwire::LinkState::kGone) record(i).health = {};
+    const std::string& name = links[i]->name();
+    const bool gone = links[i]->state() == expertwire::LinkState::kGone;
+    if (gone || record(i).worker != name) record(i).BeginFor(name);
   }
 }
 
@@ -166,6 +180,20 @@ void LinkDispatcher::PlanFirst(Job& job) {
     input.owner = view_.map().first(job.moe.layer);
   }
   PlanPairs(input, wanted_, &job.plan);
+  CountExperts(job);
+}
+
+// Demand, not traffic: a worker whose rows are sent again must not make its experts look hot.
+void LinkDispatcher::CountExperts(const Job& job) {
+  const size_t layer_base = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
+  for (const PlannedPart& part : job.plan.used()) {
+    for (const expertwire::Segment& s : part.segments) {
+      Count(expert_rows_[layer_base + s.expert], s.count);
+    }
+    for (const WantedPair& w : part.parked) {
+      Count(expert_rows_[layer_base + static_cast<size_t>(job.moe.experts[w.pair])]);
+    }
+  }
 }
 
 // Plans what is wanted again of a part onto others than those that it, or one that it was planned
@@ -281,34 +309,38 @@ void LinkDispatcher::Send(MoeTicket ticket, Job& job, size_t p, absl::Time now) 
   call.hidden = static_cast<uint32_t>(hidden_);
   call.answer_bytes = part.layout.bytes(call.hidden, dtype_);
   call.payload = Gather(job.moe, part, link.borrows_rows());
-  const size_t layer_base = static_cast<size_t>(job.moe.layer) * static_cast<size_t>(experts_);
-  for (const expertwire::Segment& s : part.segments) {
-    Count(expert_rows_[layer_base + s.expert], s.count);
-  }
   const uint64_t pairs = part.pairs.size();
-  Count(peer.rows, pairs);
   peer.rows_out += pairs;
-  peer.health.OnSend(now);
-  budget_.OnRows(pairs);
   call.segments.assign(part.segments.begin(), part.segments.end());
   call.row_index.assign(part.row_index.begin(), part.row_index.end());
   call.weights.assign(part.weights.begin(), part.weights.end());
   job.parts[p].generation = link.generation();
+  job.parts[p].probe = peer.health.OnSend(now);
   const absl::Duration late =
       std::max(options_.hedge_after_min, 2 * latency_.P99(pairs, kUnknownLatency));
   job.parts[p].late_at = now + late;
+  job.parts[p].stuck_at = now + std::max(late, StuckAfter(pairs));
   job.parts[p].look_at = now + std::min(late, kLookForSilent);
   job.look_at = std::min(job.look_at, job.parts[p].look_at);
   if (absl::Status status = link.Send(std::move(call)); !status.ok()) {
     log::Debug("layer {}: {}", job.moe.layer, ToStd(status.message()));
-    Fail(job, p);
+    return Fail(job, p);
   }
+  Count(peer.rows, pairs);
+  budget_.OnRows(pairs);
+}
+
+absl::Duration LinkDispatcher::StuckAfter(uint64_t pairs) const {
+  return std::clamp(kStuckTimes * latency_.P99(pairs, absl::InfiniteDuration()),
+                    options_.stuck_after_min, options_.stuck_after_max);
 }
 
 // Its part is out no more.
 void LinkDispatcher::LeaveLink(Job& job, size_t p) {
   const PlannedPart& part = job.plan.parts[p];
-  record(static_cast<size_t>(part.link)).rows_out -= part.pairs.size();
+  LinkRecord& peer = record(static_cast<size_t>(part.link));
+  peer.rows_out -= part.pairs.size();
+  if (job.parts[p].probe != 0) peer.health.OnProbeOver(job.parts[p].probe);
 }
 
 void LinkDispatcher::Fail(Job& job, size_t p) {
@@ -345,7 +377,10 @@ void LinkDispatcher::OnAnswer(int link, Answer answer, absl::Time now) {
   peer.latency_us.Add(Micros(latency));
   peer.wire_us.Add(Micros(latency) -
                    std::min(Micros(latency), answer.queue_us + answer.compute_us));
-  latency_.Add(job->plan.parts[p].pairs.size(), latency);
+  // One that hung does not make the next look as if it were in time; where all are slower than they
+  // were the percentile follows nevertheless.
+  latency_.Add(job->plan.parts[p].pairs.size(),
+               std::min(latency, job->parts[p].stuck_at - job->parts[p].since));
   const bool any_ok =
       std::find(answer.status.begin(), answer.status.end(), pb::OK) != answer.status.end();
   const bool fits = Fits(*job, p, answer);
@@ -369,7 +404,7 @@ void LinkDispatcher::OnAnswer(int link, Answer answer, absl::Time now) {
     record(static_cast<size_t>(late)).health.OnBeaten(now);
     record(static_cast<size_t>(late)).Publish(now);
   }
-  if (!job->parts[p].again) {
+  if (!job->parts[p].again || job->parts[p].probe != 0) {
     peer.health.OnGood();
     if (peer.ejected.load(std::memory_order_relaxed)) peer.Publish(now);
   }
@@ -378,6 +413,7 @@ void LinkDispatcher::OnAnswer(int link, Answer answer, absl::Time now) {
 
 // News of a stream that ended while nothing ran must not hit what was sent over the next one.
 void LinkDispatcher::OnDown(int link, uint64_t generation, absl::Time now) {
+  OnBadLink(static_cast<size_t>(link), now);  // while a probe is known to be out
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->plan.part_count; ++p) {
       const bool open = job->parts[p].state == Job::State::kOpen;
@@ -386,7 +422,6 @@ void LinkDispatcher::OnDown(int link, uint64_t generation, absl::Time now) {
       }
     }
   }
-  OnBadLink(static_cast<size_t>(link), now);
 }
 
 void LinkDispatcher::PollLinks() {
@@ -447,17 +482,19 @@ void LinkDispatcher::TryParked(MoeTicket ticket, Job& job, size_t p, absl::Time 
   job.parts[p].look_at = now + kLookEvery;
 }
 
-// A part is late. One whose worker is silent is sent elsewhere in any case, one that is merely slow
-// within the budget, and not while its worker says that it computes.
+// A part may be late. One whose worker is silent, or that is stuck, is sent elsewhere in any case;
+// one that is merely slow within the budget, and not while its worker says that it computes. A
+// probe has no such credit: it must not cost its job more than a moment.
 void LinkDispatcher::MayHedge(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
   Job::Part& part = job.parts[p];
   part.look_at = now + kLookEvery;
   const auto link = static_cast<size_t>(job.plan.parts[p].link);
+  const bool probe = part.probe != 0;
   const bool silent = links_.links()[link]->suspect();
-  if (silent) {
-    OnBadLink(link, now);
-  } else if (!options_.hedge || now < part.late_at ||
-             links_.links()[link]->Computing(ticket, part.attempt)) {
+  const bool lost = silent || now >= part.stuck_at;
+  if (silent) OnBadLink(link, now);
+  if (!lost && (!options_.hedge || now < part.late_at ||
+                (!probe && links_.links()[link]->Computing(ticket, part.attempt)))) {
     return;
   }
   if (part.again) return;
@@ -467,10 +504,11 @@ void LinkDispatcher::MayHedge(MoeTicket ticket, Job& job, size_t p, absl::Time n
   const bool whole = std::none_of(added.begin(), added.end(), [](const PlannedPart& q) {
     return q.link == PlannedPart::kNobody;
   });
-  if (!silent && (!whole || !budget_.Take(wanted_.size()))) {
+  if (!lost && (!whole || (!probe && !budget_.Take(wanted_.size())))) {
     job.plan.part_count = first;
     return;
   }
+  if (lost) OnBadLink(link, now);
   Count(hedged_rows_, wanted_.size());
   Track(ticket, job, first, static_cast<int32_t>(p), now);
 }

@@ -41,6 +41,12 @@ struct DispatchOptions {
   bool hedge = true;
   // Nothing is late before it is out for so long.
   absl::Duration hedge_after_min = absl::Milliseconds(5);
+  // What is out for 20 times the 99th percentile of its size, within these bounds, is stuck: its
+  // rows go to a replica whatever its worker says. One whose thread hangs in a read of a dead disk
+  // says for ever that it computes, and of what queues behind that the budget pays for little.
+  // While too few latencies are known it is the upper bound: weights may be cold.
+  absl::Duration stuck_after_min = absl::Seconds(1);
+  absl::Duration stuck_after_max = absl::Seconds(10);
   // A simulation has its own.
   absl::Time (*now)() = SteadyNow;
 };
@@ -93,7 +99,7 @@ class LinkDispatcher : public Dispatcher {
   }
   uint64_t epoch_in_use() const { return view_.epoch_in_use(); }
   DispatchReport Report() const;
-  // Rows sent since start, [layers × experts].
+  // Rows routed to each expert since start, [layers × experts]: once, however often they are sent.
   std::vector<uint64_t> ExpertRows() const;
 
  private:
@@ -107,9 +113,11 @@ class LinkDispatcher : public Dispatcher {
   PlanInput InputOf(const Job& job) const;
   std::span<const int16_t> ChooseOwners(const Job& job);
   void PlanFirst(Job& job);
+  void CountExperts(const Job& job);
   size_t PlanAgain(Job& job, size_t p, absl::Time now);
   void Track(MoeTicket ticket, Job& job, size_t first, int32_t parent, absl::Time now);
   void Send(MoeTicket ticket, Job& job, size_t p, absl::Time now);
+  absl::Duration StuckAfter(uint64_t pairs) const;
   void Fail(Job& job, size_t p);
   void OnBadLink(size_t link, absl::Time now);
   void LeaveLink(Job& job, size_t p);

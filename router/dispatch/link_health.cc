@@ -53,8 +53,15 @@ void LinkHealth::OnBad(absl::Time now) {
   ++ejections_;
 }
 
-void LinkHealth::OnSend(absl::Time now) {
-  if (resting_ && now >= probe_after_) probe_out_ = true;
+uint64_t LinkHealth::OnSend(absl::Time now) {
+  if (!resting_ || now < probe_after_) return 0;
+  if (!probe_out_) ++probes_;
+  probe_out_ = true;
+  return probes_;
+}
+
+void LinkHealth::OnProbeOver(uint64_t probe) {
+  if (probe == probes_) probe_out_ = false;
 }
 
 bool LinkHealth::Ejected(absl::Time now) const {

@@ -36,7 +36,7 @@ class LatencyPercentile {
 };
 
 // Outlier ejection of one link, with half-open probes: who fails is left alone for a while, longer
-// each time; then one part may try it.
+// each time; then it is tried with what one planning has for it, a probe.
 class LinkHealth {
  public:
   static constexpr int kStrikes = 3;
@@ -49,8 +49,11 @@ class LinkHealth {
   void OnBeaten(absl::Time now);
   // The stream broke, or nothing is heard while calls are open.
   void OnBad(absl::Time now);
-  // A part goes to it.
-  void OnSend(absl::Time now);
+  // A part goes to it. Returns the probe that it is of; 0: of none.
+  uint64_t OnSend(absl::Time now);
+  // A part of this probe is out no more, whatever became of it. Where nothing of the above was said
+  // nothing is known, and another may try.
+  void OnProbeOver(uint64_t probe);
 
   // Whether it should be left alone where others can do the work.
   bool Ejected(absl::Time now) const;
@@ -60,6 +63,7 @@ class LinkHealth {
   int strikes_ = 0;
   bool resting_ = false;  // until a probe is answered
   bool probe_out_ = false;
+  uint64_t probes_ = 0;
   absl::Time probe_after_ = absl::InfinitePast();
   absl::Duration rest_ = kFirstRest;
   uint64_t ejections_ = 0;

@@ -23,6 +23,11 @@ class Histogram {
         1, std::memory_order_relaxed);
     sum_.fetch_add(value, std::memory_order_relaxed);
   }
+  // What is added meanwhile may stay or not.
+  void Reset() {
+    for (auto& count : counts_) count.store(0, std::memory_order_relaxed);
+    sum_.store(0, std::memory_order_relaxed);
+  }
   HistogramCounts Read() const {
     HistogramCounts out;
     for (int b = 0; b < HistogramCounts::kBuckets; ++b) {

@@ -165,8 +165,9 @@ inline constexpr MetricDef kRouterExpertImbalance{
 inline constexpr MetricDef kRouterExpertWindowImbalance{
     "switchyard_router_expert_window_imbalance_ratio", kGauge,
     "Rows of a layer's busiest expert over the mean of its experts, over the last 10 s"};
-inline constexpr MetricDef kRouterExpertRows{"switchyard_router_expert_rows_total", kCounter,
-                                             "Rows that were sent to an expert"};
+inline constexpr MetricDef kRouterExpertRows{
+    "switchyard_router_expert_rows_total", kCounter,
+    "Rows that were routed to an expert, each once, however often it was sent"};
 inline constexpr MetricDef kRouterRoutingRows{
     "switchyard_router_routing_rows_total", kCounter,
     "Rows of MoE layers under a routing policy, by policy"};

@@ -44,6 +44,8 @@ class SimulatedLink final : public expertwire::ExpertLink {
   // It takes calls and says that it does not hold their experts.
   void set_refusing(bool refusing) { refusing_ = refusing; }
   void set_computing(bool computing) { computing_ = computing; }
+  // Another worker has its place now.
+  void Rename(std::string name) { name_ = std::move(name), ++generation_; }
 
   // When something of it is due next.
   absl::Time next() const {
@@ -121,7 +123,7 @@ class SimulatedLink final : public expertwire::ExpertLink {
     std::optional<expertwire::Answer> answer;
   };
 
-  const std::string name_;
+  std::string name_;
   worker::Worker& worker_;
   const std::shared_ptr<const expertwire::pb::Hello> hello_;
   bool up_ = true, stalled_ = false, draining_ = false, refusing_ = false, computing_ = false;

@@ -88,6 +88,16 @@ class Simulation {
     for (int i = 0; i < 100; ++i) Run(batch);
   }
 
+  // While link 0 takes calls and says for ever that it computes them.
+  absl::Duration RunStuck(MoeBatch& batch) {
+    link(0).set_latency(absl::Hours(2));
+    link(0).set_computing(true);
+    const absl::Duration took = Run(batch);
+    link(0).set_latency(absl::Microseconds(200));
+    link(0).set_computing(false);
+    return took;
+  }
+
   const ModelSpec& spec() const { return spec_; }
   SimulatedLink& link(size_t i) { return *sims_[i]; }
   LinkDispatcher& dispatcher() { return *dispatcher_; }
@@ -163,6 +173,174 @@ TEST(Failover, WhoSaysThatItComputesIsNotHedged) {
   }
   EXPECT_GE(sim.Run(batch), absl::Milliseconds(80));
   EXPECT_EQ(sim.dispatcher().Report().hedged_rows, 0u);
+}
+
+// As a worker whose thread hangs in a read: its keeper goes on telling what it is at.
+TEST(Failover, WhoSaysForEverThatItComputesIsReplaced) {
+  for (const bool hedge : {true, false}) {
+    Simulation sim({"0-11", "0-11"}, {.hedge = hedge});
+    MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+    const std::vector<float> expected = Expected(sim.spec(), batch);
+    const auto expect_after = [&](absl::Duration bound, const char* why) {
+      const absl::Duration took = sim.RunStuck(batch);
+      EXPECT_GE(took, bound) << why;
+      EXPECT_LE(took, bound + absl::Milliseconds(21)) << why;
+      ExpectSame(batch, expected);
+      EXPECT_TRUE(sim.dispatcher().Links()[0].ejected);
+      for (int i = 0; i < 10; ++i) EXPECT_LE(sim.Run(batch), absl::Milliseconds(1));
+      virtual_now += LinkHealth::kLongestRest;
+      for (int i = 0; i < 10; ++i) EXPECT_LE(sim.Run(batch), absl::Milliseconds(1));
+      EXPECT_FALSE(sim.dispatcher().Links()[0].ejected);
+    };
+    expect_after(absl::Seconds(10), "nobody knows yet what is usual");
+    for (int i = 0; i < 10; ++i) sim.Warm(batch);
+    expect_after(absl::Seconds(1), "all know");
+    expect_after(absl::Seconds(1), "one that hung is not what is usual");
+  }
+}
+
+TEST(Failover, AProbeOfAWorkerThatStillHangsCostsAMoment) {
+  Simulation sim(kTwice);
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  sim.Warm(batch), sim.Warm(batch), sim.Warm(batch);
+  sim.link(0).set_latency(absl::Hours(2));
+  sim.link(0).set_computing(true);
+  sim.Run(batch);
+  for (int i = 0; i < 5; ++i) {
+    const uint64_t rows = sim.dispatcher().Links()[0].rows;
+    virtual_now += LinkHealth::kLongestRest;
+    for (int k = 0; k < 3; ++k) EXPECT_LE(sim.Run(batch), absl::Milliseconds(11));
+    EXPECT_GT(sim.dispatcher().Links()[0].rows, rows);
+  }
+}
+
+// Links 0 and 1 have all experts; link 0 has just been away and may be tried after kFirstRest.
+struct HalfOpen {
+  HalfOpen() : sim({"0-11", "0-11"}), batch(sim.spec(), DType::kBF16, 40, 1) {
+    sim.Warm(batch), sim.Warm(batch), sim.Warm(batch);
+    sim.link(0).Fall();
+    fell_at = virtual_now;
+    sim.Warm(batch);  // of the sizes that link 1 has alone
+    sim.link(0).Rise();
+    EXPECT_TRUE(ejected());
+  }
+  bool ejected() { return sim.dispatcher().Links()[0].ejected; }
+  bool ComesBack() {
+    sim.link(0).set_latency(absl::Microseconds(200));
+    sim.link(1).set_latency(absl::Microseconds(200));
+    for (int i = 0; i < 20; ++i) sim.Run(batch);
+    return !ejected();
+  }
+
+  Simulation sim;
+  MoeBatch batch;
+  absl::Time fell_at;
+};
+
+TEST(Failover, AProbeThatIsHedgedMayAnswerFirst) {
+  HalfOpen test;
+  virtual_now += LinkHealth::kFirstRest;
+  test.sim.link(0).set_latency(absl::Milliseconds(12));
+  test.sim.link(1).set_latency(absl::Milliseconds(80));
+  test.sim.Run(test.batch);
+  EXPECT_GT(test.sim.dispatcher().Report().hedged_rows, 0u);
+  EXPECT_TRUE(test.ComesBack());
+}
+
+TEST(Failover, AProbeThatIsAHedgeMayComeTooLate) {
+  HalfOpen test;
+  virtual_now = test.fell_at + LinkHealth::kFirstRest - absl::Milliseconds(2);
+  test.sim.link(0).set_latency(absl::Milliseconds(80));
+  test.sim.link(1).set_latency(absl::Milliseconds(12));
+  const uint64_t rows = test.sim.dispatcher().Links()[0].rows;
+  test.sim.Run(test.batch);
+  EXPECT_GT(test.sim.dispatcher().Links()[0].rows, rows);
+  EXPECT_TRUE(test.ComesBack());
+}
+
+TEST(Failover, AProbeMayBeAbandonedOrPastItsDeadline) {
+  for (const bool abandon : {true, false}) {
+    HalfOpen test;
+    virtual_now += LinkHealth::kFirstRest;
+    test.sim.link(0).set_latency(absl::Milliseconds(80));
+    const uint64_t rows = test.sim.dispatcher().Links()[0].rows;
+    const MoeTicket ticket = test.sim.Start(test.batch, virtual_now + absl::Milliseconds(2));
+    if (abandon) {
+      test.sim.dispatcher().Abandon(ticket);
+    } else {
+      test.sim.Finish(ticket);
+    }
+    EXPECT_GT(test.sim.dispatcher().Links()[0].rows, rows);
+    EXPECT_TRUE(test.ComesBack());
+  }
+}
+
+TEST(Failover, AProbeMayBeRefused) {
+  HalfOpen test;
+  virtual_now += LinkHealth::kFirstRest;
+  test.sim.link(0).set_refusing(true);
+  test.sim.Run(test.batch);
+  test.sim.link(0).set_refusing(false);
+  EXPECT_TRUE(test.ComesBack());
+}
+
+// Each rest is longer, whatever way the probe fails.
+TEST(Failover, AProbeThatDiesWithItsWorkerMakesTheRestLonger) {
+  HalfOpen test;
+  virtual_now += LinkHealth::kFirstRest;
+  test.sim.At(absl::Microseconds(100), [&] { test.sim.link(0).Fall(); });
+  test.sim.Run(test.batch);
+  test.sim.link(0).Rise();
+  virtual_now += LinkHealth::kFirstRest;
+  const uint64_t rows = test.sim.dispatcher().Links()[0].rows;
+  test.sim.Run(test.batch);
+  EXPECT_EQ(test.sim.dispatcher().Links()[0].rows, rows);
+}
+
+TEST(Failover, RowsOfAnExpertCountOnceHoweverOftenTheyAreSent) {
+  Simulation sim(kTwice, {.patience = absl::Seconds(1)});
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  std::vector<uint64_t> wanted(static_cast<size_t>(sim.spec().experts.count));
+  for (const int32_t expert : batch.experts) ++wanted[static_cast<size_t>(expert)];
+  uint64_t runs = 0;
+  const auto run = [&] {
+    sim.Run(batch);
+    for (uint64_t& rows : wanted) rows = rows / std::max<uint64_t>(runs, 1) * (runs + 1);
+    ++runs;
+    const std::vector<uint64_t> all = sim.dispatcher().ExpertRows();
+    EXPECT_TRUE(std::equal(wanted.begin(), wanted.end(),
+                           all.begin() + static_cast<int64_t>(wanted.size())));
+  };
+  run();
+  sim.At(absl::Microseconds(100), [&] { sim.link(1).Fall(); });
+  run();
+  EXPECT_GT(sim.dispatcher().Report().retried_rows, 0u);
+  sim.At(absl::Microseconds(100), [&] { sim.link(0).Fall(); });
+  sim.At(absl::Milliseconds(500), [&] { sim.link(0).Rise(), sim.link(1).Rise(); });
+  run();
+  EXPECT_GT(sim.dispatcher().Report().parked_rows, 0u);
+  virtual_now += LinkHealth::kLongestRest;
+  for (int i = 0; i < 100; ++i) run();
+  sim.link(2).set_latency(absl::Milliseconds(80));
+  run();
+  EXPECT_GT(sim.dispatcher().Report().hedged_rows, 0u);
+}
+
+TEST(Failover, AWorkerInThePlaceOfAnotherBeginsAnew) {
+  HalfOpen test;
+  const LinkReport first = test.sim.dispatcher().Links()[0];
+  EXPECT_GT(first.rows, 0u);
+  EXPECT_GT(first.ejections, 0u);
+  test.sim.link(0).Rename("another");
+  for (int i = 0; i < 3; ++i) test.sim.Run(test.batch);
+  const LinkReport second = test.sim.dispatcher().Links()[0];
+  EXPECT_EQ(second.name, "another");
+  EXPECT_GT(second.rows, 0u) << "what the other did is not held against it";
+  EXPECT_LE(second.rows, 3u * static_cast<uint64_t>(test.batch.tokens) * 4u);
+  EXPECT_LE(second.latency_us.count, 3u);
+  EXPECT_EQ(second.wire_us.count, second.latency_us.count);
+  EXPECT_EQ(second.ejections + second.lost_parts + second.stale_answers, 0u);
+  EXPECT_FALSE(second.ejected);
 }
 
 TEST(Failover, WhoRefusesAnExpertIsPassedOver) {
@@ -325,7 +503,11 @@ TEST(Failover, WithAnyFaultsNothingHangsAndNoRowIsWrong) {
     ScheduleFaults(sim, random, false);
     const absl::Time end = virtual_now + absl::Seconds(7);
     while (virtual_now < end) {
-      ASSERT_LE(sim.Run(batch), absl::Seconds(6));
+      if (random() % 8 == 0) sim.dispatcher().Abandon(sim.Start(batch));
+      const bool hurried = random() % 8 == 0;
+      const absl::Time deadline =
+          hurried ? virtual_now + absl::Milliseconds(random() % 20) : absl::InfiniteFuture();
+      ASSERT_LE(sim.Finish(sim.Start(batch, deadline)), absl::Seconds(6));
       for (int64_t t = 0; t < batch.tokens; ++t) {
         if (batch.lost[t]) continue;
         ASSERT_EQ(std::memcmp(&batch.out[t * sim.spec().hidden], &expected[t * sim.spec().hidden],
@@ -335,8 +517,12 @@ TEST(Failover, WithAnyFaultsNothingHangsAndNoRowIsWrong) {
       virtual_now += absl::Milliseconds(1);
     }
     for (size_t i = 0; i < 3; ++i) EXPECT_EQ(sim.link(i).open(), 0u) << "calls left behind";
-    sim.Run(batch);
+    for (const absl::Time well = virtual_now + absl::Seconds(60); virtual_now < well;) {
+      sim.Run(batch);
+      virtual_now += absl::Milliseconds(100);
+    }
     ExpectSame(batch, expected);
+    for (const LinkReport& link : sim.dispatcher().Links()) EXPECT_FALSE(link.ejected) << link.name;
   }
 }
 

@@ -57,6 +57,27 @@ TEST(LinkHealth, RestsLongerEachTimeAndIsTriedByOnePart) {
   EXPECT_FALSE(health.Ejected(now + LinkHealth::kFirstRest)) << "all was forgiven";
 }
 
+TEST(LinkHealth, AProbeThatToldNothingMakesRoomForAnother) {
+  LinkHealth health;
+  absl::Time now = kStart;
+  EXPECT_EQ(health.OnSend(now), 0u) << "it is well";
+  health.OnBad(now);
+  EXPECT_EQ(health.OnSend(now), 0u) << "it rests";
+  now += LinkHealth::kFirstRest;
+  const uint64_t first = health.OnSend(now);
+  EXPECT_NE(first, 0u);
+  EXPECT_EQ(health.OnSend(now), first) << "another part of the same";
+  health.OnProbeOver(first);
+  EXPECT_FALSE(health.Ejected(now));
+  const uint64_t second = health.OnSend(now);
+  EXPECT_NE(second, first);
+  health.OnProbeOver(first);
+  EXPECT_TRUE(health.Ejected(now)) << "the second is out";
+  health.OnBad(now);
+  health.OnProbeOver(second);
+  EXPECT_TRUE(health.Ejected(now + LinkHealth::kFirstRest)) << "it rests longer";
+}
+
 TEST(LinkHealth, ThreeBeatingsInARowEject) {
   LinkHealth health;
   health.OnBeaten(kStart), health.OnBeaten(kStart), health.OnGood();
