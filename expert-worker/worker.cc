@@ -202,6 +202,7 @@ pb::Holds Worker::holds() const {
   const uint64_t memory = parts_->tiers.memory_bytes();
   const uint64_t taken =
       parts_->store->bytes() + parts_->holdings.to_load() * parts_->store->expert_bytes();
+  out.set_held_bytes(parts_->store->bytes());
   out.set_free_bytes(memory == 0 ? UINT64_MAX : memory - std::min(memory, taken));
   return out;
 }
@@ -220,7 +221,7 @@ void Worker::OnMapAck(const AnswerSink* sink, uint64_t epoch) {
 
 void Worker::OnPrefetch(const pb::Prefetch& prefetch) {
   const int most = std::min(prefetch.experts_size(), parts_->spec.experts.count);
-  for (int i = 0; i < most; ++i) parts_->tiers.Want(prefetch.layer(), prefetch.experts(i));
+  for (int i = 0; i < most; ++i) parts_->tiers.Hint(prefetch.layer(), prefetch.experts(i));
 }
 
 pb::DescribeResponse Worker::Describe() const {

@@ -25,7 +25,8 @@ Tiers::Tiers(const ExpertStore& store, const TierOptions& options)
     : store_(store),
       options_(options),
       slots_(std::make_unique<Slot[]>(static_cast<size_t>(store.layers()) *
-                                      static_cast<size_t>(store.experts()))) {
+                                      static_cast<size_t>(store.experts()))),
+      rounds_(std::make_unique<std::atomic<uint64_t>[]>(static_cast<size_t>(store.layers()))) {
   if (options.memory_bytes == 0) return;
   {
     absl::MutexLock lock(&mutex_);
@@ -56,15 +57,17 @@ Tiers::~Tiers() {
 void Tiers::Begin(Clock::time_point now) {
   const std::chrono::duration<double> seconds = now.time_since_epoch();
   now_ = seconds.count() / absl::ToDoubleSeconds(options_.half_life);
+  layer_ = -1;
 }
 
 void Tiers::End() {
   computation_.fetch_add(1);
   if (!tight()) return;
+  if (layer_ >= 0) rounds_[static_cast<size_t>(layer_)].fetch_add(1);
   std::vector<size_t> victims;
   {
     absl::MutexLock lock(&mutex_);
-    MakeRoom(0, &victims);
+    MakeRoom(0, /*must=*/true, &victims);
   }
   EvictAll(victims);
 }
@@ -72,13 +75,14 @@ void Tiers::End() {
 absl::StatusOr<const ExpertWeights*> Tiers::Use(int64_t layer, int64_t expert) {
   const ExpertWeights* weights = store_.Find(layer, expert);
   if (weights == nullptr || options_.memory_bytes == 0) return weights;
+  layer_ = layer;
   const size_t index = Index({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
   Slot& slot = slots_[index];
   if (slot.used_in.exchange(computation_.load()) != computation_.load()) {
     slot.heat.store(HeatAfterUse(slot.heat.load(std::memory_order_relaxed), now_),
                     std::memory_order_relaxed);
   }
-  slot.hinted_until_us.store(INT64_MIN, std::memory_order_relaxed);
+  slot.wanted_until_us.store(INT64_MIN, std::memory_order_relaxed);
   if (slot.tier.load() == Tier::kMemory) {
     hits_.fetch_add(1, std::memory_order_relaxed);
     return weights;
@@ -100,7 +104,7 @@ absl::StatusOr<bool> Tiers::Promote(size_t index, uint64_t bytes, bool must) {
   {
     absl::MutexLock lock(&mutex_);
     if (slots_[index].tier.load() != Tier::kMapped) return false;
-    reserved = MakeRoom(bytes, &victims) || must;
+    reserved = MakeRoom(bytes, must, &victims) || must;
     if (reserved) Reserve(index, bytes);
   }
   EvictAll(victims);
@@ -142,7 +146,14 @@ void Tiers::Leave(size_t place) {
   residents_.pop_back();
 }
 
-size_t Tiers::Coldest() const {
+bool Tiers::Wanted(size_t index, int64_t now_us) const {
+  const Slot& slot = slots_[index];
+  if (slot.wanted_until_us.load(std::memory_order_relaxed) <= now_us) return false;
+  const uint64_t round = slot.wanted_in.load(std::memory_order_relaxed);
+  return round == kAnyRound || round == rounds_[static_cast<size_t>(IdOf(index).layer)].load();
+}
+
+size_t Tiers::Coldest(bool wanted_too) const {
   const int64_t now_us = NowMicros();
   const uint64_t computation = computation_.load();
   size_t coldest = residents_.size();
@@ -150,7 +161,7 @@ size_t Tiers::Coldest() const {
   for (size_t place = 0; place < residents_.size(); ++place) {
     const Slot& slot = slots_[residents_[place].index];
     if (slot.tier.load() != Tier::kMemory || slot.used_in.load() == computation) continue;
-    if (slot.hinted_until_us.load(std::memory_order_relaxed) > now_us) continue;
+    if (!wanted_too && Wanted(residents_[place].index, now_us)) continue;
     const double heat = slot.heat.load(std::memory_order_relaxed);
     if (coldest < residents_.size() && heat >= least) continue;
     coldest = place;
@@ -159,9 +170,10 @@ size_t Tiers::Coldest() const {
   return coldest;
 }
 
-bool Tiers::MakeRoom(uint64_t bytes, std::vector<size_t>* victims) {
+bool Tiers::MakeRoom(uint64_t bytes, bool must, std::vector<size_t>* victims) {
   while (resident_bytes_ + bytes > options_.memory_bytes) {
-    const size_t place = Coldest();
+    size_t place = Coldest(/*wanted_too=*/false);
+    if (must && place == residents_.size()) place = Coldest(/*wanted_too=*/true);
     if (place == residents_.size()) return false;
     victims->push_back(residents_[place].index);
     Leave(place);
@@ -176,16 +188,21 @@ void Tiers::EvictAll(const std::vector<size_t>& victims) {
   }
 }
 
-void Tiers::Want(int64_t layer, int64_t expert) {
+void Tiers::Ask(int64_t layer, int64_t expert, bool sure) {
   if (!tight() || store_.Find(layer, expert) == nullptr) return;
   const size_t index = Index({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
   Slot& slot = slots_[index];
-  slot.hinted_until_us.store(NowMicros() + absl::ToInt64Microseconds(options_.hint_life),
-                             std::memory_order_relaxed);
+  const int64_t now_us = NowMicros();
+  if (sure || !Wanted(index, now_us)) {
+    slot.wanted_in.store(sure ? kAnyRound : rounds_[static_cast<size_t>(layer)].load(),
+                         std::memory_order_relaxed);
+    slot.wanted_until_us.store(now_us + absl::ToInt64Microseconds(options_.hint_life),
+                               std::memory_order_relaxed);
+  }
   if (slot.tier.load() != Tier::kMapped || slot.asked.exchange(true)) return;
   absl::MutexLock lock(&mutex_);
   if (asked_.size() < kMostAsked) {
-    asked_.push_back(index);
+    asked_.insert(sure ? asked_.begin() : asked_.end(), index);
   } else {
     slot.asked.store(false);
   }
@@ -196,6 +213,7 @@ void Tiers::Prefetch() {
     size_t index = 0;
     {
       absl::MutexLock lock(&mutex_);
+      reading_ = false;
       const auto due = [this] {
         mutex_.AssertHeld();
         return stopping_ || !asked_.empty();
@@ -204,11 +222,12 @@ void Tiers::Prefetch() {
       if (stopping_) return;
       index = asked_.front();
       asked_.pop_front();
+      reading_ = true;
       slots_[index].asked.store(false);
     }
     const ExpertId id = IdOf(index);
     const ExpertWeights* weights = store_.Find(id.layer, id.expert);
-    if (weights == nullptr) continue;
+    if (weights == nullptr || !Wanted(index, NowMicros())) continue;
     // What is wrong with a file is said when the expert is used.
     if (Promote(index, weights->bytes(), /*must=*/false).value_or(false)) {
       prefetched_.fetch_add(1, std::memory_order_relaxed);
@@ -265,6 +284,7 @@ TierCounters Tiers::counters() const {
     return out;
   }
   absl::MutexLock lock(&mutex_);
+  out.to_read = asked_.size() + (reading_ ? 1 : 0);
   out.resident = static_cast<int64_t>(residents_.size());
   out.resident_bytes = resident_bytes_;
   return out;

@@ -9,6 +9,7 @@ pb::Hello WithHolds(const pb::Hello& hello, pb::Holds holds) {
   out.set_epoch(holds.epoch());
   out.set_assigned_epoch(holds.assigned_epoch());
   out.set_free_bytes(holds.free_bytes());
+  out.set_held_bytes(holds.held_bytes());
   *out.mutable_held() = std::move(*holds.mutable_held());
   *out.mutable_failed() = std::move(*holds.mutable_failed());
   return out;

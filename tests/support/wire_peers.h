@@ -102,6 +102,7 @@ class EchoWorker : public CallHandler {
     out.set_epoch(epoch.load());
     out.set_assigned_epoch(epoch.load() + 1);
     out.set_free_bytes(10 * epoch.load());
+    out.set_held_bytes(20 * epoch.load());
     out.add_held()->set_layer(static_cast<int32_t>(epoch.load()));
     out.add_failed()->set_why("gone");
     return out;

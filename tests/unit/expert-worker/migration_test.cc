@@ -220,6 +220,7 @@ TEST(Migration, WithoutAnythingFromTheStart) {
   router.link().Assign(MakeAssign(1, 4, 6));
   ASSERT_TRUE(router.Until([&] { return router.link().peer()->epoch() == 1; }));
   EXPECT_EQ(router.link().peer()->free_bytes(), (uint64_t{1} << 20) - 6 * bytes);
+  EXPECT_EQ(router.link().peer()->held_bytes(), 6 * bytes);
   EXPECT_EQ(Bytes(router.Ask({4, 6})), Expected({4, 6}));
 }
 

@@ -31,7 +31,9 @@ TEST(HeatAfterUse, CountsUsesThatHalveWithTime) {
 // Memory for four experts of layer 1, of which there are twelve.
 class TiersTest : public ::testing::Test {
  protected:
-  explicit TiersTest() : store_(*ExpertStore::Open(spec_, std::vector<bool>(12, true), source_)) {
+  explicit TiersTest(int layers = 2)
+      : spec_(testing::MoeSpec({.layers = layers})),
+        store_(*ExpertStore::Open(spec_, std::vector<bool>(12, true), source_)) {
     Make(4);
   }
   void Make(uint64_t experts) {
@@ -42,24 +44,29 @@ class TiersTest : public ::testing::Test {
                                                  .hint_life = absl::Hours(1)});
   }
   // One computation with these experts.
-  void Compute(std::vector<int> experts, Tiers::Clock::time_point now = {}) {
+  void Compute(std::vector<int> experts, Tiers::Clock::time_point now = {}, int layer = 1) {
     tiers_->Begin(now);
     for (const int e : experts) {
-      const auto weights = tiers_->Use(1, e);
+      const auto weights = tiers_->Use(layer, e);
       ASSERT_TRUE(weights.ok()) << weights.status();
-      ASSERT_EQ(*weights, store_->Find(1, e));
+      ASSERT_EQ(*weights, store_->Find(layer, e));
     }
     tiers_->End();
   }
   // Whether using it would be a hit, without using it.
-  bool Resident(int e) const { return source_->in_memory(1, e); }
+  bool Resident(int e, int layer = 1) const { return source_->in_memory(layer, e); }
+  void AwaitNothingToRead() {
+    const absl::Time bound = absl::Now() + absl::Seconds(20);
+    while (tiers_->counters().to_read > 0 && absl::Now() < bound) std::this_thread::yield();
+    ASSERT_EQ(tiers_->counters().to_read, 0u);
+  }
   void AwaitPrefetched(uint64_t count) {
     const absl::Time bound = absl::Now() + absl::Seconds(20);
     while (tiers_->counters().prefetched < count && absl::Now() < bound) std::this_thread::yield();
     ASSERT_EQ(tiers_->counters().prefetched, count);
   }
 
-  const ModelSpec spec_ = testing::MoeSpec({.layers = 2});
+  const ModelSpec spec_;
   const std::shared_ptr<FaultySource> source_ = std::make_shared<FaultySource>(spec_, 7);
   const std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<Tiers> tiers_;
@@ -126,7 +133,7 @@ TEST_F(TiersTest, WhatIsAskedForIsReadBeforehand) {
   EXPECT_EQ(source_->populated(1, 9), 1);
 }
 
-TEST_F(TiersTest, HintsDoNotPushEachOtherOut) {
+TEST_F(TiersTest, WhatIsWantedDoesNotPushEachOtherOut) {
   for (int e : {4, 5, 6, 7}) tiers_->Want(1, e);
   AwaitPrefetched(4);
   tiers_->Want(1, 8);
@@ -135,6 +142,70 @@ TEST_F(TiersTest, HintsDoNotPushEachOtherOut) {
   AwaitPrefetched(5);
   EXPECT_TRUE(Resident(5) && Resident(6) && Resident(7));
   EXPECT_FALSE(Resident(4));
+}
+
+// Memory for four experts of layers 1 and 2.
+class HintedTiersTest : public TiersTest {
+ protected:
+  HintedTiersTest() : TiersTest(3) {}
+  void Hint(int layer, const std::vector<int>& experts) {
+    for (const int e : experts) tiers_->Hint(layer, e);
+    AwaitNothingToRead();
+  }
+};
+
+TEST_F(HintedTiersTest, AHintLastsUntilItsLayerIsComputed) {
+  Hint(2, {4, 5, 6, 7});
+  Hint(2, {8});  // no room without another's
+  EXPECT_TRUE(Resident(4, 2) && Resident(5, 2) && Resident(6, 2) && Resident(7, 2));
+  Compute({0}, {}, 1);  // needs room: one of them goes, whichever
+  EXPECT_TRUE(Resident(0, 1));
+  EXPECT_EQ(tiers_->counters().resident, 4);
+  Compute({4}, {}, 2);
+  Hint(1, {8, 9, 10});  // in place of what nobody used
+  EXPECT_TRUE(Resident(8, 1) && Resident(9, 1) && Resident(10, 1));
+  EXPECT_EQ(tiers_->counters().resident, 4);
+}
+
+TEST_F(HintedTiersTest, HintsDoNotMakeAComputationExceedTheMemory) {
+  for (int round = 0; round < 3; ++round) {
+    Hint(2, {4, 5, 6, 7});
+    Compute({0, 1}, {}, 1);
+    EXPECT_LE(tiers_->counters().resident, 4);
+    EXPECT_LE(source_->experts_in_memory(), 4u);
+  }
+}
+
+TEST_F(HintedTiersTest, WhatACallNamesOutlivesAComputationOfItsLayer) {
+  for (int e : {4, 5, 6}) tiers_->Want(2, e);
+  AwaitNothingToRead();
+  Compute({7}, {}, 2);
+  Hint(1, {8, 9, 10});
+  EXPECT_TRUE(Resident(4, 2) && Resident(5, 2) && Resident(6, 2));
+}
+
+TEST_F(HintedTiersTest, AHintDoesNotShortenWhatACallWants) {
+  for (int e : {4, 5, 6}) tiers_->Want(2, e);
+  Hint(2, {4, 5, 6});
+  Compute({7}, {}, 2);
+  Hint(1, {8, 9, 10});
+  EXPECT_TRUE(Resident(4, 2) && Resident(5, 2) && Resident(6, 2));
+}
+
+TEST_F(HintedTiersTest, AHintThatComesTooLateIsNotRead) {
+  Compute({1}, {}, 2);  // these two stay, as they were used
+  Compute({3}, {}, 1);
+  source_->HoldUp(true);
+  tiers_->Want(1, 9);
+  source_->AwaitReader();
+  tiers_->Hint(2, 4);
+  Compute({1}, {}, 2);
+  tiers_->Hint(2, 5);
+  Compute({3}, {}, 1);  // another layer's
+  source_->HoldUp(false);
+  AwaitNothingToRead();
+  EXPECT_FALSE(Resident(4, 2));
+  EXPECT_TRUE(Resident(5, 2));
 }
 
 TEST_F(TiersTest, WhatCannotBeReadIsSaid) {

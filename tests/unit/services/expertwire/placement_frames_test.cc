@@ -53,6 +53,7 @@ TEST_P(PlacementFrames, PlacementsAreSpokenOfBothWays) {
     EXPECT_EQ(peer->epoch(), epoch);
     EXPECT_EQ(peer->assigned_epoch(), epoch + 1);
     EXPECT_EQ(peer->free_bytes(), 10 * epoch);
+    EXPECT_EQ(peer->held_bytes(), 20 * epoch);
     ASSERT_EQ(peer->held_size(), 1);
     EXPECT_EQ(peer->held(0).layer(), static_cast<int32_t>(epoch));
     EXPECT_EQ(peer->failed(0).why(), "gone");
