@@ -78,6 +78,7 @@ LinkDispatcher::LinkDispatcher(const ModelSpec& spec, DType wire_dtype, expertwi
       links_(links),
       pool_(pool),
       view_(spec, links, options.patience, options.now),
+      hints_(links),
       expert_rows_(static_cast<size_t>(spec.num_layers()) * spec.experts.count) {
   Refresh();
 }
@@ -106,6 +107,7 @@ void LinkDispatcher::MeetLinks() {
 void LinkDispatcher::Refresh() {
   if (!view_.Refresh()) return;
   MeetLinks();
+  hints_.Refresh(view_.links());
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->plan.part_count; ++p) {
       if (job->parts[p].state == Job::State::kParked) {
@@ -352,6 +354,10 @@ void LinkDispatcher::Fail(Job& job, size_t p) {
 void LinkDispatcher::OnBadLink(size_t link, absl::Time now) {
   record(link).health.OnBad(now);
   record(link).Publish(now);
+}
+
+void LinkDispatcher::Hint(int layer, std::span<const int32_t> experts) {
+  hints_.Send(view_.map(), layer, experts);
 }
 
 // ---- what comes back ----
@@ -627,6 +633,7 @@ std::vector<LinkReport> LinkDispatcher::Links() const {
                       .rows = Read(r.rows),
                       .lost_parts = Read(r.lost_parts),
                       .ejections = Read(r.ejections),
+                      .hints = hints_.sent(i),
                       .ejected = r.ejected.load(std::memory_order_relaxed),
                       .latency_us = r.latency_us.Read(),
                       .wire_us = r.wire_us.Read()};

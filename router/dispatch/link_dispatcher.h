@@ -22,6 +22,7 @@
 #include "router/dispatch/combine.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/expert_view.h"
+#include "router/dispatch/hints.h"
 #include "router/dispatch/job.h"
 #include "router/dispatch/link_health.h"
 #include "router/dispatch/plan.h"
@@ -61,6 +62,7 @@ struct LinkReport {
   uint64_t lost_parts = 0;     // not answered, or not with the rows asked for
   uint64_t stale_answers = 0;  // of unknown or settled calls: dropped
   uint64_t ejections = 0;
+  uint64_t hints = 0;                      // experts that it was told will be wanted
   bool ejected = false;                    // left alone now where others can do its work
   expertwire::HistogramCounts latency_us;  // from sending a part to its answer
   expertwire::HistogramCounts wire_us;     // of it, neither waiting at the worker nor computing
@@ -87,6 +89,8 @@ class LinkDispatcher : public Dispatcher {
   void Abandon(MoeTicket ticket) override;
   void Wait(absl::Time until) override;
   std::span<const uint8_t> Gone(int layer) override;
+  bool WantsHints() const override { return hints_.wanted(); }
+  void Hint(int layer, std::span<const int32_t> experts) override;
 
   // ---- any thread ----
   // Empty when every expert of every MoE layer has a live worker; otherwise what is missing, a line
@@ -146,6 +150,7 @@ class LinkDispatcher : public Dispatcher {
   expertwire::RowBufferPool buffers_;
 
   ExpertView view_;
+  Hints hints_;                         // as of view_
   std::vector<size_t> max_part_bytes_;  // [links]
   absl::flat_hash_map<MoeTicket, std::unique_ptr<Job>> jobs_;
   std::vector<std::unique_ptr<Job>> idle_jobs_;  // for their memory

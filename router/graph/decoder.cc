@@ -39,6 +39,7 @@ Decoder::Decoder(const DecoderOptions& options, const ModelSpec& spec, const Rou
       routing_(options.routing.gate() ? nullptr
                                       : std::make_unique<RoutingPolicy>(options.routing, spec)),
       moe_(context_, dispatcher, routing_.get(), options.lost_experts),
+      foresight_(context_, weights, dispatcher),
       dense_(context_),
       head_(context_) {
   SY_CHECK(options.Validate().ok());
@@ -53,6 +54,8 @@ void Decoder::Start(const StepBatch& batch) {
   for (const auto& tables : batch.block_tables) SY_CHECK(tables.size() == rows);
   SY_CHECK(batch.micro_batches == 1 || batch.micro_batches == 2);
   rope_.Reserve(*std::max_element(batch.positions.begin(), batch.positions.end()) + 1);
+
+  foresight_.BeginStep();
 
   result_.logits = Floats(logits_, static_cast<int64_t>(batch.logit_rows.size()) * spec_.vocab);
   result_.lost.assign(rows, 0);
@@ -185,6 +188,7 @@ void Decoder::RunAttention(MicroBatch& part) {
     return;
   }
   moe_.Start(part.layer, LayerOf(part), part.rows, residual, TermsOf(part), part.moe);
+  foresight_.Tell(part.layer, part.rows, residual);
   part.stage = Stage::kShared;
 }
 

@@ -24,6 +24,7 @@
 #include "router/dispatch/dispatcher.h"
 #include "router/graph/attention.h"
 #include "router/graph/context.h"
+#include "router/graph/foresight.h"
 #include "router/graph/lm_head.h"
 #include "router/graph/mlp.h"
 #include "router/graph/model_runner.h"
@@ -98,6 +99,7 @@ class Decoder : public ModelRunner {
   const std::unique_ptr<Attention> attention_;
   const std::unique_ptr<RoutingPolicy> routing_;
   MoeLayer moe_;
+  Foresight foresight_;
   Mlp dense_;
   LmHead head_;
 

@@ -36,6 +36,7 @@ void CollectLink(const LinkReport& link, t::Samples& samples) {
   samples.Counter(t::kRouterLostParts, static_cast<double>(link.lost_parts), worker);
   samples.Counter(t::kRouterStaleAnswers, static_cast<double>(link.stale_answers), worker);
   samples.Counter(t::kRouterWorkerConnects, static_cast<double>(link.wire.connects), worker);
+  samples.Counter(t::kRouterHints, static_cast<double>(link.hints), worker);
   samples.Counter(t::kRouterWorkerEjections, static_cast<double>(link.ejections), worker);
   samples.Gauge(t::kRouterWorkerEjected, link.ejected ? 1 : 0, worker);
   const auto micros = [&](const t::MetricDef& def, const expertwire::HistogramCounts& us) {

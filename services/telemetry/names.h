@@ -200,6 +200,9 @@ inline constexpr MetricDef kRouterHedgesWon{"switchyard_router_dispatch_hedges_w
 inline constexpr MetricDef kRouterParkedRows{
     "switchyard_router_dispatch_parked_rows_total", kCounter,
     "(token, expert) pairs that had to wait for a worker to hold their expert"};
+inline constexpr MetricDef kRouterHints{
+    "switchyard_router_prefetch_hints_total", kCounter,
+    "Experts that a worker was told will probably be wanted next, by worker"};
 inline constexpr MetricDef kRouterWorkerUp{"switchyard_router_worker_up", kGauge,
                                            "1 while that worker serves this router, else 0"};
 // The bounds of histograms without buckets here are powers of 2, as they are counted.

@@ -62,15 +62,15 @@ def test_a_worker_maps_only_its_own_experts():
 
 
 def metric(process, name):
-    """The sum of a metric's series."""
+    """The sum of a metric's series; of one by NAME{LABEL="VALUE"."""
     lines = requests.get(process.fact("metrics"), timeout=10).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " ")))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " ", name + ",", name + "}")))
 
 
 def test_workers_serve_three_times_the_experts_that_memory_holds(embedded):
     memory = 1900 * 1024
     bounds = ("--experts-memory", "1900KiB", "--metrics", "127.0.0.1:0")
-    with processes.Cluster(parts=("0/3", "1/3", "2/3"), worker_args=bounds) as small:
+    with processes.Cluster(parts=("0/3", "1/3", "2/3"), worker_args=bounds, router_args=bounds[2:]) as small:
         for body in PROMPTS:
             assert complete(small.url, **body) == complete(embedded.url, **body)
         for worker in small.workers:
@@ -79,6 +79,8 @@ def test_workers_serve_three_times_the_experts_that_memory_holds(embedded):
             assert metric(worker, "switchyard_worker_memory_misses_total") > 0
             assert metric(worker, "switchyard_worker_memory_hits_total") > 0
             assert metric(worker, "switchyard_worker_demotions_total") > 0
+            assert metric(worker, 'switchyard_worker_promotions_total{cause="prefetch"') > 0
+        assert metric(small.router, "switchyard_router_prefetch_hints_total") > 0
 
 
 def test_a_worker_without_experts_is_ready_and_holds_none():

@@ -63,7 +63,8 @@ DecoderHarness::DecoderHarness(const LoadedModel& model, const router::RouterWei
       decoder_({.dtype = options.dtype,
                 .routing = options.routing,
                 .lost_experts = options.lost_experts},
-               model.spec, weights, compute_, kv_, dispatcher_),
+               model.spec, weights, compute_, kv_,
+               options.instead == nullptr ? dispatcher_ : *options.instead),
       micro_batches_(options.micro_batches) {}
 
 const router::StepResult& DecoderHarness::Step(std::span<const Chunk> chunks) {

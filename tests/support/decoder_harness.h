@@ -39,6 +39,7 @@ struct HarnessOptions {
   int64_t kv_blocks = 512;
   router::RoutingOptions routing;
   router::LostExperts lost_experts = router::LostExperts::kFail;
+  router::Dispatcher* instead = nullptr;  // of the direct one; outlives the harness
 };
 
 class DecoderHarness {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -58,6 +59,17 @@ class DirectDispatcher : public router::Dispatcher {
   // by the next job that names one, which finds it out.
   void LoseExperts(int layer, const std::vector<int>& experts, bool known);
   std::span<const uint8_t> Gone(int layer) override;
+  // From now on it wants hints, and keeps them.
+  void KeepHints() { keeps_hints_ = true; }
+  bool WantsHints() const override { return keeps_hints_; }
+  void Hint(int layer, std::span<const int32_t> experts) override {
+    hints_.push_back({layer, {experts.begin(), experts.end()}});
+  }
+  struct SaidHint {
+    int layer = 0;
+    std::vector<int32_t> experts;
+  };
+  std::vector<SaidHint> TakeHints() { return std::exchange(hints_, {}); }
 
  private:
   struct Open {
@@ -88,6 +100,8 @@ class DirectDispatcher : public router::Dispatcher {
     bool known = false;
   };
   std::map<int, Lost> lost_;  // by layer
+  bool keeps_hints_ = false;
+  std::vector<SaidHint> hints_;
   int most_in_flight_ = 0;
   router::MoeTicket next_ticket_ = 1;
   std::map<router::MoeTicket, Open> jobs_;

@@ -55,6 +55,8 @@ class SimulatedLink final : public expertwire::ExpertLink {
     return at;
   }
   size_t open() const { return in_flight_.size(); }
+  // What it was told, in order.
+  const std::vector<expertwire::pb::Prefetch>& hints() const { return hints_; }
 
   // ---- ExpertLink ----
   const std::string& name() const override { return name_; }
@@ -95,7 +97,7 @@ class SimulatedLink final : public expertwire::ExpertLink {
   bool Computing(uint64_t, uint32_t) override { return computing_; }
   void Assign(expertwire::pb::Assign) override {}
   void AckEpoch(uint64_t) override {}
-  void Prefetch(expertwire::pb::Prefetch) override {}
+  void Prefetch(expertwire::pb::Prefetch hint) override { hints_.push_back(std::move(hint)); }
   bool Poll(std::vector<expertwire::LinkEvent>* events) override {
     const size_t before = events->size();
     for (auto& event : events_) events->push_back(std::move(event));
@@ -132,6 +134,7 @@ class SimulatedLink final : public expertwire::ExpertLink {
   absl::Time heard_;
   std::deque<InFlight> in_flight_;
   std::vector<expertwire::LinkEvent> events_;
+  std::vector<expertwire::pb::Prefetch> hints_;
 };
 
 }  // namespace switchyard::testing
