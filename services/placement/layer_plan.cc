@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <queue>
 
 #include "services/base/status.h"
@@ -15,6 +16,9 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // A plan that is this close to even is not improved further.
 constexpr double kEvenEnough = 0.9995;
+
+// Part of the balance that a fresh plan gives up for gate groups that lie together.
+constexpr double kForGroups = 0.002;
 
 // Puts one more replica of `expert` where others must make room: along the shortest chain of
 // replicas, each of which moves into the next one's place. False if there is no such chain.
@@ -298,24 +302,57 @@ absl::StatusOr<FreshPlan> Fresh(const LayerProblem& problem) {
   return plan;
 }
 
-// Where single steps no longer help: deals the most and the least loaded workers out anew, as few
-// of them as will do.
-void ImproveByDealing(double enough, LayerState* state) {
-  std::vector<int> order(state->problem().workers.size());
-  for (int some = 1; 2 * some < state->workers() && state->balance() < enough; some *= 2) {
-    std::iota(order.begin(), order.end(), 0);
-    std::ranges::stable_sort(order, {}, [&](int w) { return state->load(w); });
+// Replicas that must be loaded.
+int Loads(const LayerState& state) {
+  int loads = 0;
+  for (int w = 0; w < state.workers(); ++w) {
+    for (const int expert : state.experts_of(w)) loads += !state.WasHere(w, expert);
+  }
+  return loads;
+}
+
+// Single steps alone, and after the most and the least loaded workers, few or many of them, were
+// dealt out anew: whichever way gets from `start` to the balance `enough` with the fewest loads.
+// The more of a worker one expert is, the more steps the last of the balance takes, and the more
+// often a way that begins with more loads ends with less. None if no way gets there.
+std::optional<LayerState> FewestLoads(double enough, const LayerState& start) {
+  std::optional<LayerState> best;
+  const auto try_from = [&](LayerState state) {
+    Improve(enough, &state);
+    if (state.balance() < enough) return;
+    TakeBack(enough, &state);
+    if (!best || Loads(state) < Loads(*best)) best = std::move(state);
+  };
+  try_from(start);
+  if (best && Loads(*best) == 0) return best;
+  std::vector<int> order(start.problem().workers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, {}, [&](int w) { return start.load(w); });
+  for (int some = 1; 2 * some < start.workers(); some *= 2) {
     std::vector<bool> again(order.size());
     for (int i = 0; i < some; ++i) {
       again[static_cast<size_t>(order[static_cast<size_t>(i)])] = true;
       again[static_cast<size_t>(order[order.size() - 1 - static_cast<size_t>(i)])] = true;
     }
-    LayerState tried = *state;
-    if (!Dealer(again, &tried).Run().ok()) continue;
-    SpreadApart(&tried);
-    Improve(enough, &tried);
-    if (tried.balance() > state->balance()) *state = std::move(tried);
+    LayerState dealt = start;
+    if (!Dealer(again, &dealt).Run().ok()) continue;
+    SpreadApart(&dealt);
+    try_from(std::move(dealt));
   }
+  return best;
+}
+
+// What a mean replica is of the load of its worker.
+double MeanReplica(const LayerState& state) {
+  int workers = 0;
+  for (int w = 0; w < state.workers(); ++w) workers += !state.experts_of(w).empty();
+  return static_cast<double>(workers) / std::max(state.replicas(), 1);
+}
+
+// The balance that is left where this part of it is given up, but not what dealing alone gives.
+// Sums are made in another order later, so a little less is the same.
+double Enough(const FreshPlan& fresh, double tolerance) {
+  return std::max(fresh.dealt, fresh.state.balance() * (1 - tolerance)) - 1e-9;
 }
 
 // Whether the workers a and b may trade all that they hold without any rule noticing.
@@ -371,18 +408,20 @@ absl::StatusOr<std::vector<std::vector<bool>>> PlanLayer(const LayerProblem& pro
   LayerProblem afresh = problem;
   afresh.previous.clear();
   SY_ASSIGN_OR_RETURN(FreshPlan fresh, Fresh(afresh));
-  // Sums are made in another order here, so a little less is the same.
-  const double enough =
-      std::max(fresh.dealt, fresh.state.balance() * (1 - problem.tolerance)) - 1e-9;
   if (problem.previous.empty()) {
-    GatherGroups(enough, &fresh.state);
+    GatherGroups(Enough(fresh, kForGroups), &fresh.state);
     return fresh.state.held();
   }
+  // What a fresh plan gave up for groups is no reason to change it.
+  const double tolerance = problem.tolerance * MeanReplica(fresh.state);
+  const double enough = Enough(fresh, std::max(tolerance, kForGroups));
   SpreadApart(&state);
-  Improve(enough, &state);
-  ImproveByDealing(enough, &state);
-  if (state.balance() < enough) state = Renamed(fresh.state.held(), problem);
-  TakeBack(enough, &state);
+  if (auto found = FewestLoads(enough, state)) {
+    state = *std::move(found);
+  } else {
+    state = Renamed(fresh.state.held(), problem);
+    TakeBack(enough, &state);
+  }
   SpreadApart(&state);  // what found no way before
   return state.held();
 }

@@ -24,7 +24,8 @@ struct LayerProblem {
   std::vector<std::vector<bool>> allowed;
   // [worker][expert], as it was; moving as little as possible away from that. Empty: no previous.
   std::vector<std::vector<bool>> previous;
-  // How much less balanced than a fresh plan one that grew out of the previous may be.
+  // How much less balanced than a fresh plan one that grew out of the previous may be, in loads of
+  // a mean replica.
   double tolerance = 0;
   // Whatever the balance, the previous placement stays if every expert has its least replicas
   // there.

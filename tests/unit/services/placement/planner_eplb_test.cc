@@ -30,7 +30,8 @@ std::vector<Case> Cases() {
     int experts;
     Fleet fleet;
   };
-  constexpr Shape kShapes[] = {{"64on8", 64, {8, 10}},
+  constexpr Shape kShapes[] = {{"32on8", 32, {8, 5}},
+                               {"64on8", 64, {8, 10}},
                                {"128on16", 128, {16, 10}},
                                {"256on32", 256, {32, 9}},
                                {"256on64", 256, {64, 5}}};
