@@ -81,8 +81,18 @@ bool PlacementSource::leads() const {
 
 absl::Status PlacementSource::Publish(const v1::Placement& placement) {
   if (in_etcd_ == nullptr) return Accept(placement);
-  return discovery::PutDocument(*options_.etcd, kKey, placement::ToJson(placement),
-                                in_etcd_->revision(), election_.get(), stopper_)
+  // A version is taken before its revision is told: what comes after this one is refused by etcd,
+  // what came before is seen below.
+  const int64_t revision = in_etcd_->revision();
+  {
+    absl::MutexLock lock(&mutex_);
+    if (last_ && placement.epoch() <= last_->epoch()) {
+      return absl::AbortedError(
+          fmt::format("a placement of epoch {} came meanwhile", last_->epoch()));
+    }
+  }
+  return discovery::PutDocument(*options_.etcd, kKey, placement::ToJson(placement), revision,
+                                election_.get(), stopper_)
       .status();
 }
 

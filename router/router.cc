@@ -256,8 +256,10 @@ absl::Status Router::Impl::Connect() {
 }
 
 absl::Status Router::Impl::FollowPlacement() {
-  fleet_ = std::make_unique<Fleet>(model_.spec, *links_, *dispatcher_,
-                                   FleetOptions{.takeover = options_.takeover});
+  fleet_ = std::make_unique<Fleet>(
+      model_.spec, *links_, *dispatcher_,
+      FleetOptions{.takeover = options_.takeover,
+                   .placed = !options_.placement.empty() || options_.balances});
   const auto follow = [this](const v1::Placement& document) -> absl::Status {
     SY_ASSIGN_OR_RETURN(
         placement::PlacementIndex index,

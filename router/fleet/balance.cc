@@ -80,7 +80,7 @@ int64_t Replicas(const PlacementIndex& index) {
 // Why to move; none: there is no reason to.
 std::optional<std::string> Reason(const BalanceInput& input, const BalanceOptions& options,
                                   const PlacementIndex& now, int min_replicas,
-                                  const placement::Plan& plan, const BalanceVerdict& verdict) {
+                                  const placement::Plan& plan, BalanceVerdict& verdict) {
   const int64_t fewest = FewestReplicas(now);
   if (fewest == 0) return "experts have no worker";
   if (fewest < min_replicas) {
@@ -93,6 +93,7 @@ std::optional<std::string> Reason(const BalanceInput& input, const BalanceOption
   const int64_t held = Replicas(now);
   if (input.followed_replicas > 0 && held > input.followed_replicas && held > plan.stats.replicas &&
       plan.replicas_moved == 0) {
+    verdict.trims = true;
     return fmt::format("{} replicas are not needed any more", held - plan.stats.replicas);
   }
   return std::nullopt;

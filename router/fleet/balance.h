@@ -50,6 +50,7 @@ struct BalanceInput {
 
 struct BalanceVerdict {
   bool move = false;
+  bool trims = false;       // only to be rid of replicas
   v1::Placement placement;  // to move to: of the epoch after input.epoch
   std::string why;          // it moves, or not; for people
   double utilisation = 0;   // of the workers as they are, by these rows; 0: an expert is missing

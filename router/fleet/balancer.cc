@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <random>
 #include <utility>
 
 #include "services/base/clock.h"
@@ -11,6 +12,15 @@
 namespace switchyard::router {
 
 using State = BalancerReport::State;
+
+namespace {
+
+// Times of `every` for which a plan that is due may be put off.
+constexpr int kPutOff = 5;
+// Routers that know nothing of each other do not hit on the same epoch.
+constexpr uint64_t kEpochsApart = 10000;
+
+}  // namespace
 
 std::string_view Name(State state) {
   switch (state) {
@@ -68,9 +78,13 @@ void Balancer::Look(absl::Time now) {
   }
   if (MeetsRival(workers)) return;
   if (!due) return End(now, "");
-  if (std::string why = Hindrance(workers); !why.empty()) return End(now, std::move(why));
+  if (std::string why = Hindrance(workers, now); !why.empty()) return End(now, std::move(why));
   next_plan_ = now + options_.every;
   crew_planned_ = true;
+  {
+    absl::MutexLock lock(&mutex_);
+    crew_trimmed_ = crew_trimmed_ || std::exchange(trimmed_, false);
+  }
   BalanceInput input = InputOf(workers);
   absl::MutexLock lock(&mutex_);
   report_.state = State::kActing;
@@ -92,14 +106,21 @@ bool Balancer::Due(const std::vector<FleetWorker>& workers, absl::Time now) {
   if (crew != crew_) {
     crew_ = std::move(crew);
     crew_since_ = now;
-    crew_planned_ = false;
+    crew_planned_ = crew_trimmed_ = false;
   }
+  if (Overdue(now)) return true;
   if (now < crew_since_ + std::min(options_.settle, options_.every)) return false;
   return !crew_planned_ || now >= next_plan_;
 }
 
+// Neither a worker that comes and goes without end nor one that never has what it should puts off a
+// plan for good.
+bool Balancer::Overdue(absl::Time now) const {
+  return next_plan_ != absl::InfinitePast() && now > next_plan_ + kPutOff * options_.every;
+}
+
 // Why no plan can be made now.
-std::string Balancer::Hindrance(const std::vector<FleetWorker>& workers) const {
+std::string Balancer::Hindrance(const std::vector<FleetWorker>& workers, absl::Time now) const {
   if (workers.size() < 2) return "fewer than two workers are there";
   for (const FleetWorker& worker : workers) {
     if (!worker.movable) {
@@ -108,7 +129,8 @@ std::string Balancer::Hindrance(const std::vector<FleetWorker>& workers) const {
   }
   // What is being loaded has its time, unless it is for others than those that are here now.
   const int64_t moving = fleet_.Report().moving;
-  if (moving > 0 && crew_planned_) return fmt::format("{} replicas are on their way", moving);
+  if (moving > 0 && crew_planned_ && !Overdue(now))
+    return fmt::format("{} replicas are on their way", moving);
   return "";
 }
 
@@ -145,7 +167,7 @@ void Balancer::TakeLoad() {
 BalanceInput Balancer::InputOf(const std::vector<FleetWorker>& workers) {
   TakeLoad();
   BalanceInput input{.rows = rows_, .epoch = fleet_.Report().epoch};
-  if (const auto followed = fleet_.Followed(); followed != nullptr) {
+  if (const auto followed = fleet_.Followed(); followed != nullptr && !crew_trimmed_) {
     for (const auto& worker : followed->workers()) input.followed_replicas += worker.replicas;
   }
   for (const FleetWorker& worker : workers) {
@@ -178,9 +200,13 @@ void Balancer::Run() {
 }
 
 void Balancer::PlanOne(const BalanceInput& input) {
-  const auto verdict = Balance(model_, input, options_.balance);
+  auto verdict = Balance(model_, input, options_.balance);
   absl::Status status = verdict.status();
   const bool move = verdict.ok() && verdict->move;
+  if (move && options_.sole) {
+    v1::Placement& placement = verdict->placement;
+    placement.set_epoch(placement.epoch() + std::random_device{}() % kEpochsApart);
+  }
   if (move) status = hooks_.publish(verdict->placement);
   absl::MutexLock lock(&mutex_);
   if (verdict.ok()) {
@@ -196,6 +222,7 @@ void Balancer::PlanOne(const BalanceInput& input) {
     ++report_.published;
     report_.bytes += static_cast<uint64_t>(verdict->bytes);
     published_epoch_ = verdict->placement.epoch();
+    trimmed_ = verdict->trims;
     report_.last = verdict->why;
     log::Info("placement of epoch {}: {}", published_epoch_, verdict->why);
   } else {

@@ -76,7 +76,8 @@ class Balancer {
   using Crew = std::map<std::string, uint64_t>;
 
   bool Due(const std::vector<FleetWorker>& workers, absl::Time now);
-  std::string Hindrance(const std::vector<FleetWorker>& workers) const;
+  bool Overdue(absl::Time now) const;
+  std::string Hindrance(const std::vector<FleetWorker>& workers, absl::Time now) const;
   bool MeetsRival(const std::vector<FleetWorker>& workers);
   BalanceInput InputOf(const std::vector<FleetWorker>& workers);
   void TakeLoad();
@@ -95,6 +96,7 @@ class Balancer {
   Crew crew_;
   absl::Time crew_since_ = absl::InfinitePast();
   bool crew_planned_ = false;      // a plan was made for it
+  bool crew_trimmed_ = false;      // it was told to give up what is not needed; once is enough
   std::vector<uint64_t> counted_;  // rows by cell at the last look at the load
   std::vector<double> rows_;       // by cell, what was earlier halved each time
 
@@ -102,6 +104,7 @@ class Balancer {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<BalanceInput> asked_ ABSL_GUARDED_BY(mutex_);  // until it is answered
   uint64_t published_epoch_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool trimmed_ ABSL_GUARDED_BY(mutex_) = false;  // what was published last only gives up replicas
   BalancerReport report_ ABSL_GUARDED_BY(mutex_);
   std::thread thread_;
 };

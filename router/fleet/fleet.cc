@@ -12,6 +12,11 @@ namespace {
 namespace pb = expertwire::pb;
 using expertwire::ExpertLink;
 
+// For so long workers may heed a higher epoch before it is said: routers hear of it one by one.
+constexpr absl::Duration kAheadSaid = absl::Seconds(5);
+// A worker says within that time what has changed.
+constexpr absl::Duration kHeard = absl::Seconds(1);
+
 }  // namespace
 
 Fleet::Fleet(const ModelSpec& spec, expertwire::LinkSet& links, LinkDispatcher& dispatcher,
@@ -68,23 +73,58 @@ void Fleet::Look(absl::Time now) {
   const bool changed = Refresh(now);
   if (followed != nullptr) {
     Assign(*followed);
-    if (followed != used_ && Arrived(*followed)) {
+    if (changed || followed != checked_) {
+      arrived_ = Arrived(*followed);
+      checked_ = followed;
+    }
+    if (followed != used_ && arrived_) {
       log::Info("placement of epoch {} is in use", followed->epoch());
       dispatcher_.Use(followed);
       used_ = followed;
       absl::MutexLock lock(&mutex_);
       ++report_.migrations;
     }
-    if (used_ != nullptr && dispatcher_.epoch_in_use() == used_->epoch()) {
-      for (size_t i = 0; i < sides_.size(); ++i) {
-        if (!sides_[i].serves || sides_[i].acked == used_->epoch()) continue;
-        links_.links()[i]->AckEpoch(used_->epoch());
-        sides_[i].acked = used_->epoch();
-      }
-    }
+    FindAhead(*followed, now);
   }
+  Acknowledge();
   if (changed || any_orphan_) FindOrphans(now);
   if (any_orphan_ && options_.takeover) TakeOver(now);
+}
+
+// Lets workers give up what they hold beyond the placement. One that comes while others have not
+// theirs, as after a restart of this router, waits: what it would give up may be the only copy.
+void Fleet::Acknowledge() {
+  const bool in_use = used_ != nullptr && used_ == checked_ && arrived_ &&
+                      dispatcher_.epoch_in_use() == used_->epoch();
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    Side& side = sides_[i];
+    const uint64_t epoch = in_use ? used_->epoch() : options_.placed ? 0 : side.told;
+    if (!side.serves || epoch <= side.acked) continue;
+    links_.links()[i]->AckEpoch(epoch);
+    side.acked = epoch;
+  }
+}
+
+// Workers that heed another placement, whose epoch is higher, for longer than routers take to hear
+// of a new one.
+void Fleet::FindAhead(const placement::PlacementIndex& placement, absl::Time now) {
+  const auto ahead = [&](const Side& side) { return side.serves && side.told > placement.epoch(); };
+  const int64_t count = std::count_if(sides_.begin(), sides_.end(), ahead);
+  if (count == 0) {
+    ahead_since_.reset();
+    ahead_told_ = false;
+  } else if (!ahead_since_) {
+    ahead_since_ = now;
+  }
+  if (count > 0 && now - *ahead_since_ > kAheadSaid && !std::exchange(ahead_told_, true)) {
+    const auto first = std::find_if(sides_.begin(), sides_.end(), ahead);
+    log::Warning(
+        "the placement of epoch {} is not heeded by {} workers: {} was told one of epoch {}; give "
+        "it a higher epoch",
+        placement.epoch(), count, first->name, first->told);
+  }
+  absl::MutexLock lock(&mutex_);
+  report_.ahead = count;
 }
 
 // Whether anything of a link has changed.
@@ -116,6 +156,7 @@ bool Fleet::Refresh(absl::Time now) {
       side.incarnation = hello->incarnation();
       side.connects = connects;
     }
+    side.told = hello->assigned_epoch();
     Read(side, *hello);
   }
   return changed;
@@ -153,13 +194,14 @@ void Fleet::Assign(const placement::PlacementIndex& placement) {
   }
 }
 
-// Whether every worker that is there has what the placement wants of it, as far as it ever will,
-// and no expert would be without a holder that has one now.
+// Whether every worker that is there, one at least, has what the placement wants of it, as far as
+// it ever will, and no expert would be without a holder that has one now.
 bool Fleet::Arrived(const placement::PlacementIndex& placement) {
-  int64_t moving = 0;
+  int64_t moving = 0, serving = 0;
   std::vector<bool> placed(grid_.cells(), false), held(grid_.cells(), false);
   for (const Side& side : sides_) {
     if (!side.serves || side.held.empty()) continue;
+    ++serving;
     const int worker = WorkerAt(placement, side.name);
     for (size_t cell = 0; cell < held.size(); ++cell) {
       const bool wanted =
@@ -173,7 +215,7 @@ bool Fleet::Arrived(const placement::PlacementIndex& placement) {
     absl::MutexLock lock(&mutex_);
     report_.moving = moving;
   }
-  return moving == 0 && placed == held;
+  return serving > 0 && moving == 0 && placed == held;
 }
 
 void Fleet::FindOrphans(absl::Time now) {
@@ -204,15 +246,20 @@ void Fleet::FindOrphans(absl::Time now) {
 }
 
 // Whether somebody has to be asked for it now.
-bool Fleet::WantsHome(size_t cell, absl::Time now) const {
-  const Ask& ask = asks_[cell];
+bool Fleet::WantsHome(size_t cell, absl::Time now) {
+  Ask& ask = asks_[cell];
   if (!ask.orphan || now - ask.since < options_.takeover_after) return false;
   if (ask.link < 0) return true;
   const Side& asked = sides_[static_cast<size_t>(ask.link)];
-  return !asked.usable || asked.failed[cell] || now - ask.asked > options_.patience;
+  // What it said before it was asked again is heard for a moment still.
+  const bool refused = asked.failed[cell] && (!ask.again || now - ask.asked > kHeard);
+  if (asked.usable && !refused && now - ask.asked <= options_.patience) return false;
+  ask.tried.push_back(ask.link);
+  ask.link = -1;
+  return true;
 }
 
-void Fleet::TakeOver(absl::Time now) {
+std::vector<Orphan> Fleet::Homeless(absl::Time now) {
   std::vector<Orphan> orphans;
   std::vector<uint64_t> rows;
   for (int layer = 0; layer < grid_.layers(); ++layer) {
@@ -222,9 +269,13 @@ void Fleet::TakeOver(absl::Time now) {
       orphans.push_back({layer, e, rows[grid_.cell(layer, e)]});
     }
   }
-  if (orphans.empty()) return;
+  return orphans;
+}
+
+// Those who may take over, and their links.
+std::vector<Survivor> Fleet::Survivors(const std::vector<Orphan>& orphans,
+                                       std::vector<size_t>* links) const {
   std::vector<Survivor> survivors;
-  std::vector<size_t> links;
   for (size_t i = 0; i < sides_.size(); ++i) {
     const auto hello = links_.links()[i]->peer();
     if (!sides_[i].usable || hello == nullptr || hello->expert_bytes() == 0) continue;
@@ -232,30 +283,54 @@ void Fleet::TakeOver(absl::Time now) {
                       .free_bytes = hello->free_bytes(),
                       .expert_bytes = hello->expert_bytes()};
     for (const Orphan& o : orphans) {
-      survivor.refuses.push_back(sides_[i].failed[grid_.cell(o.layer, o.expert)]);
+      const size_t cell = grid_.cell(o.layer, o.expert);
+      const Ask& ask = asks_[cell];
+      const bool tried = std::ranges::count(ask.tried, static_cast<int>(i)) > 0;
+      survivor.refuses.push_back(tried || (sides_[i].failed[cell] && !ask.again));
     }
     survivors.push_back(std::move(survivor));
-    links.push_back(i);
+    links->push_back(i);
   }
+  return survivors;
+}
+
+// Everybody has refused it, or has been asked and was silent. Storage that failed all of them may
+// be back later.
+void Fleet::AskInVain(const Orphan& orphan, absl::Time now) {
+  Ask& ask = asks_[grid_.cell(orphan.layer, orphan.expert)];
+  if (now - std::max(ask.since, ask.asked) < options_.patience) return;
+  ask.tried.clear();
+  ask.again = true;
+}
+
+void Fleet::TakeOver(absl::Time now) {
+  const std::vector<Orphan> orphans = Homeless(now);
+  if (orphans.empty()) return;
+  std::vector<size_t> links;
+  const std::vector<Survivor> survivors = Survivors(orphans, &links);
   const auto spread = SpreadOrphans(orphans, survivors);
   uint64_t asked = 0;
   for (size_t s = 0; s < spread.size(); ++s) {
     if (spread[s].empty()) continue;
+    const size_t link = links[s];
     pb::Assign assign;
     assign.set_also(true);
-    assign.set_epoch(links_.links()[links[s]]->peer()->assigned_epoch());
+    assign.set_epoch(std::max(sides_[link].told, sides_[link].assigned));
     for (const size_t o : spread[s]) {
       pb::HeldExperts* one = assign.add_experts();
       one->set_layer(orphans[o].layer);
       one->add_first(static_cast<uint32_t>(orphans[o].expert));
       one->add_last(static_cast<uint32_t>(orphans[o].expert));
       Ask& ask = asks_[grid_.cell(orphans[o].layer, orphans[o].expert)];
-      ask.link = static_cast<int>(links[s]);
+      ask.link = static_cast<int>(link);
       ask.asked = now;
     }
     asked += spread[s].size();
     log::Info("worker {} takes over {} experts", survivors[s].name, spread[s].size());
-    links_.links()[links[s]]->Assign(std::move(assign));
+    links_.links()[link]->Assign(std::move(assign));
+  }
+  for (const Orphan& orphan : orphans) {
+    if (asks_[grid_.cell(orphan.layer, orphan.expert)].link < 0) AskInVain(orphan, now);
   }
   absl::MutexLock lock(&mutex_);
   report_.taken_over += asked;

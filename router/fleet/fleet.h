@@ -28,8 +28,12 @@ struct FleetOptions {
   absl::Duration takeover_after = absl::Milliseconds(100);
   // A worker that is silent while calls are open is taken for lost then.
   absl::Duration silent_after = absl::Milliseconds(500);
-  // A worker that was asked to take over is given so long before others are asked.
+  // A worker that was asked to take over is given so long before others are asked. When all were
+  // asked in vain, they are asked again after as long.
   absl::Duration patience = absl::Seconds(10);
+  // Whether a placement is or will be followed. A router that never has one lets workers go by
+  // those that other routers follow.
+  bool placed = true;
 };
 
 struct FleetReport {
@@ -40,6 +44,7 @@ struct FleetReport {
   uint64_t taken_over = 0;    // experts that others were asked to take over, since start
   uint64_t migrations = 0;    // placements that came into use, since start
   int64_t failed_loads = 0;   // experts that some worker could not load
+  int64_t ahead = 0;  // workers that were told a placement of a higher epoch, and heed ours no more
 };
 
 // A worker that can be used now, as it describes itself.
@@ -80,6 +85,7 @@ class Fleet {
     std::string name;
     std::vector<bool> held, failed;  // [cells]
     uint64_t assigned = 0, acked = 0;
+    uint64_t told = 0;  // the highest epoch that it was told by anybody
     std::optional<absl::Time> silent_since;
   };
   // An expert without a holder.
@@ -88,15 +94,23 @@ class Fleet {
     absl::Time since;
     int link = -1;  // that was asked
     absl::Time asked;
+    std::vector<int> tried;  // links that were asked in vain
+    bool again = false;      // all were: what had failed may be mended
   };
 
   bool Refresh(absl::Time now);
   void Read(Side& side, const expertwire::pb::Hello& hello) const;
   void Assign(const placement::PlacementIndex& placement);
   bool Arrived(const placement::PlacementIndex& placement);
+  void Acknowledge();
+  void FindAhead(const placement::PlacementIndex& placement, absl::Time now);
   void FindOrphans(absl::Time now);
   void TakeOver(absl::Time now);
-  bool WantsHome(size_t cell, absl::Time now) const;
+  bool WantsHome(size_t cell, absl::Time now);
+  std::vector<Orphan> Homeless(absl::Time now);
+  std::vector<Survivor> Survivors(const std::vector<Orphan>& orphans,
+                                  std::vector<size_t>* links) const;
+  void AskInVain(const Orphan& orphan, absl::Time now);
 
   const placement::ExpertGrid grid_;
   expertwire::LinkSet& links_;
@@ -107,7 +121,10 @@ class Fleet {
   std::vector<Side> sides_;
   std::vector<Ask> asks_;  // [cells]
   bool any_orphan_ = false;
-  Placement used_;
+  Placement used_, checked_;
+  bool arrived_ = false;  // checked_, as links stood at the last change
+  std::optional<absl::Time> ahead_since_;
+  bool ahead_told_ = false;
 
   mutable absl::Mutex mutex_;
   Placement followed_ ABSL_GUARDED_BY(mutex_);

@@ -37,18 +37,25 @@ std::vector<std::vector<size_t>> SpreadOrphans(std::span<const Orphan> orphans,
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return orphans[a].wanted > orphans[b].wanted; });
-  for (const size_t o : order) {
+  // The best of those that do not refuse it and have room, or of all where `beyond`; -1: nobody.
+  const auto best_for = [&](size_t o, bool beyond) {
     int best = -1;
     double best_score = 0;
     for (size_t s = 0; s < survivors.size(); ++s) {
       const Survivor& survivor = survivors[s];
-      if (room[s] == 0 || (o < survivor.refuses.size() && survivor.refuses[o])) continue;
-      const double score = Score(Hash(survivor.name, orphans[o].layer, orphans[o].expert),
-                                 static_cast<double>(survivor.free_bytes));
+      if (o < survivor.refuses.size() && survivor.refuses[o]) continue;
+      if (room[s] == 0 && !beyond) continue;
+      const double weight = beyond ? 1 : static_cast<double>(survivor.free_bytes);
+      const double score = Score(Hash(survivor.name, orphans[o].layer, orphans[o].expert), weight);
       if (best < 0 || score > best_score) best = static_cast<int>(s), best_score = score;
     }
+    return best;
+  };
+  for (const size_t o : order) {
+    int best = best_for(o, false);
+    if (best < 0) best = best_for(o, true);
     if (best < 0) continue;
-    --room[static_cast<size_t>(best)];
+    if (room[static_cast<size_t>(best)] > 0) --room[static_cast<size_t>(best)];
     out[static_cast<size_t>(best)].push_back(o);
   }
   return out;

@@ -26,7 +26,8 @@ struct Survivor {
 };
 
 // For each survivor the indices of the orphans that it should take over, most wanted first. Those
-// for which nobody has room are with nobody.
+// for which nobody has room are spread over all alike: slower is better than gone (a worker reads
+// what is beyond its memory as it is used). Those that all refuse are with nobody.
 std::vector<std::vector<size_t>> SpreadOrphans(std::span<const Orphan> orphans,
                                                std::span<const Survivor> survivors);
 

@@ -66,6 +66,7 @@ void CollectFleet(const FleetReport& fleet, t::Samples& samples) {
   gauge(t::kRouterExpertsMoving, fleet.moving);
   gauge(t::kRouterOrphans, fleet.orphans);
   gauge(t::kRouterFailedLoads, fleet.failed_loads);
+  gauge(t::kRouterWorkersAhead, fleet.ahead);
   samples.Counter(t::kRouterMigrations, static_cast<double>(fleet.migrations));
   samples.Counter(t::kRouterTakeovers, static_cast<double>(fleet.taken_over));
 }

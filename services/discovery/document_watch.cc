@@ -13,15 +13,13 @@ DocumentWatch::DocumentWatch(const std::shared_ptr<EtcdClient>& client, const st
       taker_("etcd: " + client->Key(name), std::move(take)),
       key_(client, client->Key(name), "", [this](const KeyWatch::Keys& keys) {
         const int64_t revision = keys.empty() ? 0 : keys.begin()->second.mod_revision();
-        {
-          absl::MutexLock lock(&mutex_);
-          revision_ = revision;
-        }
         if (keys.empty()) {
           taker_.Fail(NotFound("there is no such key"));
         } else {
           taker_.Offer(keys.begin()->second.value());
         }
+        absl::MutexLock lock(&mutex_);
+        revision_ = revision;
       }) {}
 
 SourceHealth DocumentWatch::health() const {

@@ -20,7 +20,8 @@ class DocumentWatch final : public DocumentSource {
   const std::string& name() const override { return taker_.name(); }
   // The contact is etcd's.
   SourceHealth health() const override;
-  // Of what was offered last; 0: nothing yet, or the key is gone. What PutDocument compares with.
+  // Of the last version that was offered, whatever became of it; 0: nothing yet, or the key is
+  // gone. What PutDocument compares with. Not told before the callback has returned.
   int64_t revision() const;
 
  private:

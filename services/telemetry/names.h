@@ -267,6 +267,10 @@ inline constexpr MetricDef kRouterTakeovers{
     "Experts of lost workers that others were asked to load"};
 inline constexpr MetricDef kRouterFailedLoads{"switchyard_router_failed_expert_loads", kGauge,
                                               "Experts that some worker could not load"};
+inline constexpr MetricDef kRouterWorkersAhead{
+    "switchyard_router_workers_ahead", kGauge,
+    "Workers that were told a placement of a higher epoch than this router follows, and do not "
+    "heed its own"};
 inline constexpr MetricDef kRouterWorkerEjections{
     "switchyard_router_worker_ejections_total", kCounter,
     "Times that a worker was left alone for being slow, silent or gone, by worker"};

@@ -60,7 +60,9 @@ class ServedWorker {
  public:
   ServedWorker(const ModelSpec& spec, worker::WorkerOptions options,
                std::string address = "127.0.0.1:0")
-      : worker_(MakeWorker(spec, std::move(options))) {
+      : ServedWorker(MakeWorker(spec, std::move(options)), std::move(address)) {}
+  ServedWorker(std::unique_ptr<worker::Worker> worker, std::string address)
+      : worker_(std::move(worker)) {
     grpc::ServerBuilder builder;
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     int port = 0;

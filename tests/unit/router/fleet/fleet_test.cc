@@ -4,6 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/synchronization/notification.h"
 #include "tests/support/fleet_fixture.h"
 
 namespace switchyard::router {
@@ -55,6 +59,82 @@ TEST_F(FleetTest, TheExpertsOfALostWorkerAreTakenOver) {
   EXPECT_EQ(fleet_->Report().taken_over, 2u * 4u);
   ASSERT_TRUE(RunUntil([&] { return fleet_->Report().orphans == 0; }));
   EXPECT_EQ(workers_[0]->worker().experts_held() + workers_[2]->worker().experts_held(), 2 * 12);
+}
+
+// Nobody is up when it first looks, and what the first to come holds beyond its part may be all
+// that there is.
+TEST_F(FleetTest, ARouterThatComesAmidAMigrationLetsNothingGoTooEarly) {
+  Serve({"0-11", "none"});
+  workers_[1].reset();
+  Follow(7, {"0-3", "4-11"});
+  fleet_->Look(absl::Now());
+  ASSERT_TRUE(router_->WhenReady());
+  ASSERT_TRUE(RunUntil([&] { return seed_ == 30; }));
+  EXPECT_EQ(workers_[0]->worker().experts_held(), 2 * 12);
+  EXPECT_EQ(fleet_->Report().epoch_in_use, 0u);
+  workers_[1] = Worker("none", addresses_[1]);
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 7; }));
+  ASSERT_TRUE(RunUntil([&] { return workers_[0]->worker().experts_held() == 2 * 4; }));
+  EXPECT_EQ(Lost(), 0u);
+}
+
+// Storage that hangs, once it is told to.
+class StuckSource : public testing::MemorySource {
+ public:
+  using MemorySource::MemorySource;
+  absl::Status Map(const std::vector<checkpoint::TensorRange>& ranges) override {
+    if (hangs) mended.WaitForNotification();
+    return MemorySource::Map(ranges);
+  }
+  std::atomic<bool> hangs = false;
+  absl::Notification mended;
+};
+
+TEST_F(FleetTest, WhoDoesNotLoadWhatItTookOverIsNotTheOnlyOneAsked) {
+  Serve({"0-3", "none", "8-11", "4-7"}, {.patience = absl::Milliseconds(50)});
+  const auto source = std::make_shared<StuckSource>(spec_, 7);
+  auto stuck = worker::Worker::Create(spec_, testing::kFingerprint, source,
+                                      {.experts = "4-7", .memory_bytes = 1 << 20}, nullptr);
+  ASSERT_TRUE(stuck.ok()) << stuck.status();
+  workers_[1].reset();
+  workers_[1] = std::make_unique<testing::ServedWorker>(*std::move(stuck), addresses_[1]);
+  ASSERT_TRUE(router_->WhenReady());
+  ASSERT_TRUE(RunUntil([&] { return seed_ == 10; }));
+  source->hangs = true;
+  const absl::Cleanup mend = [&] { source->mended.Notify(); };
+  workers_[0].reset();
+  const auto held = [&](int worker) { return workers_[worker]->worker().experts_held(); };
+  ASSERT_TRUE(RunUntil([&] { return held(2) + held(3) >= 2 * 12; }));
+  EXPECT_EQ(held(1), 2 * 4);
+  EXPECT_GT(fleet_->Report().taken_over, 2u * 4u) << "asked once each: nobody was stuck";
+  EXPECT_EQ(Lost(), 0u);
+}
+
+// Two routers of the same workers.
+TEST_F(FleetTest, ARouterWithoutAPlacementHoldsNothingBack) {
+  Serve({"0-11", "none"});
+  testing::Router other(spec_, DType::kBF16, addresses_);
+  Fleet follows_nothing(spec_, other.links(), other.dispatcher(), {.placed = false});
+  ASSERT_TRUE(other.WhenReady());
+  Follow(7, {"0-3", "4-11"});
+  ASSERT_TRUE(RunUntil([&] {
+    follows_nothing.Look(absl::Now());
+    other.dispatcher().Wait(absl::Now());
+    return workers_[0]->worker().experts_held() == 2 * 4;
+  }));
+}
+
+TEST_F(FleetTest, WorkersThatHeedAHigherEpochAreCounted) {
+  Serve({"0-7", "8-11"});
+  Follow(7, {"0-7", "8-11"});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 7; }));
+  EXPECT_EQ(fleet_->Report().ahead, 0);
+  fleet_ = std::make_unique<Fleet>(spec_, router_->links(), router_->dispatcher(), FleetOptions{});
+  Follow(6, {"0-11", ""});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().ahead == 2; }));
+  Follow(8, {"0-11", ""});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 8; }));
+  EXPECT_EQ(fleet_->Report().ahead, 0);
 }
 
 TEST_F(FleetTest, WithoutTakeoverRowsWaitForTheWorkerItself) {

@@ -58,12 +58,14 @@ TEST(SpreadOrphans, WhenOneMoreIsLostOnlyItsOwnMove) {
   }
 }
 
-TEST(SpreadOrphans, TakesTheMostWantedWhereMemoryIsShortAndNobodyTwice) {
-  const auto orphans = Orphans(100);
+TEST(SpreadOrphans, TheMostWantedAreTakenFirstAndWhatHasNoRoomByAllAlike) {
+  const auto orphans = Orphans(1000);
   const auto spread = SpreadOrphans(
-      orphans, std::vector<Survivor>{{.name = "a", .free_bytes = 39, .expert_bytes = 2}});
-  ASSERT_EQ(spread[0].size(), 19u);
-  for (const size_t o : spread[0]) EXPECT_EQ(orphans[o].wanted, 4u);
+      orphans, std::vector<Survivor>{{.name = "a", .free_bytes = 39, .expert_bytes = 2},
+                                     {.name = "b", .free_bytes = 0}});
+  for (size_t i = 0; i < 19; ++i) EXPECT_EQ(orphans[spread[0][i]].wanted, 4u);
+  EXPECT_EQ(spread[0].size() + spread[1].size(), 1000u);
+  EXPECT_NEAR(static_cast<double>(spread[0].size()), 19 + 490, 60);
 }
 
 TEST(SpreadOrphans, WhoFailedToLoadOneIsNotAskedForIt) {
@@ -72,8 +74,10 @@ TEST(SpreadOrphans, WhoFailedToLoadOneIsNotAskedForIt) {
       {.name = "a", .free_bytes = 1000, .refuses = std::vector<bool>(50, true)},
       {.name = "b", .free_bytes = 1}};
   const auto homes = Homes(orphans, survivors);
-  EXPECT_EQ(homes.size(), 1u);
-  EXPECT_EQ(homes.begin()->second, "b");
+  EXPECT_EQ(homes.size(), 50u);
+  for (const auto& [o, name] : homes) EXPECT_EQ(name, "b");
+  survivors[1].refuses = survivors[0].refuses;
+  EXPECT_TRUE(Homes(orphans, survivors).empty());
 }
 
 }  // namespace
