@@ -63,10 +63,13 @@ void WorkerLinks::Look() {
   Reconcile();
 }
 
-bool WorkerLinks::IsUp(const std::string& target) const {
+bool WorkerLinks::Stands(const std::string& target, bool member) const {
+  using expertwire::LinkState;
   const auto links = links_.links();
   return std::any_of(links.begin(), links.end(), [&](const auto& link) {
-    return link->state() == expertwire::LinkState::kUp && link->name() == target;
+    const LinkState state = link->state();
+    const bool serves = state == LinkState::kDraining || (member && state == LinkState::kUp);
+    return serves && link->name() == target;
   });
 }
 
@@ -98,8 +101,7 @@ void WorkerLinks::Reconcile() {
   for (const Address& address : members_) want(address, true);
   for (auto it = linked_.begin(); it != linked_.end();) {
     const auto& [target, member] = *it;
-    const bool stands = member && IsUp(target);
-    if (wanted.contains(target) || stands) {
+    if (wanted.contains(target) || Stands(target, member)) {
       pending_ = pending_ || !wanted.contains(target);
       ++it;
       continue;

@@ -3,7 +3,8 @@
 //
 // An address that its name has lost is left: its link takes no new calls, and finishes what is
 // open. A worker that is gone from etcd is left once its link is down as well: a stream that stands
-// knows better than a lease that has run out.
+// knows better than a lease that has run out. So is one that drains, whatever has forgotten it:
+// it is asked for what nobody else holds for as long as it answers.
 //
 // Thread-safe.
 #pragma once
@@ -50,7 +51,8 @@ class WorkerLinks {
   void OnMembers(const std::vector<discovery::Member>& members);
   // Adds what is wanted, and leaves what is not.
   void Reconcile() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool IsUp(const std::string& target) const;
+  // Whether a worker that is wanted no more serves on; `member` as in linked_.
+  bool Stands(const std::string& target, bool member) const;
 
   const std::shared_ptr<discovery::EtcdClient> etcd_;  // null: none
   expertwire::LinkSet& links_;

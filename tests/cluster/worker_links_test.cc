@@ -74,6 +74,26 @@ TEST_F(AnnouncedWorkersTest, AWorkerThatServesIsKeptThoughItsLeaseIsGone) {
   EXPECT_EQ(State(), LinkState::kUp);
 }
 
+TEST_F(AnnouncedWorkersTest, AWorkerThatDrainsIsKeptUntilItEnds) {
+  expertwire::EchoWorker echo;
+  auto server = std::make_unique<expertwire::Server>(echo);
+  auto announcement = Announce(server->address);
+  ASSERT_TRUE(Eventually([&] { return State() == LinkState::kUp; }));
+  server->wire().BeginDrain();
+  ASSERT_TRUE(Eventually([&] { return State() == LinkState::kDraining; }));
+  announcement.reset();
+  // The news of this one comes behind that.
+  const auto other = Announce("127.0.0.1:9");
+  ASSERT_TRUE(Eventually([&] { return links_.links().size() == 2; }));
+  EXPECT_EQ(State(), LinkState::kDraining);
+  EXPECT_TRUE(links_.links()[0]->Send(expertwire::MakeCall(1)).ok()) << "it takes no calls";
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(expertwire::Until(links_, &events, [&] { return !events.empty(); }));
+  EXPECT_TRUE(std::holds_alternative<expertwire::Answer>(events[0].event));
+  server.reset();
+  EXPECT_TRUE(Eventually([&] { return State() == LinkState::kGone; }));
+}
+
 TEST_F(AnnouncedWorkersTest, LosingEtcdChangesNothing) {
   expertwire::EchoWorker echo;
   expertwire::Server server(echo);

@@ -89,6 +89,38 @@ TEST(WorkerLinks, LinksFollowAName) {
   EXPECT_THAT(Targets(links), ElementsAre("127.0.0.2:" + port));
 }
 
+TEST(WorkerLinks, AWorkerThatDrainsIsKeptUntilItEndsThoughItsNameHasLostIt) {
+  expertwire::EchoWorker echo;
+  auto server = std::make_unique<expertwire::Server>(echo);
+  const std::string port = server->address.substr(server->address.rfind(':') + 1);
+  Names names;
+  names.Set("experts", {"127.0.0.1"});
+  LinkSet links(expertwire::RouterOptions());
+  const auto workers = WorkerLinks::Create({.addresses = {"dns:experts:" + port},
+                                            .dns_refresh = absl::Milliseconds(1),
+                                            .resolver = names.resolver()},
+                                           links);
+  ASSERT_TRUE(workers.ok()) << workers.status();
+  const auto comes_to = [&](LinkState state) {
+    return Eventually([&] {
+      (*workers)->Look();
+      return !links.links().empty() && links.links()[0]->state() == state;
+    });
+  };
+  ASSERT_TRUE(comes_to(LinkState::kUp));
+  server->wire().BeginDrain();
+  ASSERT_TRUE(comes_to(LinkState::kDraining));
+  names.Set("experts", {"127.0.0.2"});
+  ASSERT_TRUE(Eventually([&] { return links.links().size() == 2; }));
+  (*workers)->Look();
+  EXPECT_TRUE(links.links()[0]->Send(expertwire::MakeCall(1)).ok()) << "it takes no calls";
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(expertwire::Until(links, &events, [&] { return !events.empty(); }));
+  EXPECT_TRUE(std::holds_alternative<expertwire::Answer>(events[0].event));
+  server.reset();
+  EXPECT_TRUE(comes_to(LinkState::kGone));
+}
+
 TEST(WorkerLinks, ATlsFileThatCannotBeReadIsToldAtOnce) {
   LinkSet links(expertwire::RouterOptions());
   const auto workers =
