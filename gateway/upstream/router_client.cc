@@ -82,7 +82,6 @@ class RouterClient::Impl {
     std::shared_ptr<grpc::Channel> channel;
     std::unique_ptr<pb::Router::Stub> stub;
     std::shared_ptr<RouterStream> stream;  // null between attempts
-    uint64_t connection = 0;
     bool hello = false, ready = false;
     std::string state = "connecting";
     std::string refusal;  // why we broke the stream ourselves
@@ -169,9 +168,7 @@ void RouterClient::Impl::AddPeer(const std::string& address,
   if (channel == nullptr) return;
   auto place = std::find_if(peers_.begin(), peers_.end(), [](const Peer& p) { return p.left(); });
   if (place == peers_.end()) place = peers_.emplace(peers_.end());
-  const uint64_t connection = place->connection;
   *place = Peer();
-  place->connection = connection;
   place->address = address;
   place->channel = channel;
   place->stub = pb::Router::NewStub(channel);
@@ -332,7 +329,6 @@ void RouterClient::Impl::Connect(size_t index) {
   hello.set_protocol_version(1);
   hello.set_gateway_id(options_.gateway_id);
   hello.set_text_fingerprint(options_.text_fingerprint);
-  ++peer.connection;
   ++streams_;
   peer.next = SteadyNow() + kHelloTimeout;
   rpc::RetryNow(*peer.channel);

@@ -15,11 +15,10 @@ constexpr absl::Duration kRetry = absl::Milliseconds(500);
 
 }  // namespace
 
-Election::Election(std::shared_ptr<EtcdClient> client, ElectionOptions options, Changed changed)
+Election::Election(std::shared_ptr<EtcdClient> client, ElectionOptions options)
     : client_(std::move(client)),
       options_(std::move(options)),
       key_(client_->Key(options_.name)),
-      changed_(std::move(changed)),
       lease_(client_, options_.ttl,
              [this](int64_t, Stopper&) {
                stopper_.Wake();
@@ -79,7 +78,6 @@ void Election::Run() {
     const bool leads = leader();
     if (leads != std::exchange(led, leads)) {
       log::Info("{} {} the leader ({})", options_.candidate, leads ? "is" : "is no longer", key_);
-      if (changed_) changed_(leads);
     }
     const int64_t lease = lease_.id();
     bool open = false;
@@ -93,7 +91,6 @@ void Election::Run() {
       if (!stopper_.stopped()) log::Debug("{}", ToStd(status.message()));
     }
   } while (stopper_.Pause(kLook));
-  if (led && changed_) changed_(false);
 }
 
 }  // namespace switchyard::discovery

@@ -5,7 +5,6 @@
 // So a leader writes through Fence, and etcd itself refuses what comes too late.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -24,10 +23,7 @@ struct ElectionOptions {
 // Thread-safe.
 class Election {
  public:
-  // Called on a thread of the election's whenever we become the leader or cease to be.
-  using Changed = std::function<void(bool leader)>;
-
-  Election(std::shared_ptr<EtcdClient> client, ElectionOptions options, Changed changed = nullptr);
+  Election(std::shared_ptr<EtcdClient> client, ElectionOptions options);
   ~Election();  // resigns: another takes over at once
 
   bool leader() const { return term() != 0; }
@@ -44,7 +40,6 @@ class Election {
   const std::shared_ptr<EtcdClient> client_;
   const ElectionOptions options_;
   const std::string key_;
-  const Changed changed_;
   Stopper stopper_;
 
   mutable absl::Mutex mutex_;

@@ -160,9 +160,7 @@ absl::Status EtcdClient::Try(std::string_view what, Stopper& stopper, const Call
   }
 SY_ETCD_CALL(Range, kv, Range, Range)
 SY_ETCD_CALL(Put, kv, Put, Put)
-SY_ETCD_CALL(DeleteRange, kv, DeleteRange, DeleteRange)
 SY_ETCD_CALL(Txn, kv, Txn, Txn)
-SY_ETCD_CALL(Compact, kv, Compact, Compaction)
 SY_ETCD_CALL(Grant, lease, LeaseGrant, LeaseGrant)
 SY_ETCD_CALL(Revoke, lease, LeaseRevoke, LeaseRevoke)
 #undef SY_ETCD_CALL

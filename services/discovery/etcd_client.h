@@ -53,11 +53,7 @@ class EtcdClient {
   // write that failed so may have happened all the same.
   absl::StatusOr<etcd::RangeResponse> Range(const etcd::RangeRequest& request, Stopper& stopper);
   absl::StatusOr<etcd::PutResponse> Put(const etcd::PutRequest& request, Stopper& stopper);
-  absl::StatusOr<etcd::DeleteRangeResponse> DeleteRange(const etcd::DeleteRangeRequest& request,
-                                                        Stopper& stopper);
   absl::StatusOr<etcd::TxnResponse> Txn(const etcd::TxnRequest& request, Stopper& stopper);
-  absl::StatusOr<etcd::CompactionResponse> Compact(const etcd::CompactionRequest& request,
-                                                   Stopper& stopper);
   absl::StatusOr<etcd::LeaseGrantResponse> Grant(const etcd::LeaseGrantRequest& request,
                                                  Stopper& stopper);
   absl::StatusOr<etcd::LeaseRevokeResponse> Revoke(const etcd::LeaseRevokeRequest& request,

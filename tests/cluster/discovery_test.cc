@@ -176,7 +176,9 @@ TEST_F(DiscoveryTest, ADocumentIsFollowedAndTheLastGoodOneStays) {
   ASSERT_TRUE(seen.Await("two"));
   etcd::DeleteRangeRequest gone;
   gone.set_key(client_->Key("placement"));
-  ASSERT_TRUE(client_->DeleteRange(gone, stopper_).ok());
+  grpc::ClientContext context;
+  etcd::DeleteRangeResponse went;
+  ASSERT_TRUE(client_->server().kv->DeleteRange(&context, gone, &went).ok());
   ASSERT_TRUE(Eventually([&] { return watch->revision() == 0; }));
   EXPECT_EQ(seen.Get(), "two");
   EXPECT_EQ(watch->health().taken, 2u);
@@ -219,7 +221,9 @@ TEST_F(DiscoveryTest, WhatChangedBehindACompactionIsReadAgain) {
   }
   etcd::CompactionRequest compact;
   compact.set_revision(revision);
-  ASSERT_TRUE(client_->Compact(compact, stopper_).ok());
+  grpc::ClientContext context;
+  etcd::CompactionResponse done;
+  ASSERT_TRUE(client_->server().kv->Compact(&context, compact, &done).ok());
   ASSERT_TRUE(seen.Await("version 19"));
 }
 
@@ -246,16 +250,14 @@ TEST_F(DiscoveryTest, OneOfSeveralLeadsAndAnotherTakesOver) {
   EXPECT_TRUE(Get("leader").key().empty()) << "the last one has resigned, too";
 }
 
-TEST_F(DiscoveryTest, ALeaderIsToldThatItLeadsAndThatItDoesNot) {
-  Last<bool> leads;
-  const Election election(Client(), {.candidate = "a", .ttl = kTtl},
-                          [&](bool leader) { leads.Set(leader); });
-  ASSERT_TRUE(leads.Await(true));
+TEST_F(DiscoveryTest, ALeaderKnowsThatItLeadsAndThatItDoesNot) {
+  const auto election = Candidate("a");
+  ASSERT_TRUE(Eventually([&] { return election->leader(); }));
+  const int64_t term = election->term();
   Revoke(Get("leader").lease());
-  ASSERT_TRUE(leads.Await(false));
-  ASSERT_TRUE(leads.Await(true)) << "with another lease";
+  ASSERT_TRUE(Eventually([&] { return election->term() > term; })) << "with another lease";
   etcd_.Stop();
-  ASSERT_TRUE(leads.Await(false)) << "by its own clock";
+  ASSERT_TRUE(Eventually([&] { return !election->leader(); })) << "by its own clock";
 }
 
 TEST_F(DiscoveryTest, ALeaderThatWasReplacedCannotWrite) {
