@@ -88,6 +88,7 @@ void Fleet::Look(absl::Time now) {
   }
   Acknowledge();
   if (changed || any_orphan_) FindOrphans(now);
+  LetGo();
   if (any_orphan_ && options_.takeover) TakeOver(now);
 }
 
@@ -146,7 +147,8 @@ bool Fleet::Refresh(absl::Time now) {
     changed = true;
     side.generation = generation;
     side.usable = usable;
-    side.serves = up || state == expertwire::LinkState::kDraining;
+    side.drains = state == expertwire::LinkState::kDraining;
+    side.serves = up || side.drains;
     side.name = link.name();
     const auto hello = link.peer();
     const uint64_t connects = link.stats().connects;
@@ -243,6 +245,19 @@ void Fleet::FindOrphans(absl::Time now) {
   absl::MutexLock lock(&mutex_);
   report_.orphans = orphans;
   report_.failed_loads = failed;
+}
+
+// Workers that are about to leave wait until no router needs them any more.
+void Fleet::LetGo() {
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    const Side& side = sides_[i];
+    if (!side.drains) continue;
+    bool needed = false;
+    for (size_t cell = 0; cell < side.held.size(); ++cell) {
+      needed |= side.held[cell] && asks_[cell].orphan;
+    }
+    if (!needed) links_.LetGo(side.name);
+  }
 }
 
 // Whether somebody has to be asked for it now.

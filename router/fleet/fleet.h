@@ -82,6 +82,7 @@ class Fleet {
     uint64_t incarnation = 0, connects = 0;
     bool usable = false;  // up, and not about to leave
     bool serves = false;  // up or about to leave
+    bool drains = false;  // about to leave
     std::string name;
     std::vector<bool> held, failed;  // [cells]
     uint64_t assigned = 0, acked = 0;
@@ -106,6 +107,7 @@ class Fleet {
   void FindAhead(const placement::PlacementIndex& placement, absl::Time now);
   void FindOrphans(absl::Time now);
   void TakeOver(absl::Time now);
+  void LetGo();
   bool WantsHome(size_t cell, absl::Time now);
   std::vector<Orphan> Homeless(absl::Time now);
   std::vector<Survivor> Survivors(const std::vector<Orphan>& orphans,

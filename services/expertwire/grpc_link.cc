@@ -446,6 +446,10 @@ void GrpcLink::GiveUpConnecting() {
   lane_->Close(before.ok() ? Unavailable("{}: no connection", name()) : std::move(before));
 }
 
+void GrpcLink::LetGo() {
+  if (lane_) lane_->Close(Unavailable("{} has drained", name()));
+}
+
 void GrpcLink::Stop() {
   stopping_ = true;
   if (!lane_) return;

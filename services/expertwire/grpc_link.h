@@ -52,6 +52,8 @@ class GrpcLink final : public ExpertLink {
   // Whether Poll has something, or the worker said since the last one what it holds.
   bool has_events() const { return told_ || !inbox_.empty(); }
   bool idle() const { return open_.empty(); }  // no call waits for an answer
+  // Ends the stream that stands, to connect again.
+  void LetGo();
   void Stop();
   bool stopped() const { return stopping_ && lane_ == nullptr; }
 

@@ -98,6 +98,18 @@ bool LinkSet::Remove(std::string_view target, absl::Duration patience) {
   return true;
 }
 
+void LinkSet::LetGo(std::string_view target) {
+  absl::MutexLock lock(&loop_->mutex());
+  const LinkSlot* slot = Find(target);
+  if (slot == nullptr || !slot->serving()) return;
+  const auto& lanes = slot->lanes();
+  const bool drained = std::all_of(lanes.begin(), lanes.end(), [](const GrpcLink* lane) {
+    return lane->state() == LinkState::kDraining && lane->idle();
+  });
+  if (!drained) return;
+  for (GrpcLink* lane : lanes) lane->LetGo();
+}
+
 // The link to `target` that serves, else one that is leaving.
 LinkSlot* LinkSet::Find(std::string_view target) const {
   LinkSlot* found = nullptr;

@@ -72,6 +72,9 @@ class LinkSet {
   // The link to `target` takes no new calls, and ends once its open ones are answered, at the
   // latest after `patience`. False if there is none.
   bool Remove(std::string_view target, absl::Duration patience = absl::Seconds(30));
+  // Ends the streams to a worker that drains, so that it knows that this router can do without it.
+  // Does nothing while a call is open. The link connects again when the worker is back.
+  void LetGo(std::string_view target);
   // Whoever was once there stays, at the same index: removed ones are kGone. It only grows.
   std::span<const std::unique_ptr<ExpertLink>> links() const {
     return {links_.data(), count_.load(std::memory_order_acquire)};

@@ -123,6 +123,22 @@ def test_what_a_drain_cuts_off_is_counted_in_the_log():
             assert any(says in line for line in filter(None, process.log)), process.log
 
 
+def test_a_worker_that_drains_serves_on_until_its_routers_can_do_without():
+    with processes.Cluster(parts=("0-127", "0-127", "0-63"), worker_args=("--drain-timeout", "60s")) as cluster:
+        first, second, third = cluster.workers
+        assert first.stop() == 0, "others hold all of it"
+        assert len(complete(cluster.url, **PROMPTS[0])[0]) == 24
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(30) == 0, "the third takes over what only this one had"
+        assert any("takes over" in line for line in filter(None, cluster.router.log))
+        third.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            third.process.wait(1)
+        assert len(complete(cluster.url, **PROMPTS[0])[0]) == 24, "it alone holds all, though it drains"
+        assert cluster.router.stop() == 0
+        assert third.process.wait(20) == 0, "nobody is there to need it"
+
+
 def test_serve_ends_with_zero_on_sigterm():
     with processes.serve() as server:
         server.fact("ready")

@@ -155,5 +155,38 @@ TEST_F(FleetTest, WithoutTakeoverRowsWaitForTheWorkerItself) {
   ExpectSame(batch, Expected(spec_, DType::kBF16, 1, batch));
 }
 
+TEST_F(FleetTest, AWorkerThatDrainsIsLetGoOnceOthersHoldItsExperts) {
+  Serve({"0-3", "4-7", "8-11"});
+  ASSERT_TRUE(router_->WhenReady());
+  worker::Worker& leaves = workers_[1]->worker();
+  leaves.BeginDrain();
+  // Without any traffic.
+  const absl::Time bound = absl::Now() + absl::Seconds(20);
+  while (leaves.counters().routers > 0 && absl::Now() < bound) {
+    fleet_->Look(absl::Now());
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_EQ(leaves.counters().routers, 0u);
+  EXPECT_EQ(workers_[0]->worker().experts_held() + workers_[2]->worker().experts_held(), 2 * 12);
+  EXPECT_EQ(workers_[0]->worker().counters().routers, 1u);
+  EXPECT_EQ(fleet_->Report().orphans, 0);
+  RunOne();
+  EXPECT_EQ(Lost(), 0u);
+}
+
+TEST_F(FleetTest, AWorkerThatDrainsIsKeptWhileNobodyElseHoldsItsExperts) {
+  Serve({"0-3", "4-11"}, {.takeover = false});
+  ASSERT_TRUE(router_->WhenReady());
+  workers_[0]->worker().BeginDrain();
+  ASSERT_TRUE(RunUntil(
+      [&] { return router_->links().links()[0]->state() == expertwire::LinkState::kDraining; }));
+  for (int i = 0; i < 20; ++i) {
+    fleet_->Look(absl::Now());
+    RunOne();
+    ASSERT_EQ(workers_[0]->worker().counters().routers, 1u);
+  }
+  EXPECT_EQ(Lost(), 0u);
+}
+
 }  // namespace
 }  // namespace switchyard::router
