@@ -336,6 +336,7 @@ absl::Status Router::Impl::Serve() {
               [this](v1::RouterExperts* out) {
                 load_->Describe(CounterWindows::Clock::now(), out);
                 LoadReport::Describe(*fleet_, balancer_.get(), out->mutable_placement());
+                LoadReport::Describe(decoder_->routing(), out->mutable_dispatch());
                 out->set_routing_policy(options_.routing.Name());
                 out->set_batch_dependent(options_.routing.depends_on_batch());
                 SetRunsOn(expertwire::RunsOn(compute_->isa(), compute_->pool().threads()),

@@ -98,13 +98,16 @@ json RouterJson(const v1::RouterExperts& router) {
             {"retried_rows", counts.retried_rows()},
             {"hedged_rows", counts.hedged_rows()},
             {"hedges_won", counts.hedges_won()},
-            {"parked_rows", counts.parked_rows()}}},
+            {"parked_rows", counts.parked_rows()},
+            {"routing_fallbacks", counts.routing_fallbacks()}}},
           {"engine",
            {{"running", engine.running()},
             {"waiting", engine.waiting()},
             {"kv_blocks", engine.kv_blocks()},
             {"kv_blocks_used", engine.kv_blocks_used()},
-            {"draining", engine.draining()}}},
+            {"draining", engine.draining()},
+            {"degraded_rows", engine.degraded_rows()},
+            {"degraded_choices", engine.degraded_choices()}}},
           {"placement", StateJson(router.placement())}};
 }
 

@@ -57,6 +57,7 @@ class Decoder : public ModelRunner {
   void Abandon() override;
   const StepResult& result() const override { return result_; }
   void CopyBlock(int32_t from, int32_t to) override { context_.kv.CopyBlock(from, to); }
+  uint64_t progress() const override { return context_.compute.pool().progress(); }
 
   // Places for a token's experts in a step's trace: top_k, or one more where the policy adds one.
   int routing_width() const { return static_cast<int>(moe_.width()); }

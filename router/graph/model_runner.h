@@ -66,6 +66,8 @@ class ModelRunner {
   virtual const StepResult& result() const = 0;
   // Makes one KV block equal to another, in all of its layers. Not between Start and kDone.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;
+  // Changes while a step is computed, also inside of a long Advance. Any thread may ask.
+  virtual uint64_t progress() const { return 0; }
 };
 
 }  // namespace switchyard::router

@@ -3,13 +3,16 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
+#include <compare>
 #include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/cord.h"
 #include "absl/synchronization/mutex.h"
@@ -87,6 +90,10 @@ class Engine::Impl {
   void CancelAll(const TokenSink* sink);
   void BeginDrain(std::function<void()> done);
   EngineSnapshot Snapshot() const;
+  EnginePulse Pulse() const {
+    return {.asleep = asleep_.load(std::memory_order_relaxed),
+            .progress = turns_.load(std::memory_order_relaxed) + runner_.progress()};
+  }
 
  private:
   struct CancelSink {
@@ -96,12 +103,25 @@ class Engine::Impl {
     RequestKey request;
     int choice;
   };
-  using Command = std::variant<EngineRequest, RequestKey, CancelOne, CancelSink>;
+  struct Displace {
+    RequestKey request;
+    absl::Status why;
+  };
+  using Command = std::variant<EngineRequest, RequestKey, CancelOne, CancelSink, Displace>;
+  // Who waits, the first to be displaced in front: the lowest priority, of these the youngest.
+  struct Place {
+    int priority = 0;
+    uint64_t arrival = 0;
+    auto operator<=>(const Place& other) const {
+      return std::pair(priority, other.arrival) <=> std::pair(other.priority, arrival);
+    }
+  };
   // What was sent for a request, so that repeated cancels do not fill the queue.
   struct Live {
     bool cancelled = false;
     std::vector<bool> choices;  // cancelled, [n]
     std::string fair_key;
+    Place place;
   };
 
   // ---- the engine thread ----
@@ -123,6 +143,9 @@ class Engine::Impl {
     const bool reserved = !request.fair_key.empty() && waiting_of_.contains(request.fair_key);
     return options_.max_queue - (reserved ? options_.max_queue / 8 : 0);
   }
+  absl::Status FullNow(int places, int waiting) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes the place of another in the queue, for a request of that priority. False: none is lower.
+  bool DisplaceFor(int priority, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteStarted(const RequestKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const EngineOptions options_;
@@ -133,11 +156,18 @@ class Engine::Impl {
   StepLoop loop_;                // the engine thread's
   uint64_t started_before_ = 0;  // the engine thread's: of the last Publish
   absl::Time last_start_ = SteadyNow();
+  // Written by the engine thread.
+  std::atomic<bool> asleep_ = false;
+  std::atomic<uint64_t> turns_ = 0;  // looks at the commands
 
   mutable absl::Mutex mutex_;
   std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);  // at most twice max_queue requests
   int queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;        // of commands_
   absl::flat_hash_map<RequestKey, Live> live_ ABSL_GUARDED_BY(mutex_);  // requests, not ended
+  // Requests that wait and may be displaced: nothing of them was begun, here or elsewhere.
+  absl::btree_map<Place, RequestKey> places_ ABSL_GUARDED_BY(mutex_);
+  uint64_t arrivals_ ABSL_GUARDED_BY(mutex_) = 0;
+  int displacing_ ABSL_GUARDED_BY(mutex_) = 0;  // of commands_
   // Requests of each fair key that wait; no zeros.
   absl::flat_hash_map<std::string, int> waiting_of_ ABSL_GUARDED_BY(mutex_);
   EngineSnapshot snapshot_ ABSL_GUARDED_BY(mutex_);
@@ -160,20 +190,39 @@ absl::Status Engine::Impl::Submit(EngineRequest request) {
     return AlreadyExists("request {} of this stream still runs", request.request);
   }
   const int waiting = queued_requests_ + snapshot_.waiting;
-  if (waiting >= PlacesFor(request)) {
-    const int ms = RetryAfterMsNow();
-    absl::Status full = ResourceExhausted(
-        "the queue is full: it holds {}, waiting requests: {}; try again in {} ms",
-        PlacesFor(request), waiting, ms);
-    full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
-    return full;
+  if (const int places = PlacesFor(request); waiting >= places) {
+    absl::Status full = FullNow(places, waiting);
+    if (!DisplaceFor(request.priority, full)) return full;
   }
+  const Place place{.priority = request.priority, .arrival = arrivals_++};
   live_.emplace(key, Live{.choices = std::vector<bool>(static_cast<size_t>(request.n)),
-                          .fair_key = request.fair_key});
+                          .fair_key = request.fair_key,
+                          .place = place});
+  if (request.choices.empty()) places_.emplace(place, key);
   ++waiting_of_[request.fair_key];
   ++queued_requests_;
   commands_.emplace_back(std::move(request));
   return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::FullNow(int places, int waiting) const {
+  const int ms = RetryAfterMsNow();
+  absl::Status full =
+      ResourceExhausted("the queue is full: it holds {}, waiting requests: {}; try again in {} ms",
+                        places, waiting, ms);
+  full.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(ms)));
+  return full;
+}
+
+// As many wait afterwards as before: who may not have the last eighth gets nothing of it.
+bool Engine::Impl::DisplaceFor(int priority, const absl::Status& why) {
+  const auto last = places_.begin();
+  if (last == places_.end() || last->first.priority >= priority) return false;
+  if (displacing_ == options_.max_queue) return false;  // the engine has not come to look yet
+  ++displacing_;
+  commands_.emplace_back(Displace{last->second, why});
+  places_.erase(last);
+  return true;
 }
 
 // Until a tenth of the queue has started.
@@ -247,13 +296,19 @@ void Engine::Impl::Drive() {
 }
 
 bool Engine::Impl::TakeCommands(bool sleep) {
+  turns_.fetch_add(1, std::memory_order_relaxed);
   std::vector<Command> commands;
   bool stopping;
   {
     absl::MutexLock lock(&mutex_);
-    if (sleep) mutex_.Await(absl::Condition(this, &Impl::HasMail));
+    if (sleep) {
+      asleep_.store(true, std::memory_order_relaxed);
+      mutex_.Await(absl::Condition(this, &Impl::HasMail));
+      asleep_.store(false, std::memory_order_relaxed);
+    }
     commands.swap(commands_);
     snapshot_.waiting += std::exchange(queued_requests_, 0);  // until Publish counts them
+    displacing_ = 0;
     stopping = stopping_;
   }
   const absl::Time now = SteadyNow();
@@ -264,6 +319,8 @@ bool Engine::Impl::TakeCommands(bool sleep) {
       loop_.Cancel(*key);
     } else if (const auto* one = std::get_if<CancelOne>(&command)) {
       loop_.CancelChoice(one->request, one->choice);
+    } else if (auto* displace = std::get_if<Displace>(&command)) {
+      loop_.Displace(displace->request, displace->why);
     } else {
       const TokenSink* sink = std::get<CancelSink>(command).sink;
       loop_.CancelSink(sink);
@@ -274,7 +331,9 @@ bool Engine::Impl::TakeCommands(bool sleep) {
 }
 
 void Engine::Impl::NoteStarted(const RequestKey& key) {
-  const auto at = waiting_of_.find(live_.at(key).fair_key);
+  const Live& live = live_.at(key);
+  places_.erase(live.place);
+  const auto at = waiting_of_.find(live.fair_key);
   if (--at->second == 0) waiting_of_.erase(at);
 }
 
@@ -291,6 +350,8 @@ void Engine::Impl::Publish() {
     snapshot_.kv_blocks_used = loop_.pool().used();
     snapshot_.kv_blocks_cached = loop_.pool().findable_free();
     snapshot_.steps = loop_.steps();
+    snapshot_.degraded_rows = loop_.degraded_rows();
+    snapshot_.degraded_choices = loop_.degraded_choices();
     if (started > 0) {
       const absl::Duration interval = (now - last_start_) / static_cast<int64_t>(started);
       start_interval_ = start_interval_ == absl::ZeroDuration()
@@ -318,5 +379,6 @@ void Engine::CancelChoice(const TokenSink* sink, uint64_t request, int choice) {
 void Engine::CancelAll(const TokenSink* sink) { impl_->CancelAll(sink); }
 void Engine::BeginDrain(std::function<void()> done) { impl_->BeginDrain(std::move(done)); }
 EngineSnapshot Engine::Snapshot() const { return impl_->Snapshot(); }
+EnginePulse Engine::Pulse() const { return impl_->Pulse(); }
 
 }  // namespace switchyard::router

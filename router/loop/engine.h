@@ -6,8 +6,8 @@
 // The tokens of a request are a function of the request alone: not of its batch, chunking,
 // preemption or threads (counter-based sampling, per-row arithmetic).
 //
-// Thread-safety: Submit, Cancel, CancelChoice, CancelAll, Snapshot and BeginDrain may be called by
-// any thread.
+// Thread-safety: Submit, Cancel, CancelChoice, CancelAll, Snapshot, Pulse and BeginDrain may be
+// called by any thread.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,9 @@ struct EngineOptions {
   int64_t kv_blocks = 0;        // of kBlockTokens tokens of a group of layers; > 0
   int max_batch_tokens = 2048;  // rows of a step; > 0
   int max_running = 256;        // sequences admitted at a time (a request has n of them); > 0
-  // Requests waiting; one more is refused with RESOURCE_EXHAUSTED. A client of which some wait may
-  // not fill the last eighth; requests that another router began may wait in twice the places. > 0
+  // Requests waiting; one more is refused with RESOURCE_EXHAUSTED, or takes the place of the
+  // youngest of the lowest priority, if its own is higher. A client of which some wait may not fill
+  // the last eighth; requests that another router began may wait in twice the places. > 0
   int max_queue = 1024;
   // Rows of a step whose logits are made: each costs 4 · vocab bytes in the runner, and prompt
   // log-probabilities want them of every prompt position. > 0
@@ -49,7 +50,15 @@ struct EngineSnapshot {
   int64_t kv_blocks_used = 0, kv_blocks = 0;
   int64_t kv_blocks_cached = 0;  // not used, but can be found again
   uint64_t steps = 0;
+  // Since the start: rows whose experts were replaced, and ended choices that depend on any.
+  uint64_t degraded_rows = 0, degraded_choices = 0;
   bool draining = false;
+};
+
+// Whether the engine thread does anything.
+struct EnginePulse {
+  bool asleep = false;    // as nothing is there to do
+  uint64_t progress = 0;  // else: changes as it works, also inside of a step
 };
 
 struct StepReport {
@@ -74,6 +83,9 @@ class EngineObserver {
   virtual void OnFirstToken(absl::Duration /*since_submit*/) {}
   virtual void OnToken(absl::Duration /*since_last*/) {}
   virtual void OnPreempted() {}
+  // A request that waited was refused after all, to make room for one of a higher priority. Its
+  // choices finish with `why`.
+  virtual void OnDisplaced(const absl::Status& /*why*/) {}
   // Of each row that a sequence depends on and whose experts were replaced.
   virtual void OnDegraded(LostExperts /*how*/) {}
   // Of each admission that may use the cache: tokens that were looked for and tokens found.
@@ -99,7 +111,8 @@ class Engine {
   // Checks the request: INVALID_ARGUMENT names the field (also where it could never fit into the KV
   // cache); ALREADY_EXISTS while an earlier one of the same id runs; RESOURCE_EXHAUSTED when the
   // queue is full, with RetryAfterMs; UNAVAILABLE, IsForElsewhere, when draining. After OK, exactly
-  // one event with a finish comes for each choice, unless CancelAll came first.
+  // one event with a finish comes for each choice, unless CancelAll came first: with that same
+  // RESOURCE_EXHAUSTED where a higher priority took the place of one that had not started.
   absl::Status Submit(EngineRequest request);
   // Ends a request within a step; its choices finish with kCancelled. Unknown ids are ignored.
   void Cancel(const TokenSink* sink, uint64_t request);
@@ -112,6 +125,8 @@ class Engine {
   // No new requests; `done` is called once, on the engine thread, when all running ones have ended.
   void BeginDrain(std::function<void()> done);
   EngineSnapshot Snapshot() const;
+  // Never waits.
+  EnginePulse Pulse() const;
 
  private:
   class Impl;

@@ -111,6 +111,7 @@ void StepLoop::NoteDegraded(Sequence& s, int64_t position, const StepResult& res
   const LostExperts how{result.degraded[row]};
   s.sound = std::min(s.sound, position);
   if (s.degraded == LostExperts::kFail) s.degraded = how;
+  ++degraded_rows_;
   observer_.OnDegraded(how);
 }
 

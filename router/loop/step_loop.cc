@@ -110,6 +110,14 @@ void StepLoop::CancelSink(const TokenSink* sink) {
   Sweep();
 }
 
+void StepLoop::Displace(const RequestKey& key, const absl::Status& why) {
+  const auto at = requests_.find(key);
+  if (at == requests_.end() || at->second->started || at->second->open == 0) return;
+  observer_.OnDisplaced(why);
+  for (const auto& s : at->second->choices) Fail(*s, why);
+  Sweep();
+}
+
 void StepLoop::CancelEverything() {
   for (const auto& [key, request] : requests_) CancelRequest(*request);
   Sweep();
@@ -317,6 +325,7 @@ void StepLoop::Fail(Sequence& s, absl::Status why) {
   if (s.state == Sequence::State::kEnded) return;
   TokenEvent event = EventOf(s);
   event.finish = Finish::kError;
+  event.retry_after_ms = RetryAfterMs(why);
   event.error = std::move(why);
   End(s, std::move(event));
 }
@@ -326,6 +335,7 @@ void StepLoop::End(Sequence& s, TokenEvent event) {
   observer_.OnFinished(event.finish, s.choice == 0 ? static_cast<int>(request.prompt_len()) : 0,
                        static_cast<int>(s.outputs() - s.outputs_before()));
   outbox_.Add(request.spec.sink, std::move(event));
+  if (s.degraded != LostExperts::kFail) ++degraded_choices_;
   const bool led = s.state != Sequence::State::kHeld;
   if (!led) --request.held;
   if (s.state == Sequence::State::kWaiting) waiting_.Erase(s);

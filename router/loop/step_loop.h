@@ -36,6 +36,8 @@ class StepLoop {
   void Cancel(const RequestKey& key);
   void CancelChoice(const RequestKey& key, int choice);
   void CancelSink(const TokenSink* sink);
+  // Refuses a request that waits, if it has not started meanwhile.
+  void Displace(const RequestKey& key, const absl::Status& why);
   void CancelEverything();
   // Ends the requests whose deadline has passed.
   void Expire(absl::Time now);
@@ -52,6 +54,8 @@ class StepLoop {
   int running() const { return static_cast<int>(running_.size()); }
   int unstarted_requests() const { return unstarted_; }
   uint64_t started_requests() const { return started_; }
+  uint64_t degraded_rows() const { return degraded_rows_; }
+  uint64_t degraded_choices() const { return degraded_choices_; }
   const BlockPool& pool() const { return pool_; }
   // Requests that have ended since the last call.
   std::vector<RequestKey> TakeEnded();
@@ -145,6 +149,7 @@ class StepLoop {
   uint64_t next_continued_ = 1, next_arrival_ = uint64_t{1} << 62;
   int unstarted_ = 0;
   uint64_t started_ = 0;
+  uint64_t degraded_rows_ = 0, degraded_choices_ = 0;
 
   bool in_flight_ = false;
   uint64_t steps_ = 0;

@@ -57,6 +57,8 @@ void DescribeEngine(const EngineSnapshot& engine, v1::EngineLoad* out) {
   out->set_kv_blocks(engine.kv_blocks);
   out->set_kv_blocks_used(engine.kv_blocks_used);
   out->set_draining(engine.draining);
+  out->set_degraded_rows(engine.degraded_rows);
+  out->set_degraded_choices(engine.degraded_choices);
 }
 
 void DescribeBalancer(const BalancerReport& report, v1::BalancerState* out) {
@@ -262,6 +264,10 @@ void LoadReport::CollectTo(CounterWindows::Time now, telemetry::Samples& samples
     samples.Gauge(telemetry::kRouterExpertWindowImbalance, Imbalance(OfLayer(window, layer)),
                   {{"layer", std::to_string(layer)}});
   }
+}
+
+void LoadReport::Describe(const RoutingPolicy* routing, v1::DispatchCounts* out) {
+  if (routing != nullptr) out->set_routing_fallbacks(routing->counts().fallbacks);
 }
 
 void LoadReport::Describe(const Fleet& fleet, const Balancer* balancer, v1::PlacementState* out) {

@@ -14,6 +14,7 @@
 #include "router/dispatch/link_dispatcher.h"
 #include "router/fleet/balancer.h"
 #include "router/fleet/fleet.h"
+#include "router/graph/routing_policy.h"
 #include "router/loop/engine.h"
 #include "router/service/counter_windows.h"
 #include "services/expertwire/link_set.h"
@@ -36,6 +37,8 @@ class LoadReport {
   void Describe(CounterWindows::Time now, v1::RouterExperts* out) const;
   // Adds what a fleet and, if there is one, a balancer say of its placement.
   static void Describe(const Fleet& fleet, const Balancer* balancer, v1::PlacementState* out);
+  // Adds what a routing policy, if there is one, did.
+  static void Describe(const RoutingPolicy* routing, v1::DispatchCounts* out);
   // Imbalance of each layer over the last 10 s.
   void CollectTo(CounterWindows::Time now, telemetry::Samples& samples) const;
 

@@ -62,6 +62,7 @@ class RouterMetrics : public EngineObserver {
   void OnFirstToken(absl::Duration since_submit) override;
   void OnToken(absl::Duration since_last) override;
   void OnPreempted() override { preemptions_.Increment(); }
+  void OnDisplaced(const absl::Status& why) override { OnRefused(why); }
   void OnDegraded(LostExperts how) override;
   void OnPrefixLookup(int64_t tokens, int64_t found) override;
   void OnDrafts(int64_t drafts, int64_t accepted) override;

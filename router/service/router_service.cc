@@ -50,10 +50,27 @@ void RouterService::Tick(absl::Time now) {
         DeadlineExceeded("no hello within {}", absl::FormatDuration(options_.hello_timeout)));
   }
   std::erase_if(silent_, [&](const auto& entry) { return now >= entry.second; });
+  if (!EngineMoves(now)) return;
   // Also where the clock was set back.
   if (now < next_beat_ && next_beat_ - now < kHeartbeat) return;
   next_beat_ = now + kHeartbeat * 0.75;
   for (GatewayStream* stream : streams_) stream->Beat();
+}
+
+bool RouterService::EngineMoves(absl::Time now) {
+  const EnginePulse pulse = engine_.Pulse();
+  if (pulse.asleep || moved_ == absl::InfinitePast() || pulse.progress != progress_) {
+    progress_ = pulse.progress;
+    moved_ = now;
+  }
+  const bool hangs = now - moved_ >= kEnginePatience;
+  if (std::exchange(hangs_, hangs) != hangs) {
+    log::Error("the engine {}", hangs ? fmt::format("has done nothing for {}: gateways are told "
+                                                    "nothing either, and go elsewhere",
+                                                    absl::FormatDuration(kEnginePatience))
+                                      : "goes on");
+  }
+  return !hangs;
 }
 
 void RouterService::SetNumericsId(const std::string& id) {

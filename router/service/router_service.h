@@ -31,6 +31,9 @@ struct RouterServiceOptions {
 
 // How often gateways hear of a router that has nothing to say.
 inline constexpr absl::Duration kHeartbeat = absl::Milliseconds(200);
+// Without any progress of the engine for so long, with work to do, it counts as hung, and gateways
+// hear nothing more. A long step is not that: every piece of a product is progress.
+inline constexpr absl::Duration kEnginePatience = absl::Seconds(5);
 
 class RouterService : public internal::v1::Router::CallbackService, private GatewayStream::Owner {
  public:
@@ -48,8 +51,8 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
   void SetState(bool ready, const std::string& missing, bool draining);
   // Told to gateways from now on, those that are connected included; part of their fingerprint.
   void SetNumericsId(const std::string& id);
-  // Ends the streams whose hello is late, and lets the gateways hear of this router. Called more
-  // often than kHeartbeat.
+  // Ends the streams whose hello is late, and lets the gateways hear of this router, unless its
+  // engine hangs. Called more often than kHeartbeat.
   void Tick(absl::Time now);
   // Ends every stream once what is queued for it is written.
   void EndStreams();
@@ -72,12 +75,17 @@ class RouterService : public internal::v1::Router::CallbackService, private Gate
   const Hooks hooks_;
   log::RepeatFilter refusals_;
 
+  bool EngineMoves(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   internal::v1::FromRouter HelloMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
   std::string numerics_id_ ABSL_GUARDED_BY(mutex_);
   std::map<GatewayStream*, absl::Time> silent_
       ABSL_GUARDED_BY(mutex_);  // until when a hello may come
+  // Of the engine, when it was last seen to move.
+  uint64_t progress_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Time moved_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  bool hangs_ ABSL_GUARDED_BY(mutex_) = false;  // and said so
   absl::Time next_beat_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   internal::v1::RouterState state_ ABSL_GUARDED_BY(mutex_);
   std::set<GatewayStream*> streams_ ABSL_GUARDED_BY(mutex_);  // greeted and not gone

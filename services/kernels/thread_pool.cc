@@ -156,6 +156,12 @@ double ThreadPool::seconds_inside() const {
   return ticks > 0 ? static_cast<double>(inside) / ticks * passed.count() : 0;
 }
 
+uint64_t ThreadPool::progress() const {
+  return shared_->ticks_inside.load(std::memory_order_relaxed) +
+         shared_->state.load(std::memory_order_relaxed) +
+         static_cast<uint64_t>(shared_->next.load(std::memory_order_relaxed));
+}
+
 void ThreadPool::ParallelFor(int64_t n, int64_t grain,
                              absl::FunctionRef<void(int64_t, int64_t)> body) {
   if (n <= 0) return;

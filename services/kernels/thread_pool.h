@@ -21,6 +21,8 @@ class ThreadPool {
   int threads() const;
   // Time that callers have spent in ParallelFor since the start, in seconds. Any thread may ask.
   double seconds_inside() const;
+  // Changes with every piece that is taken and every call that ends. Any thread may ask.
+  uint64_t progress() const;
 
   // Calls body(begin, end) over disjoint pieces of [0, n) of at least `grain` items each (but the
   // last), and returns when all are done. Runs inline if n <= grain. One caller at a time; body

@@ -31,3 +31,5 @@ def test_answers_go_on_without_and_say_so():
         assert counters(cluster.url + "/metrics", "switchyard_gateway_degraded_responses_total")["next-best"] >= 3
         rows = counters(cluster.router.fact("metrics"), "switchyard_router_degraded_rows_total")
         assert rows["next-best"] > 0 and rows["renormalise"] == 0
+        engine = requests.get(cluster.url + "/admin/experts", timeout=10).json()["routers"][0]["engine"]
+        assert engine["degraded_rows"] >= rows["next-best"] and engine["degraded_choices"] >= 3

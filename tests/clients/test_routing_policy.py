@@ -97,3 +97,5 @@ def test_routed_experts_show_empty_places_and_the_fallback():
             chosen = [e for e in row if e >= 0]
             assert chosen == sorted(set(chosen)) and row == chosen + [-1] * (5 - len(chosen))
             assert all((e < 0) == (w == 0) for e, w in zip(row, weight))
+        dispatch = requests.get(url + "/admin/experts", timeout=10).json()["routers"][0]["dispatch"]
+        assert dispatch["routing_fallbacks"] > 0

@@ -131,6 +131,8 @@ void FakeRunner::Wait(absl::Time until) {
   ++wait_calls_;
   const auto released = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !hold_; };
   mutex_.AwaitWithDeadline(absl::Condition(&released), until);
+  stuck_ = stick_;
+  if (stuck_) mutex_.Await(absl::Condition(&released));
 }
 
 void FakeRunner::Abandon() {
@@ -224,12 +226,18 @@ void FakeRunner::Hold() {
 
 void FakeRunner::Release() {
   absl::MutexLock lock(&mutex_);
-  hold_ = held_ = false;
+  hold_ = held_ = stick_ = stuck_ = false;
 }
 
 void FakeRunner::AwaitHeld() {
   absl::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(&held_));
+}
+
+void FakeRunner::Stick() {
+  absl::MutexLock lock(&mutex_);
+  stick_ = true;
+  mutex_.Await(absl::Condition(&stuck_));
 }
 
 std::vector<std::string> FakeRunner::errors() const {

@@ -4,9 +4,10 @@
 // block of two sequences, a block outside of the pool) as errors(). Any batching, chunking and
 // preemption must give the same tokens as Reference.
 //
-// Driven by one thread; Hold, Release, errors and steps may be called by any.
+// Driven by one thread; Hold, Release, Stick, errors and steps may be called by any.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <set>
@@ -49,12 +50,16 @@ class FakeRunner : public ModelRunner {
   void Abandon() override;
   const StepResult& result() const override { return result_; }
   void CopyBlock(int32_t from, int32_t to) override;
+  uint64_t progress() const override { return progress_.load(); }
 
   // Steps that start from now on wait until Release.
   void Hold();
   void Release();
   // Returns when a step is held.
   void AwaitHeld();
+  // Lets Wait of a held step not return before Release; returns when it is called.
+  void Stick();
+  void MakeProgress() { progress_.fetch_add(1); }
 
   std::vector<std::string> errors() const;
   int64_t steps() const;
@@ -110,6 +115,9 @@ class FakeRunner : public ModelRunner {
   bool given_up_ ABSL_GUARDED_BY(mutex_) = false;  // the step that runs
   bool hold_ ABSL_GUARDED_BY(mutex_) = false;
   bool held_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stick_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<uint64_t> progress_ = 0;
 };
 
 }  // namespace switchyard::router

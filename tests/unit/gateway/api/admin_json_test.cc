@@ -32,7 +32,10 @@ v1::RouterExperts Router() {
   layer->set_layer(3);
   layer->add_expert_imbalance(2.5);
   router.mutable_dispatch()->set_retried_rows(4);
+  router.mutable_dispatch()->set_routing_fallbacks(11);
   router.mutable_engine()->set_running(2);
+  router.mutable_engine()->set_degraded_rows(12);
+  router.mutable_engine()->set_degraded_choices(3);
   v1::PlacementState* placement = router.mutable_placement();
   placement->set_followed(true);
   placement->set_epoch(8);
@@ -55,7 +58,10 @@ TEST(AdminJsonTest, ExpertsHaveTheFieldsOfTheProtoAndNumbersThatAreNumbers) {
       "rows": 1152921504606846976, "window_rows": [5]}])"));
   EXPECT_EQ(router["layers"][0]["expert_imbalance"], json::parse("[2.5]"));
   EXPECT_EQ(router["dispatch"]["retried_rows"], 4);
+  EXPECT_EQ(router["dispatch"]["routing_fallbacks"], 11);
   EXPECT_EQ(router["engine"]["running"], 2);
+  EXPECT_EQ(router["engine"]["degraded_rows"], 12);
+  EXPECT_EQ(router["engine"]["degraded_choices"], 3);
   EXPECT_EQ(router["placement"]["epoch_in_use"], 7);
   EXPECT_FALSE(router["placement"].contains("document")) << "that is the other page's";
   const json& workers = router["workers"];

@@ -38,6 +38,7 @@ struct Output {
   int cached_tokens = 0;
   int events_without_token = 0;  // and without a finish
   absl::Status error;
+  int retry_after_ms = 0;
   bool in_order = true;  // indices 0, 1, 2 …, routing without gaps, nothing after the finish
 };
 
@@ -118,6 +119,7 @@ class CollectingSink : public TokenSink {
     }
     if (event.finish != Finish::kNone) to.finishes.push_back(event.finish);
     if (event.finish == Finish::kError) to.error = event.error;
+    to.retry_after_ms = event.retry_after_ms;
   }
 
   const int moe_width_;

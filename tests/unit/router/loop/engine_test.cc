@@ -376,6 +376,87 @@ TEST(EngineTest, TheLastEighthOfTheQueueIsForClientsOfWhichNothingWaits) {
   sink->AwaitEnd(16, 1);
 }
 
+// A queue of few places behind a request that runs.
+class DisplacingTest : public ::testing::Test {
+ protected:
+  explicit DisplacingTest(int places = 16) {
+    EngineOptions options = SmallEngine();
+    options.max_queue = places;
+    options.max_running = 1;
+    engine_ = std::make_unique<Engine>(options, runner_, nullptr);
+    runner_.Hold();
+    EXPECT_EQ(Submit(1, 100), absl::StatusCode::kOk);
+    runner_.AwaitHeld();
+  }
+  absl::StatusCode Submit(uint64_t id, int priority, const std::string& fair_key = "", int n = 1) {
+    EngineRequest request = Ask(sink_, id, 5, 2);
+    request.priority = priority;
+    request.fair_key = fair_key;
+    request.n = n;
+    return engine_->Submit(std::move(request)).code();
+  }
+  // Its error, as soon as it has ended.
+  absl::Status ErrorOf(uint64_t id, int choice = 0, int choices = 1) {
+    sink_->AwaitEnd(id, choices);
+    return sink_->Of(id, choice).error;
+  }
+
+  FakeRunner runner_{FakeRunnerOptions{}};
+  std::shared_ptr<CollectingSink> sink_ = std::make_shared<CollectingSink>();
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(DisplacingTest, AHigherPriorityTakesThePlaceOfTheYoungestOfTheLowest) {
+  ASSERT_EQ(Submit(2, 0), absl::StatusCode::kOk);
+  ASSERT_EQ(Submit(3, -100), absl::StatusCode::kOk);
+  ASSERT_EQ(Submit(4, -100, "", 2), absl::StatusCode::kOk);
+  for (uint64_t id = 5; id < 18; ++id) ASSERT_EQ(Submit(id, -99), absl::StatusCode::kOk);
+  EXPECT_EQ(Submit(20, -100), absl::StatusCode::kResourceExhausted) << "a tie displaces nobody";
+  EXPECT_EQ(Submit(21, 100), absl::StatusCode::kOk);
+  for (int choice : {0, 1}) {
+    const absl::Status error = ErrorOf(4, choice, 2);
+    EXPECT_EQ(error.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_GE(sink_->Of(4, choice).retry_after_ms, 100);
+    EXPECT_THAT(ToStd(error.message()), HasSubstr("the queue is full"));
+  }
+  EXPECT_EQ(Submit(22, 99), absl::StatusCode::kOk);
+  EXPECT_EQ(ErrorOf(3).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Submit(23, 0), absl::StatusCode::kOk);
+  EXPECT_EQ(ErrorOf(17).code(), absl::StatusCode::kResourceExhausted);
+  runner_.Release();
+  for (uint64_t id : {1, 2, 5, 16, 21, 22, 23}) EXPECT_TRUE(ErrorOf(id).ok()) << id;
+  // Its id is free, and so are all places.
+  for (uint64_t id : {3, 4, 17, 20}) EXPECT_EQ(Submit(id, -100), absl::StatusCode::kOk);
+  sink_->AwaitEnd(20, 1);
+}
+
+TEST_F(DisplacingTest, WhatRunsOrWasBegunElsewhereIsNotDisplaced) {
+  for (uint64_t id = 2; id < 34; ++id) {
+    EngineRequest begun = Ask(sink_, id, 5, 40);
+    begun.priority = -100;
+    begun.choices = {{.tokens = std::vector<int32_t>(38, 9)}};
+    ASSERT_TRUE(engine_->Submit(begun).ok());
+  }
+  EXPECT_EQ(Submit(40, 100), absl::StatusCode::kResourceExhausted);
+  runner_.Release();
+  for (uint64_t id = 1; id < 34; ++id) EXPECT_TRUE(ErrorOf(id).ok()) << id;
+}
+
+TEST_F(DisplacingTest, AFloodOfAHigherPriorityLeavesTheLastEighthToOthers) {
+  for (uint64_t id = 2; id < 16; ++id) ASSERT_EQ(Submit(id, 0, "flood"), absl::StatusCode::kOk);
+  for (uint64_t id = 16; id < 30; ++id) {
+    EXPECT_EQ(Submit(id, 1, "flood"), absl::StatusCode::kOk);
+    EXPECT_EQ(ErrorOf(31 - id).code(), absl::StatusCode::kResourceExhausted);
+  }
+  EXPECT_EQ(Submit(30, 1, "flood"), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Submit(31, -100, "second"), absl::StatusCode::kOk);
+  EXPECT_EQ(Submit(32, -100, "third"), absl::StatusCode::kOk);
+  EXPECT_EQ(Submit(33, 0, "fourth"), absl::StatusCode::kOk) << "in the place of the third";
+  EXPECT_EQ(ErrorOf(32).code(), absl::StatusCode::kResourceExhausted);
+  runner_.Release();
+  for (uint64_t id : {1, 16, 29, 31, 33}) EXPECT_TRUE(ErrorOf(id).ok()) << id;
+}
+
 TEST(EngineTest, WhatAnotherRouterBeganFindsPlaces) {
   FakeRunner runner({});
   auto sink = std::make_shared<CollectingSink>();

@@ -183,6 +183,7 @@ class RouterServiceTest : public ::testing::Test {
     });
   }
 
+  bool told_ready_ = false;
   std::unique_ptr<FakeRunner> runner_;
   std::unique_ptr<Engine> engine_;
   std::atomic<int> refused_ = 0;
@@ -303,6 +304,49 @@ TEST_F(RouterServiceTest, GatewaysHearOfARouterThatHasNothingToSay) {
   service_->SetState(true, "", false);
   ASSERT_TRUE(client.Read(&message));
   EXPECT_TRUE(message.has_state());  // and nothing before it
+}
+
+TEST_F(RouterServiceTest, GatewaysHearNothingOfARouterWhoseEngineHangs) {
+  Start();
+  Client client(address());
+  client.Hello();
+  pb::FromRouter message;
+  ASSERT_TRUE(client.Read(&message));
+  ASSERT_TRUE(client.Read(&message));
+  EXPECT_TRUE(message.has_state());
+  absl::Time now = absl::Now();
+  // Which message comes next says whether there was a beat before it.
+  const auto beats_at = [&](absl::Time at) {
+    service_->Tick(at);
+    const bool ready = !std::exchange(told_ready_, !told_ready_);
+    service_->SetState(ready, ready ? "" : "something", false);
+    EXPECT_TRUE(client.Read(&message));
+    if (!message.has_heartbeat()) return false;
+    EXPECT_TRUE(client.Read(&message));
+    return true;
+  };
+  EXPECT_TRUE(beats_at(now));
+  EXPECT_TRUE(beats_at(now += absl::Hours(1))) << "an idle engine does not hang";
+  // One that takes its turns while a step waits does not either.
+  runner_->Hold();
+  client.Submit(1, 5);
+  runner_->AwaitHeld();
+  for (int turn = 0; turn < 3; ++turn) {
+    const int64_t before = runner_->waits();
+    ASSERT_TRUE(Until([&] { return runner_->waits() > before + 1; }));
+    EXPECT_TRUE(beats_at(now += kEnginePatience));
+  }
+  runner_->Stick();
+  runner_->MakeProgress();
+  EXPECT_TRUE(beats_at(now += kHeartbeat));  // sees it as it is from now on
+  EXPECT_TRUE(beats_at(now += kEnginePatience - absl::Milliseconds(1)));
+  runner_->MakeProgress();  // a long step
+  EXPECT_TRUE(beats_at(now += kEnginePatience));
+  EXPECT_FALSE(beats_at(now += kEnginePatience));
+  EXPECT_FALSE(beats_at(now += absl::Hours(1)));
+  runner_->Release();
+  EXPECT_EQ((client.Tokens(1)[{1, 0}].size()), 5u);
+  EXPECT_TRUE(beats_at(now += absl::Hours(1)));
 }
 
 TEST_F(RouterServiceTest, GoesOnBehindWhatAnotherRouterMade) {
