@@ -35,13 +35,17 @@ def test_a_wrong_command_line_ends_with_2_and_leads_to_help(args, program, says)
     assert done.stderr.endswith(f"See {program} --help\n")
 
 
+LISTEN = ["--listen", "127.0.0.1:0"]
+HTTP_AND_GRPC = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+
+
 @pytest.mark.parametrize("args, program", [
-    (["switchyard", "serve", "/nowhere"], "switchyard serve"),
+    (["switchyard", "serve", "/nowhere", *HTTP_AND_GRPC], "switchyard serve"),
     (["switchyard", "inspect", "/nowhere"], "switchyard inspect"),
     (["switchyard", "place", "/nowhere"], "switchyard place"),
-    (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1"], "switchyard-router"),
-    (["switchyard-gateway", "--model", "/nowhere", "--routers", "127.0.0.1:1"], "switchyard-gateway"),
-    (["switchyard-expert-worker", "--model", "/nowhere", "--experts", "0"], "switchyard-expert-worker"),
+    (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1", *LISTEN], "switchyard-router"),
+    (["switchyard-gateway", "--model", "/nowhere", "--routers", "127.0.0.1:1", *HTTP_AND_GRPC], "switchyard-gateway"),
+    (["switchyard-expert-worker", "--model", "/nowhere", "--experts", "0", *LISTEN], "switchyard-expert-worker"),
 ])
 def test_a_failure_ends_with_1_and_bears_the_programs_name(args, program):
     done = run(*args)

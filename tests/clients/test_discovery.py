@@ -85,7 +85,7 @@ def test_workers_are_found_behind_a_name():
     ("switchyard-router", ["--workers", "dns:nowhere"], 2, "dns:NAME:PORT"),
     ("switchyard-router", ["--etcd", "localhost:2379"], 1, "http://"),
     ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--listen", "0.0.0.0:0"], 1, "--advertise"),
-    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--advertise", "0.0.0.0:8200"], 1, "--advertise"),
+    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--advertise", "0.0.0.0:8200", "--listen", "127.0.0.1:0"], 1, "--advertise"),
 ])
 def test_flags_that_do_not_fit_are_told_before_anything_is_loaded(program, args, status, says):
     done = subprocess.run([processes.BIN / program, "--model", processes.MODEL, *args], capture_output=True, text=True, timeout=60)

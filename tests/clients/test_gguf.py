@@ -132,6 +132,6 @@ def test_inspect_shows_dtypes_and_bytes(tiny_r1, tmp_path):
 def test_a_broken_file_is_named(tiny_r1, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_r1.read_bytes()[:3_000_000])
-    done = subprocess.run([processes.BIN / "switchyard", "serve", broken], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([processes.BIN / "switchyard", "serve", broken, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "broken.gguf" in done.stderr and "truncated" in done.stderr

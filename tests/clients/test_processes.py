@@ -186,12 +186,12 @@ def test_mismatches_are_refused_and_name_both_sides():
 
 
 @pytest.mark.parametrize("args, says", [
-    (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1"], "/nowhere"),
+    (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1", "--listen", "127.0.0.1:0"], "/nowhere"),
     (["switchyard-router", "--model", processes.MODEL], "--workers"),
     (["switchyard-expert-worker", "--model", processes.MODEL, "--experts", "0-400", "--listen", "127.0.0.1:0"], "400"),
     (["switchyard-gateway", "--model", processes.MODEL, "--routers", "127.0.0.1:1", "--http", "nonsense"], "nonsense"),
-    (["switchyard-gateway", "--model", processes.MODEL, "--routers", "127.0.0.1:1,127.0.0.1:1"], "--routers names an address twice"),
-    (["switchyard-gateway", "--model", processes.MODEL, "--routers", "127.0.0.1:1", "--router-tls-cert", "c.pem"], "without --router-tls-key"),
+    (["switchyard-gateway", "--model", processes.MODEL, "--routers", "127.0.0.1:1,127.0.0.1:1", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"], "--routers names an address twice"),
+    (["switchyard-gateway", "--model", processes.MODEL, "--routers", "127.0.0.1:1", "--router-tls-cert", "c.pem", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"], "without --router-tls-key"),
     (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--metrics", "unix:/tmp/m"], "--metrics unix:/tmp/m"),
     (["switchyard-router", "--model", "/nowhere", "--workers", "127.0.0.1:1,127.0.0.1:1", "--listen", "127.0.0.1:0"], "--workers names 127.0.0.1:1 twice"),
     (["switchyard-expert-worker", "--model", "/nowhere", "--experts", "0", "--listen", "127.0.0.1:0", "--metrics", "no-such-host.invalid:1"],

@@ -271,7 +271,7 @@ def test_top_asks_again_where_the_connection_is_lost(watched):
             other.kill()
             screen.shows("no answer: no server listens")
             assert watched.workers[0].fact("listening") in screen.frame(), "what was known last stays"
-            again = processes.Process("switchyard-gateway", "--model", processes.MODEL, "--routers", watched.router.fact("listening"), "--http", url.split("//")[1])
+            again = processes.Process("switchyard-gateway", "--model", processes.MODEL, "--routers", watched.router.fact("listening"), "--http", url.split("//")[1], "--grpc", "127.0.0.1:0")
             with again:
                 processes.wait_for(lambda: "hottest" in screen.frame() and "no answer" not in screen.frame())
             began = time.monotonic()
