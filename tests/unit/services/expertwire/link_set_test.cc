@@ -129,8 +129,8 @@ TEST(LinkSet, OneThatIsLeavingStaysIfItIsAddedAgain) {
 }
 
 TEST(LinkSet, ThereIsRoomForSoManyLinksAndNoMore) {
+  EchoWorker worker;  // outlives its links
   LinkSet links(RouterOptions());
-  EchoWorker worker;
   for (size_t i = 0; i < LinkSet::kLinksMax; ++i) links.AddLocal("local", worker);
   EXPECT_FALSE(links.AddGrpc({.target = "127.0.0.1:1"}));
 }

@@ -74,7 +74,7 @@ TopSample SampleAt(double at, double tokens, int layers = 4, int experts = 16) {
   TopSample sample;
   sample.at = at;
   sample.model = "tiny";
-  sample.experts["routers"] = {RouterJson(layers, experts, 10 * at)};
+  sample.experts["routers"] = json::array({RouterJson(layers, experts, 10 * at)});
   sample.metrics.values["switchyard_gateway_output_tokens_total"] = tokens;
   sample.metrics.values["switchyard_gateway_open_requests"] = 6;
   return sample;
