@@ -6,6 +6,11 @@
 #include "services/config/units.h"
 
 namespace switchyard::router {
+namespace {
+
+constexpr absl::Duration kBalanceLeast = absl::Milliseconds(100);
+
+}  // namespace
 
 void ApplyKnobs(const config::v1::EngineKnobs& knobs, RouterOptions* options) {
   if (knobs.has_kv_memory()) {
@@ -50,6 +55,10 @@ void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options) {
 
 absl::Status ApplyKnobs(const config::v1::BalanceKnobs& knobs, RouterOptions* options) {
   SY_ASSIGN_OR_RETURN(const absl::Duration every, config::ParseDuration(knobs.balance()));
+  if (every > absl::ZeroDuration() && every < kBalanceLeast) {
+    return InvalidArgument("--balance: {} is too often; expected 0s, or {} at least",
+                           knobs.balance(), absl::FormatDuration(kBalanceLeast));
+  }
   options->balances = every > absl::ZeroDuration();
   options->balancer.every = every;
   BalanceOptions& balance = options->balancer.balance;

@@ -19,17 +19,24 @@ constexpr char kElection[] = "balancer";
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<PlacementSource>> PlacementSource::Create(
-    PlacementSourceOptions options, Take take) {
+absl::Status PlacementSource::Check(const PlacementSourceOptions& options) {
+  const bool file = !options.from.empty() && options.from != kEtcd;
   if (options.from == kEtcd && options.etcd == nullptr) {
     return InvalidArgument("--placement etcd: give the servers with --etcd URL,URL");
   }
-  if (options.balances && !options.from.empty() && options.from != kEtcd) {
+  if (options.balances && file) {
     return InvalidArgument(
         "--balance and --placement {}: either the router decides where experts lie or the file; "
         "give one",
         options.from);
   }
+  if (!file) return absl::OkStatus();
+  return Annotate(placement::ReadDocument(options.from).status(), "--placement");
+}
+
+absl::StatusOr<std::unique_ptr<PlacementSource>> PlacementSource::Create(
+    PlacementSourceOptions options, Take take) {
+  SY_RETURN_IF_ERROR(Check(options));
   auto out =
       std::unique_ptr<PlacementSource>(new PlacementSource(std::move(options), std::move(take)));
   SY_RETURN_IF_ERROR(out->Begin());

@@ -37,6 +37,9 @@ class PlacementSource {
   // An error says why it cannot be used.
   using Take = std::function<absl::Status(const v1::Placement& placement)>;
 
+  // What Create refuses, before anything is loaded: flags that do not fit, a file that cannot be
+  // read or is no placement.
+  static absl::Status Check(const PlacementSourceOptions& options);
   // Begins to follow. A file is read at once, and what is wrong with it ends this; later versions
   // that are wrong are logged and passed over. INVALID_ARGUMENT names flags that do not fit.
   static absl::StatusOr<std::unique_ptr<PlacementSource>> Create(PlacementSourceOptions options,

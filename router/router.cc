@@ -69,6 +69,13 @@ absl::Status CheckBackbone(const OpenedModel& model) {
   return checkpoint::CheckWeights(*model.source, ranges, std::ref(progress));
 }
 
+PlacementSourceOptions PlacementFrom(const RouterOptions& options) {
+  return {.from = options.placement,
+          .balances = options.balances,
+          .router_id = options.router_id,
+          .etcd = options.etcd};
+}
+
 DType KvDType(const RouterOptions& options) { return options.kv_dtype.value_or(options.dtype); }
 
 KvRequest KvRequestOf(const RouterOptions& options, const OpenedModel& model,
@@ -268,11 +275,7 @@ absl::Status Router::Impl::FollowPlacement() {
     fleet_->Follow(std::move(index));
     return absl::OkStatus();
   };
-  SY_ASSIGN_OR_RETURN(placement_, PlacementSource::Create({.from = options_.placement,
-                                                           .balances = options_.balances,
-                                                           .router_id = options_.router_id,
-                                                           .etcd = options_.etcd},
-                                                          follow));
+  SY_ASSIGN_OR_RETURN(placement_, PlacementSource::Create(PlacementFrom(options_), follow));
   if (!options_.balances) return absl::OkStatus();
   BalancerOptions balancer = options_.balancer;
   balancer.sole = placement_->sole();
@@ -483,6 +486,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Create(const RouterOptions& opti
       return InvalidArgument("--workers names {} twice", *it);
     }
   }
+  SY_RETURN_IF_ERROR(PlacementSource::Check(PlacementFrom(options)));
   auto impl = std::make_unique<Impl>(options, shared, std::move(on_ready));
   SY_RETURN_IF_ERROR(impl->Load());
   SY_RETURN_IF_ERROR(impl->Connect());

@@ -61,6 +61,7 @@ json StateJson(const v1::PlacementState& state) {
           {"taken_over", state.taken_over()},
           {"migrations", state.migrations()},
           {"failed_loads", state.failed_loads()},
+          {"waits_for", VectorOf(state.waits_for())},
           {"balancer", state.has_balancer() ? BalancerJson(state.balancer()) : json()}};
 }
 

@@ -12,8 +12,9 @@ namespace {
 namespace pb = expertwire::pb;
 using expertwire::ExpertLink;
 
-// For so long workers may heed a higher epoch before it is said: routers hear of it one by one.
-constexpr absl::Duration kAheadSaid = absl::Seconds(5);
+// What may be over in a moment is told once it has lasted for so long: that a placement waits for
+// a worker, or that workers heed a higher epoch, of which routers hear one by one.
+constexpr absl::Duration kToldAfter = absl::Seconds(5);
 // A worker says within that time what has changed.
 constexpr absl::Duration kHeard = absl::Seconds(1);
 
@@ -25,7 +26,8 @@ Fleet::Fleet(const ModelSpec& spec, expertwire::LinkSet& links, LinkDispatcher& 
       links_(links),
       dispatcher_(dispatcher),
       options_(options),
-      asks_(grid_.cells()) {}
+      asks_(grid_.cells()),
+      seen_(grid_.cells()) {}
 
 void Fleet::Follow(placement::PlacementIndex placement) {
   absl::MutexLock lock(&mutex_);
@@ -70,13 +72,16 @@ void Fleet::Look(absl::Time now) {
     absl::MutexLock lock(&mutex_);
     followed = followed_;
   }
+  if (came_ == absl::InfinitePast()) came_ = now;
   const bool changed = Refresh(now);
   if (followed != nullptr) {
     Assign(*followed);
+    if (followed != checked_) followed_since_ = now;
     if (changed || followed != checked_) {
       arrived_ = Arrived(*followed);
       checked_ = followed;
     }
+    if (!arrived_) TellWaiting(*followed, now);
     if (followed != used_ && arrived_) {
       log::Info("placement of epoch {} is in use", followed->epoch());
       dispatcher_.Use(followed);
@@ -106,6 +111,16 @@ void Fleet::Acknowledge() {
   }
 }
 
+// Says once of a placement whom it waits for.
+void Fleet::TellWaiting(const placement::PlacementIndex& placement, absl::Time now) {
+  if (now - followed_since_ < kToldAfter) return;
+  followed_since_ = absl::InfiniteFuture();
+  const FleetReport report = Report();
+  if (report.waits_for.empty()) return;
+  log::Warning("the placement of epoch {} waits for workers that are not connected: {}",
+               placement.epoch(), fmt::join(report.waits_for, ", "));
+}
+
 // Workers that heed another placement, whose epoch is higher, for longer than routers take to hear
 // of a new one.
 void Fleet::FindAhead(const placement::PlacementIndex& placement, absl::Time now) {
@@ -117,7 +132,7 @@ void Fleet::FindAhead(const placement::PlacementIndex& placement, absl::Time now
   } else if (!ahead_since_) {
     ahead_since_ = now;
   }
-  if (count > 0 && now - *ahead_since_ > kAheadSaid && !std::exchange(ahead_told_, true)) {
+  if (count > 0 && now - *ahead_since_ > kToldAfter && !std::exchange(ahead_told_, true)) {
     const auto first = std::find_if(sides_.begin(), sides_.end(), ahead);
     log::Warning(
         "the placement of epoch {} is not heeded by {} workers: {} was told one of epoch {}; give "
@@ -155,6 +170,7 @@ bool Fleet::Refresh(absl::Time now) {
     if (hello == nullptr || !side.serves) continue;
     if (hello->incarnation() != side.incarnation || connects != side.connects) {
       side.assigned = side.acked = 0;  // what was said is forgotten there
+      if (hello->incarnation() != side.incarnation) came_ = now;
       side.incarnation = hello->incarnation();
       side.connects = connects;
     }
@@ -213,9 +229,16 @@ bool Fleet::Arrived(const placement::PlacementIndex& placement) {
       if (wanted && !side.held[cell] && !side.failed[cell]) ++moving;
     }
   }
+  std::vector<std::string> waits_for;
+  for (const placement::PlacementIndex::Worker& worker : placement.workers()) {
+    const bool serves = std::ranges::any_of(
+        sides_, [&](const Side& side) { return side.serves && side.name == worker.address; });
+    if (placed != held && worker.replicas > 0 && !serves) waits_for.push_back(worker.address);
+  }
   {
     absl::MutexLock lock(&mutex_);
     report_.moving = moving;
+    report_.waits_for = std::move(waits_for);
   }
   return serving > 0 && moving == 0 && placed == held;
 }
@@ -233,6 +256,7 @@ void Fleet::FindOrphans(absl::Time now) {
       Ask& ask = asks_[cell];
       if (home) {
         ask = {};
+        seen_[cell] = true;
         continue;
       }
       if (!ask.orphan) ask = {.orphan = true, .since = now};
@@ -264,6 +288,7 @@ void Fleet::LetGo() {
 bool Fleet::WantsHome(size_t cell, absl::Time now) {
   Ask& ask = asks_[cell];
   if (!ask.orphan || now - ask.since < options_.takeover_after) return false;
+  if (!seen_[cell] && now - came_ < options_.unseen_after) return false;
   if (ask.link < 0) return true;
   const Side& asked = sides_[static_cast<size_t>(ask.link)];
   // What it said before it was asked again is heard for a moment still.

@@ -26,6 +26,9 @@ struct FleetOptions {
   // An expert that nobody holds is given to another worker after so long, that a stream which broke
   // by chance may come back.
   absl::Duration takeover_after = absl::Milliseconds(100);
+  // One that nobody has held since this router began is not lost: its worker may be starting. It is
+  // given to another once no worker has come for so long.
+  absl::Duration unseen_after = absl::Seconds(10);
   // A worker that is silent while calls are open is taken for lost then.
   absl::Duration silent_after = absl::Milliseconds(500);
   // A worker that was asked to take over is given so long before others are asked. When all were
@@ -44,6 +47,9 @@ struct FleetReport {
   uint64_t taken_over = 0;    // experts that others were asked to take over, since start
   uint64_t migrations = 0;    // placements that came into use, since start
   int64_t failed_loads = 0;   // experts that some worker could not load
+  // Workers that the followed placement waits for, as they are not there and what they should hold
+  // would have no other holder.
+  std::vector<std::string> waits_for;
   int64_t ahead = 0;  // workers that were told a placement of a higher epoch, and heed ours no more
 };
 
@@ -105,6 +111,7 @@ class Fleet {
   bool Arrived(const placement::PlacementIndex& placement);
   void Acknowledge();
   void FindAhead(const placement::PlacementIndex& placement, absl::Time now);
+  void TellWaiting(const placement::PlacementIndex& placement, absl::Time now);
   void FindOrphans(absl::Time now);
   void TakeOver(absl::Time now);
   void LetGo();
@@ -121,10 +128,14 @@ class Fleet {
 
   // Of whoever calls Look.
   std::vector<Side> sides_;
-  std::vector<Ask> asks_;  // [cells]
+  std::vector<Ask> asks_;                   // [cells]
+  std::vector<bool> seen_;                  // [cells]: somebody has held it since this router began
+  absl::Time came_ = absl::InfinitePast();  // the last worker; at first when this began to look
   bool any_orphan_ = false;
   Placement used_, checked_;
   bool arrived_ = false;  // checked_, as links stood at the last change
+  absl::Time followed_since_ =
+      absl::InfiniteFuture();  // checked_ is; the future once that was told
   std::optional<absl::Time> ahead_since_;
   bool ahead_told_ = false;
 

@@ -279,6 +279,7 @@ void LoadReport::Describe(const Fleet& fleet, const Balancer* balancer, v1::Plac
   out->set_taken_over(report.taken_over);
   out->set_migrations(report.migrations);
   out->set_failed_loads(report.failed_loads);
+  for (const std::string& worker : report.waits_for) out->add_waits_for(worker);
   const auto followed = fleet.Followed();
   if (followed == nullptr) return;
   out->set_followed(true);

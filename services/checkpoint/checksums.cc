@@ -86,7 +86,8 @@ absl::StatusOr<Checksums> Checksums::Read(const std::string& path) {
   SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
   const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("tensors") || !json["tensors"].is_object()) {
-    return InvalidArgument("{}: is no list of checksums; `switchyard checksums` writes one", path);
+    return InvalidArgument(
+        "{}: is no list of checksums; remove it, and `switchyard checksums` writes one", path);
   }
   if (json.value("algorithm", nlohmann::json()) != kAlgorithm) {
     return InvalidArgument("{}: \"algorithm\" must be \"{}\"", path, kAlgorithm);

@@ -40,7 +40,8 @@ absl::StatusOr<MeasuredLoad> LoadFrom(const std::string& path, const placement::
 
 absl::StatusOr<MeasuredLoad> MeasuredFor(const PlaceCommand& command,
                                          const placement::ExpertGrid& grid, std::string* from) {
-  MeasuredLoad load{.rows = std::vector<double>(grid.cells()), .held = {}, .addresses = {}};
+  MeasuredLoad load{
+      .rows = std::vector<double>(grid.cells()), .held = {}, .addresses = {}, .left_out = {}};
   if (!command.http.url.empty() && !command.load_file.empty()) {
     return InvalidArgument("--url and --load do not go together; give one");
   }
@@ -85,6 +86,9 @@ absl::Status FindWorkers(const PlaceCommand& command, const MeasuredLoad& load, 
   }
   if (workers.empty()) {
     for (const std::string& address : load.addresses) workers.push_back({.address = address});
+    if (!load.left_out.empty()) {
+      std::cerr << fmt::format("left out, as not up: {}\n", fmt::join(load.left_out, "; "));
+    }
   }
   if (workers.empty()) {
     return InvalidArgument("no workers; give --worker, --workers, --previous or --url");

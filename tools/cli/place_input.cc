@@ -58,14 +58,25 @@ class LoadReader {
     if (workers == router.end() || !workers->is_array()) return absl::OkStatus();
     for (const json& worker : *workers) {
       if (!worker.is_object()) continue;
-      if (const auto at = worker.find("address"); at != worker.end() && at->is_string()) {
+      const auto at = worker.find("address");
+      if (at == worker.end() || !at->is_string()) continue;
+      const auto state = worker.find("state");
+      const bool up = state == worker.end() || *state == "up";
+      if (up) {
         held_.try_emplace(at->get<std::string>(), grid_.cells());
+      } else {
+        down_.insert_or_assign(at->get<std::string>(),
+                               state->is_string() ? state->get<std::string>() : "");
       }
     }
     return absl::OkStatus();
   }
 
   void Finish() {
+    // Another router may reach it.
+    for (const auto& [address, state] : down_) {
+      if (!held_.contains(address)) out_.left_out.push_back(fmt::format("{} ({})", address, state));
+    }
     for (const auto& [address, cells] : held_) {
       out_.addresses.push_back(address);
       if (std::ranges::count(cells, true) == 0) continue;
@@ -102,6 +113,7 @@ class LoadReader {
   const ExpertGrid& grid_;
   MeasuredLoad& out_;
   std::map<std::string, std::vector<bool>> held_;  // cells by address
+  std::map<std::string, std::string> down_;        // states of those that are not up
 };
 
 // One of a worker's properties, whichever way it was given.
@@ -118,7 +130,8 @@ absl::Status SetField(std::string_view key, const std::string& value, PlanWorker
       return InvalidArgument("{}: \"{}\" is no number above 0", key, value);
     }
   } else {
-    return InvalidArgument("unknown \"{}\"; known: node, zone, memory, rows", key);
+    return InvalidArgument("unknown \"{}\"; known: node, zone, memory, rows (rows_per_s in a file)",
+                           key);
   }
   return absl::OkStatus();
 }

@@ -17,7 +17,8 @@ namespace switchyard::cli {
 struct MeasuredLoad {
   std::vector<double> rows;            // by cell of the grid
   v1::Placement held;                  // of epoch 0; no workers where the load names none
-  std::vector<std::string> addresses;  // of all workers, also those that hold nothing; sorted
+  std::vector<std::string> addresses;  // of all workers that are up, also with nothing; sorted
+  std::vector<std::string> left_out;   // of the others, with their states
 };
 // The body of GET /admin/experts, or one of its routers alone: {"experts": [{"layer", "expert",
 // "rows", "workers"}]}. INVALID_ARGUMENT names the entry.

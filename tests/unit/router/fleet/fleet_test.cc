@@ -110,6 +110,37 @@ TEST_F(FleetTest, WhoDoesNotLoadWhatItTookOverIsNotTheOnlyOneAsked) {
   EXPECT_EQ(Lost(), 0u);
 }
 
+// Workers that start together are not all there at once.
+TEST_F(FleetTest, WhatThisRouterNeverSawIsNotLostBeforeItsWorkerHadTimeToCome) {
+  Serve({"0-3", "4-7", "8-11"});
+  workers_[1].reset();
+  const absl::Time began = absl::Now();
+  const auto look_at = [&](absl::Duration after) { fleet_->Look(began + after); };
+  ASSERT_TRUE(router_->Until([&] {
+    look_at(absl::ZeroDuration());
+    return fleet_->Report().orphans == 2 * 4;
+  }));
+  look_at(absl::Seconds(9));
+  EXPECT_EQ(fleet_->Report().taken_over, 0u);
+  look_at(absl::Seconds(11));
+  EXPECT_EQ(fleet_->Report().taken_over, 2u * 4u);
+}
+
+TEST_F(FleetTest, WhomAPlacementWaitsForIsTold) {
+  Serve({"0-11", "none"});
+  ASSERT_TRUE(router_->WhenReady());
+  const std::string known = addresses_[1];
+  addresses_[1] = "127.0.0.1:1";  // a slip
+  Follow(3, {"0-7", "8-11"});
+  ASSERT_TRUE(RunUntil([&] { return !fleet_->Report().waits_for.empty(); }));
+  EXPECT_THAT(fleet_->Report().waits_for, ::testing::ElementsAre("127.0.0.1:1"));
+  EXPECT_EQ(fleet_->Report().epoch_in_use, 0u);
+  addresses_[1] = known;
+  Follow(4, {"0-7", "8-11"});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 4; }));
+  EXPECT_TRUE(fleet_->Report().waits_for.empty());
+}
+
 // Two routers of the same workers.
 TEST_F(FleetTest, ARouterWithoutAPlacementHoldsNothingBack) {
   Serve({"0-11", "none"});

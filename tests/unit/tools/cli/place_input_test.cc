@@ -33,6 +33,17 @@ TEST(PlaceInput, RowsOfAllRoutersAddUp) {
   EXPECT_EQ(held->workers().size(), 2u) << "c:1 holds nothing";
 }
 
+TEST(PlaceInput, WorkersThatNoRouterReachesAreLeftOut) {
+  const auto load = ParseLoad(R"({"routers": [
+      {"workers": [{"address": "a:1", "state": "up"}, {"address": "b:1", "state": "connecting: x"},
+                   {"address": "c:1", "state": "connecting: y"}], "experts": []},
+      {"workers": [{"address": "b:1", "state": "up"}], "experts": []}]})",
+                              kGrid);
+  ASSERT_TRUE(load.ok()) << load.status();
+  EXPECT_THAT(load->addresses, ElementsAre("a:1", "b:1"));
+  EXPECT_THAT(load->left_out, ElementsAre("c:1 (connecting: y)"));
+}
+
 TEST(PlaceInput, OnlyWhatCameSinceCounts) {
   const auto load = [](int rows) {
     return *ParseLoad(fmt::format(R"({{"experts": [{{"layer": 1, "expert": 0, "rows": {}}},
