@@ -4,20 +4,10 @@
 #include <utility>
 
 namespace switchyard::router {
-namespace {
-
-std::vector<bool> MoeLayers(const ModelSpec& spec) {
-  std::vector<bool> layers;
-  for (const LayerSpec& layer : spec.layers) layers.push_back(layer.moe);
-  return layers;
-}
-
-}  // namespace
-
 ExpertView::ExpertView(const ModelSpec& spec, const expertwire::LinkSet& links,
                        absl::Duration patience, absl::Time (*now)())
     : links_(links),
-      moe_layers_(MoeLayers(spec)),
+      moe_layers_(placement::GridOf(spec).moe_layers),
       experts_(static_cast<size_t>(spec.experts.count)),
       patience_(patience),
       now_(now),

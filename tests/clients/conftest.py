@@ -2,6 +2,7 @@ import openai
 import pytest
 
 import processes
+from etcd import Etcd
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,10 @@ def cluster():
 @pytest.fixture(scope="session")
 def client(embedded):
     return openai.OpenAI(base_url=embedded.url + "/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def etcd():
+    server = Etcd()
+    yield server
+    server.close()

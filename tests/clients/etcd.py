@@ -1,5 +1,6 @@
-"""A real etcd for tests."""
+"""A real etcd for tests, and routers that find what they need by their arguments."""
 import base64
+import re
 import shutil
 import socket
 import subprocess
@@ -55,3 +56,15 @@ class Etcd:
         body = {"key": base64.b64encode(key.encode()).decode()}
         found = requests.post(self.url + "/v3/kv/range", json=body, timeout=5).json().get("kvs")
         return base64.b64decode(found[0]["value"]).decode() if found else None
+
+
+def router(*args):
+    return processes.Process("switchyard-router", "--model", processes.MODEL, "--listen", "127.0.0.1:0", "--threads", 1,
+                             "--metrics", "127.0.0.1:0", *args)
+
+
+def metric(process, name, **labels):
+    wanted = "".join(f'(?=[^}}]*{key}="{value}")' for key, value in labels.items())
+    text = requests.get(process.fact("metrics"), timeout=5).text
+    found = re.search(rf"^{name}{{{wanted}[^}}]*}} (\S+)$", text, re.M)
+    return float(found[1]) if found else None

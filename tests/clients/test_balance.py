@@ -1,6 +1,5 @@
 """Routers that decide where experts lie, with real processes: by load, as workers come and go, alone and elected through etcd."""
 import json
-import re
 import signal
 import subprocess
 
@@ -8,29 +7,10 @@ import pytest
 import requests
 
 import processes
-from etcd import Etcd
+from etcd import metric, router
 
 PROMPT = {"prompt": [5, 17, 300, 41], "max_tokens": 24, "model": "tiny-r1", "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 LAYERS_WITH_EXPERTS = 4
-
-
-@pytest.fixture
-def etcd():
-    server = Etcd()
-    yield server
-    server.close()
-
-
-def router(*args):
-    return processes.Process("switchyard-router", "--model", processes.MODEL, "--listen", "127.0.0.1:0", "--threads", 1,
-                             "--metrics", "127.0.0.1:0", *args)
-
-
-def metric(process, name, **labels):
-    wanted = "".join(f'(?=[^}}]*{key}="{value}")' for key, value in labels.items())
-    text = requests.get(process.fact("metrics"), timeout=5).text
-    found = re.search(rf"^{name}{{{wanted}[^}}]*}} (\S+)$", text, re.M)
-    return float(found[1]) if found else None
 
 
 def acts(process):

@@ -1,5 +1,4 @@
 """Workers that routers find in a real etcd or behind a name, with real processes that come, go and are killed."""
-import re
 import signal
 import subprocess
 
@@ -7,26 +6,9 @@ import pytest
 import requests
 
 import processes
-from etcd import Etcd
+from etcd import metric, router
 
 PROMPT = {"prompt": [5, 17, 300, 41], "max_tokens": 24}
-
-
-@pytest.fixture
-def etcd():
-    server = Etcd()
-    yield server
-    server.close()
-
-
-def router(*args):
-    return processes.Process("switchyard-router", "--model", processes.MODEL, "--listen", "127.0.0.1:0", "--threads", 1,
-                             "--metrics", "127.0.0.1:0", *args)
-
-
-def metric(process, name):
-    text = requests.get(process.fact("metrics"), timeout=5).text
-    return float(re.search(rf"^{name}{{.*}} (\S+)$", text, re.M)[1])
 
 
 def complete(url):
