@@ -12,8 +12,7 @@
 #include "services/expertwire/arithmetic.h"
 #include "services/expertwire/handshake.h"
 #include "tests/support/decoder_harness.h"
-#include "tests/support/golden.h"
-#include "tests/support/heldout.h"
+#include "tests/support/heldout_tiny_r1.h"
 
 namespace switchyard::test {
 namespace {
@@ -24,20 +23,12 @@ using Sequence = DecoderHarness::Sequence;
 constexpr DType kDtype = DType::kBF16;
 constexpr char kFingerprint[] = "tiny-r1";
 
-const LoadedModel& TinyR1() {
-  static const LoadedModel model(SourcePath("models/tiny-r1"));
-  return model;
-}
-
 // Held-out conversations, one after the other, for each stream.
 const std::vector<std::vector<int32_t>>& Texts() {
   static const std::vector<std::vector<int32_t>> texts = [] {
-    const auto tokenizer = Tokenizer::Load(SourcePath("models/tiny-r1"));
-    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
     std::vector<std::vector<int32_t>> out(16);
     size_t i = 0;
-    for (const Conversation& c :
-         LoadHeldout(SourcePath("tests/golden/heldout/tiny-r1.json"), **tokenizer)) {
+    for (const Conversation& c : HeldoutOfTinyR1()) {
       std::vector<int32_t>& text = out[i++ % out.size()];
       text.insert(text.end(), c.prompt.begin(), c.prompt.end());
       text.insert(text.end(), c.completion.begin(), c.completion.end());

@@ -9,8 +9,7 @@
 #include <set>
 #include <vector>
 
-#include "tests/support/golden.h"
-#include "tests/support/heldout.h"
+#include "tests/support/heldout_tiny_r1.h"
 
 namespace switchyard::test {
 namespace {
@@ -23,19 +22,7 @@ using Hints = std::vector<DirectDispatcher::SaidHint>;
 
 constexpr int kTopK = 4, kMoeLayers = 4;  // layers 1 to 4
 
-const LoadedModel& TinyR1() {
-  static const LoadedModel model(SourcePath("models/tiny-r1"));
-  return model;
-}
-
-const std::vector<Conversation>& Heldout() {
-  static const std::vector<Conversation> heldout = [] {
-    const auto tokenizer = Tokenizer::Load(SourcePath("models/tiny-r1"));
-    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
-    return LoadHeldout(SourcePath("tests/golden/heldout/tiny-r1.json"), **tokenizer);
-  }();
-  return heldout;
-}
+const std::vector<Conversation>& Heldout() { return HeldoutOfTinyR1(); }
 
 std::vector<int> LayersOf(const Hints& hints) {
   std::vector<int> layers;

@@ -9,8 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/support/golden.h"
-#include "tests/support/heldout.h"
+#include "tests/support/heldout_tiny_r1.h"
 
 namespace switchyard::test {
 namespace {
@@ -19,17 +18,10 @@ using ::testing::ElementsAre;
 using Chunk = DecoderHarness::Chunk;
 using Sequence = DecoderHarness::Sequence;
 
-const LoadedModel& TinyR1() {
-  static const LoadedModel model(SourcePath("models/tiny-r1"));
-  return model;
-}
-
 // One conversation in six.
 const std::vector<Conversation>& Heldout() {
   static const std::vector<Conversation> heldout = [] {
-    const auto tokenizer = Tokenizer::Load(SourcePath("models/tiny-r1"));
-    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
-    const auto all = LoadHeldout(SourcePath("tests/golden/heldout/tiny-r1.json"), **tokenizer);
+    const std::vector<Conversation>& all = HeldoutOfTinyR1();
     EXPECT_EQ(all.size(), 540u);
     std::vector<Conversation> some;
     for (size_t i = 0; i < all.size(); i += 6) some.push_back(all[i]);
