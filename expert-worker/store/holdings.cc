@@ -31,9 +31,10 @@ Holdings::Holdings(const ExpertStore& store)
 
 void Holdings::Changed() { version_.fetch_add(1, std::memory_order_release); }
 
-void Holdings::Fail(ExpertId id, std::string why) {
+// `state` is what it is in from then on.
+void Holdings::Fail(ExpertId id, State state, std::string why) {
   Slot& slot = At(id);
-  slot.state = slot.wanted ? State::kFailed : State::kAbsent;
+  slot.state = state;
   if (slot.wanted) failed_[{id.layer, id.expert}] = std::move(why);
   Changed();
 }
@@ -95,10 +96,9 @@ void Holdings::Add(const pb::Assign& assign) {
   for (const ExpertId id : ExpertsOf(assign)) {
     Slot& slot = At(id);
     slot.wanted = true;
-    if (slot.state == State::kFailed) {
-      failed_.erase({id.layer, id.expert});
-      Changed();
-    } else if (slot.state != State::kAbsent && slot.state != State::kWaits) {
+    if (failed_.erase({id.layer, id.expert}) > 0) Changed();
+    if (slot.state != State::kAbsent && slot.state != State::kWaits &&
+        slot.state != State::kFailed) {
       continue;  // held, or on its way
     }
     slot.state = State::kUrgent;
@@ -155,14 +155,14 @@ void Holdings::OnLoaded(ExpertId id) {
 
 void Holdings::OnFailed(ExpertId id, const std::string& why) {
   absl::MutexLock lock(&mutex_);
-  Fail(id, why);
+  Fail(id, At(id).wanted ? State::kFailed : State::kAbsent, why);
 }
 
 bool Holdings::OnLost(ExpertId id, const std::string& why) {
   absl::MutexLock lock(&mutex_);
   if (At(id).state != State::kHeld) return false;
   if (At(id).placed) ++missing_;
-  Fail(id, why);
+  Fail(id, State::kLeaving, why);
   return true;
 }
 
@@ -195,8 +195,14 @@ bool Holdings::BeginRemoval(ExpertId id) {
 
 void Holdings::OnRemoved(ExpertId id) {
   absl::MutexLock lock(&mutex_);
-  At(id).state = State::kAbsent;
-  if (At(id).wanted) Queue(id);  // again, meanwhile
+  Slot& slot = At(id);
+  if (failed_.contains({id.layer, id.expert})) {  // it was lost
+    slot.state = State::kFailed;
+  } else if (slot.wanted) {  // again, meanwhile
+    Queue(id);
+  } else {
+    slot.state = State::kAbsent;
+  }
 }
 
 bool Holdings::Coming(int64_t layer, int64_t expert) const {

@@ -44,7 +44,8 @@ class Holdings {
   bool UrgentWaits() const;
   void OnLoaded(ExpertId id);
   void OnFailed(ExpertId id, const std::string& why);
-  // What was held and cannot be read any more. False if it was not.
+  // What was held and cannot be read any more. False if it was not; otherwise OnRemoved follows,
+  // and only then it is loaded again, if somebody asks for that.
   bool OnLost(ExpertId id, const std::string& why);
   // What is held and may go, as far as routers are concerned.
   std::vector<ExpertId> MayGo() const;
@@ -91,7 +92,7 @@ class Holdings {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Place(const expertwire::pb::Assign& assign) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Add(const expertwire::pb::Assign& assign) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Fail(ExpertId id, std::string why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Fail(ExpertId id, State state, std::string why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Queue(ExpertId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Unwanted(const Slot& slot) const { return slot.state == State::kHeld && !slot.wanted; }
   bool FencePassed() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

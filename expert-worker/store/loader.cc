@@ -40,8 +40,11 @@ void Loader::Wake() {
 }
 
 void Loader::OnLost(ExpertId id, const absl::Status& why) {
+  if (!holdings_.OnLost(id, std::string(why.message()))) return;  // known
+  log::Error("expert {} of layer {} is lost: {}", id.expert, id.layer, ToStd(why.message()));
+  failed_.fetch_add(1, std::memory_order_relaxed);
   absl::MutexLock lock(&mutex_);
-  lost_.emplace_back(id, std::string(why.message()));
+  lost_.push_back(id);
   woken_ = true;
   changed_.SignalAll();
 }
@@ -70,17 +73,15 @@ void Loader::Run() {
 }
 
 void Loader::TakeLost() {
-  std::vector<std::pair<ExpertId, std::string>> lost;
+  std::vector<ExpertId> lost;
   {
     absl::MutexLock lock(&mutex_);
     lost.swap(lost_);
   }
-  for (const auto& [id, why] : lost) {
-    if (!holdings_.OnLost(id, why)) continue;
-    log::Error("expert {} of layer {} is lost: {}", id.expert, id.layer, why);
+  for (const ExpertId id : lost) {
     store_.Remove(id);
     tiers_.OnRemoved(id);
-    failed_.fetch_add(1, std::memory_order_relaxed);
+    holdings_.OnRemoved(id);
   }
 }
 

@@ -5,9 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -41,7 +39,8 @@ class Loader {
   // ---- any thread ----
   // Holdings may have something new to do.
   void Wake();
-  // An expert that is held cannot be read any more.
+  // An expert that is held cannot be read any more: from now on it is not said to be held, whatever
+  // the thread is at.
   void OnLost(ExpertId id, const absl::Status& why);
   LoaderCounters counters() const;
 
@@ -68,7 +67,7 @@ class Loader {
   SteadyCondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<std::pair<ExpertId, std::string>> lost_ ABSL_GUARDED_BY(mutex_);
+  std::vector<ExpertId> lost_ ABSL_GUARDED_BY(mutex_);  // and still in the store
   std::atomic<uint64_t> loaded_ = 0, failed_ = 0, removed_ = 0, bytes_ = 0;
   std::thread thread_;
 };

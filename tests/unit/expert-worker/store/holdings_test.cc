@@ -214,6 +214,9 @@ TEST_F(HoldingsTest, FailuresAreToldUntilTheyAreTriedAgain) {
   EXPECT_TRUE(holdings_.OnLost({1, 3}, "gone"));
   EXPECT_FALSE(holdings_.OnLost({1, 3}, "gone"));
   EXPECT_EQ(Failed(), "1.2 disk;1.3 gone;");
+  holdings_.OnRemoved({1, 3});
+  EXPECT_EQ(Failed(), "1.2 disk;1.3 gone;");
+  EXPECT_EQ(Next(), "");
   holdings_.Assign(MakeAssign(5, {{1, {3}}}, /*also=*/true));  // once more
   EXPECT_EQ(Failed(), "1.2 disk;");
   LoadAll();
@@ -221,10 +224,28 @@ TEST_F(HoldingsTest, FailuresAreToldUntilTheyAreTriedAgain) {
   EXPECT_EQ(Failed(), "");
   LoadAll();
   EXPECT_EQ(holdings_.epoch(), 6u);
-  EXPECT_TRUE(holdings_.OnLost({1, 3}, "gone"));
-  holdings_.Assign(MakeAssign(6, {{1, {3}}}, /*also=*/true));
-  LoadAll();
+}
+
+// Whoever loads may be at something else: until the weights are gone they are not loaded again.
+TEST_F(HoldingsTest, WhatWasLostIsLoadedAgainOnceItIsGone) {
+  holdings_.Assign(MakeAssign(5, {{1, {0, 1}}}));
+  EXPECT_EQ(holdings_.epoch(), 5u);
+  EXPECT_TRUE(holdings_.OnLost({1, 0}, "gone"));
+  EXPECT_TRUE(holdings_.OnLost({1, 1}, "gone"));
+  EXPECT_EQ(Held(), "2.0-1 ");
+  holdings_.Assign(MakeAssign(5, {{1, {0}}}, /*also=*/true));
+  EXPECT_EQ(Failed(), "1.1 gone;");
+  EXPECT_EQ(Next(), "");
+  holdings_.Assign(MakeAssign(6, {{1, {1}}}));
+  EXPECT_EQ(Failed(), "");
+  EXPECT_EQ(Next(), "");
+  holdings_.OnRemoved({1, 0});  // wanted no more
+  EXPECT_EQ(Next(), "");
+  holdings_.OnRemoved({1, 1});
+  EXPECT_EQ(Next(), "1.1");
+  holdings_.OnLoaded({1, 1});
   EXPECT_EQ(holdings_.epoch(), 6u);
+  EXPECT_EQ(Held(), "1.1-1 2.0-1 ");
 }
 
 // A router asks somebody else for each of them.
