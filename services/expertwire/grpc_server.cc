@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <ranges>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -79,8 +80,9 @@ struct GrpcServer::Impl {
   // Tells the routers what the worker holds where that has changed.
   void SpreadHolds();
   void Sweep();
-  // Ends the oldest streams without an accepted hello where there are too many.
+  // Ends the oldest streams that no router is counted by where there are too many.
   void LimitStrangers();
+  std::vector<Peer*> Strangers() const;
 
   CallHandler& handler;
   const GrpcServerOptions options;
@@ -155,6 +157,10 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   void CutOff(absl::Time now);
   // Open, and not (or not any more) a router's.
   bool stranger() const { return open_stream_ && !greeted_ && !stream_.ended(); }
+  // Whose lane it is, once it is greeted: the process and its name.
+  const std::pair<uint64_t, std::string>& router() const { return router_; }
+  bool is_first_lane() const { return greeted_ && first_lane_; }
+  bool is_bulk_lane() const { return greeted_ && !first_lane_; }
   void Refuse(absl::Status why) {
     server_.refused.fetch_add(1);
     refusal_ = why;
@@ -193,6 +199,7 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   Then<&Peer::OnArrived> arrived_{*this};
   Then<&Peer::OnFinished> finished_{*this};
   std::string id_ = "a router";
+  std::pair<uint64_t, std::string> router_;
   absl::Status end_status_;
   absl::Time end_by_ =
       absl::InfiniteFuture();  // of the hello, of a refused stream, of an ended one
@@ -247,7 +254,8 @@ void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
 
 void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   first_lane_ = hello.lane() == 0;
-  id_ = fmt::format("router {}{}", hello.peer_id().substr(0, 128), first_lane_ ? "" : " (bulk)");
+  router_ = {hello.incarnation(), hello.peer_id().substr(0, 128)};
+  id_ = fmt::format("router {}{}", router_.second, first_lane_ ? "" : " (bulk)");
   holds_version_ = server_.handler.holds_version();  // before the hello, which may then be newer
   pb::Hello mine = server_.handler.hello();
   absl::Status fits = CheckPeer(mine, hello);
@@ -417,12 +425,31 @@ void GrpcServer::Impl::AcceptNext() {
   peers.back()->Request();
 }
 
+// The oldest first. Of a router's bulk lanes the newest go with its first lanes: an older one may
+// be left of a connection whose end nobody has noticed.
+std::vector<GrpcServer::Impl::Peer*> GrpcServer::Impl::Strangers() const {
+  absl::flat_hash_map<std::pair<uint64_t, std::string>, int> free;  // first lanes of each router
+  for (const auto& peer : peers) {
+    if (peer->is_first_lane()) ++free[peer->router()];
+  }
+  std::vector<Peer*> out;
+  for (const auto& peer : std::views::reverse(peers)) {
+    if (peer->stranger() || (peer->is_bulk_lane() && --free[peer->router()] < 0)) {
+      out.push_back(peer.get());
+    }
+  }
+  std::ranges::reverse(out);
+  return out;
+}
+
 void GrpcServer::Impl::LimitStrangers() {
-  const auto is_stranger = [](const auto& peer) { return peer->stranger(); };
-  const auto strangers = std::count_if(peers.begin(), peers.end(), is_stranger);
-  if (strangers <= options.max_routers) return;
-  (*std::find_if(peers.begin(), peers.end(), is_stranger))
-      ->Refuse(ResourceExhausted("{} streams are open without a hello", strangers));
+  const auto most = static_cast<size_t>(options.max_routers);
+  if (peers.size() <= most) return;
+  const std::vector<Peer*> strangers = Strangers();
+  for (size_t i = 0; i + most < strangers.size(); ++i) {
+    strangers[i]->Refuse(ResourceExhausted(
+        "{} streams are open without a hello, or bulk without their router", strangers.size()));
+  }
 }
 
 void GrpcServer::Impl::Sweep() {

@@ -3,8 +3,10 @@
 // computation. A second thread wakes every 50 ms to keep streams alive and to say "computing".
 //
 // A router that stops reading costs its own credits and nothing else: answers that it has no room
-// for are answered OVERLOADED without rows. Streams without a hello are ended soon, and beyond
-// max_routers of them the oldest goes first, so that they keep no router out.
+// for are answered OVERLOADED without rows. Streams without a hello are ended soon. Beyond
+// max_routers of them and of lone bulk lanes the oldest goes first, so that they keep no router
+// out. A bulk lane is lone while its router has no first lane here that goes with it; it may come
+// first.
 #pragma once
 
 #include <array>

@@ -193,6 +193,56 @@ TEST(GrpcServer, SilentStreamsKeepNoRouterOut) {
   EXPECT_GE(server.wire().stats().refused, 38u);
 }
 
+// A bulk lane as the router of this hello would open it, greeted.
+std::unique_ptr<RawRouter> BulkLane(const std::string& address, pb::Hello hello) {
+  auto out = std::make_unique<RawRouter>(address);
+  hello.set_lane(1);
+  EXPECT_TRUE(out->Write(Frame{.body = hello}));
+  EXPECT_TRUE(out->Read().ok());
+  return out;
+}
+
+TEST(GrpcServer, BulkLanesKeepNoRouterOut) {
+  EchoWorker worker;
+  Server server(worker, {.max_routers = 2});
+  LinkSet before(RouterOptions());
+  before.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(before, &events, [&] { return Up(before); }));
+  const uint64_t generation = before.links()[0]->generation();
+  std::vector<std::unique_ptr<RawRouter>> bulk;
+  for (int i = 0; i < 40; ++i) {
+    bulk.push_back(BulkLane(server.address, MakeHello("raw", kNumerics, {}, false)));
+  }
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  EXPECT_EQ(server.wire().stats().routers, 2u);
+  EXPECT_EQ(before.links()[0]->generation(), generation);  // both lanes stood through it
+}
+
+// Neither do those of a router that has a first lane; of them the newest stays.
+TEST(GrpcServer, ARouterHasOneBulkLaneAFirstLane) {
+  EchoWorker worker;
+  Server server(worker, {.max_routers = 2});
+  const pb::Hello hello = MakeHello("raw", kNumerics, {}, false);
+  std::unique_ptr<RawRouter> early = BulkLane(server.address, hello);  // lone, and welcome
+  RawRouter first(server.address);
+  ASSERT_TRUE(first.Write(Frame{.body = hello}));
+  ASSERT_TRUE(first.Read().ok());
+  std::vector<std::unique_ptr<RawRouter>> bulk;
+  for (int i = 0; i < 40; ++i) bulk.push_back(BulkLane(server.address, hello));
+  EXPECT_EQ(early->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  LinkSet links(RouterOptions());
+  links.AddGrpc({.target = server.address});
+  std::vector<LinkSet::Event> events;
+  ASSERT_TRUE(Until(links, &events, [&] { return Up(links); }));
+  std::vector<std::unique_ptr<RawRouter>> silent;
+  for (int i = 0; i < 10; ++i) silent.push_back(std::make_unique<RawRouter>(server.address));
+  ASSERT_TRUE(bulk.back()->Write(Frame{.body = MakeCall(1)}));
+  EXPECT_TRUE(ReadAnswer(*bulk.back()).ok());
+}
+
 TEST(GrpcServer, ARefusedRouterThatStaysIsSentAway) {
   EchoWorker worker;
   Server server(worker, {.end_patience = absl::Milliseconds(60)});
