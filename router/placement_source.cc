@@ -31,7 +31,9 @@ absl::Status PlacementSource::Check(const PlacementSourceOptions& options) {
         options.from);
   }
   if (!file) return absl::OkStatus();
-  return Annotate(placement::ReadDocument(options.from).status(), "--placement");
+  const auto document = placement::ReadDocument(options.from);
+  if (!document.ok()) return Annotate(document.status(), "--placement");
+  return Annotate(placement::CheckEpoch(*document), "--placement: " + options.from);
 }
 
 absl::StatusOr<std::unique_ptr<PlacementSource>> PlacementSource::Create(
@@ -69,6 +71,7 @@ PlacementSource::~PlacementSource() { Stop(); }
 
 // A document that was changed without a higher epoch would be passed over by everybody, unseen.
 absl::Status PlacementSource::Accept(const v1::Placement& placement) {
+  SY_RETURN_IF_ERROR(placement::CheckEpoch(placement));
   absl::MutexLock lock(&mutex_);
   if (last_ && google::protobuf::util::MessageDifferencer::Equals(*last_, placement)) {
     return absl::OkStatus();

@@ -205,7 +205,8 @@ void Balancer::PlanOne(const BalanceInput& input) {
   const bool move = verdict.ok() && verdict->move;
   if (move && options_.sole) {
     v1::Placement& placement = verdict->placement;
-    placement.set_epoch(placement.epoch() + std::random_device{}() % kEpochsApart);
+    placement.set_epoch(
+        std::min(placement.epoch() + std::random_device{}() % kEpochsApart, placement::kEpochMax));
   }
   if (move) status = hooks_.publish(verdict->placement);
   absl::MutexLock lock(&mutex_);

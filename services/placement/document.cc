@@ -170,6 +170,16 @@ absl::StatusOr<v1::Placement> ReadDocument(const std::string& path) {
   return document;
 }
 
+absl::Status CheckEpoch(const v1::Placement& document) {
+  if (document.epoch() == 0) {
+    return InvalidArgument("epoch: is 0; give 1 or more, higher with every change");
+  }
+  if (document.epoch() > kEpochMax) {
+    return InvalidArgument("epoch: {} is above {}; give a lower one", document.epoch(), kEpochMax);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<PlacementIndex> Expand(const v1::Placement& document, const ExpertGrid& grid,
                                       std::string_view model_fingerprint, uint32_t version) {
   if (!document.model_fingerprint().empty() && !model_fingerprint.empty() &&

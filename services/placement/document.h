@@ -25,6 +25,7 @@ inline constexpr int kWorkersMax = 4096;
 inline constexpr int kLayersMax = 4096;
 inline constexpr int kExpertsMax = 1 << 16;
 inline constexpr uint64_t kReplicasMax = 1 << 26;  // (worker, layer, expert) of one document
+inline constexpr uint64_t kEpochMax = (uint64_t{1} << 63) - 1;
 
 // Where a model has experts. A cell is one (layer, expert); those of layers without experts exist
 // and stay empty.
@@ -75,6 +76,10 @@ class PlacementIndex {
 absl::StatusOr<v1::Placement> Parse(std::string_view json);
 // The same of a file, whose path begins every error; NOT_FOUND if it cannot be opened.
 absl::StatusOr<v1::Placement> ReadDocument(const std::string& path);
+
+// INVALID_ARGUMENT unless a document of this epoch can be followed: 0, which is also what is said
+// where none stands, is that of no placement.
+absl::Status CheckEpoch(const v1::Placement& document);
 
 // The document, which came from Parse, for a model: FAILED_PRECONDITION if it is of another
 // checkpoint (an empty fingerprint on either side fits all), INVALID_ARGUMENT for layers and

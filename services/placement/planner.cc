@@ -333,6 +333,13 @@ class Planner {
       }
     }
     const uint64_t epoch = in_.previous == nullptr ? 0 : in_.previous->epoch();
+    if (epoch > kEpochMax - (changed ? 1 : 0)) {
+      return FailedPrecondition(
+          "epoch: no placement can follow {}, the highest is {}; start all routers and workers "
+          "anew "
+          "and begin with 1",
+          epoch, kEpochMax);
+    }
     plan.placement.set_epoch(epoch + (changed ? 1 : 0));
     SY_ASSIGN_OR_RETURN(const PlacementIndex index, Expand(plan.placement, grid_, ""));
     plan.stats = Measure(index, in_, options_.width);

@@ -100,9 +100,20 @@ def test_a_placement_in_etcd_is_followed_and_a_wrong_one_is_not(etcd):
             processes.wait_for(lambda: metric(route, "switchyard_router_placements_refused_total") == 1)
             assert metric(route, "switchyard_router_placement_source_ok") == 0
             assert any("epoch: 4 is not above 4" in line for line in route.log if line)
+            put(0, "0-9", "10-127")
+            processes.wait_for(lambda: metric(route, "switchyard_router_placements_refused_total") == 2)
+            assert any("epoch: is 0; give 1 or more" in line for line in route.log if line)
             put(5, "0-9", "10-127")
             processes.wait_for(epoch(5))
             assert metric(route, "switchyard_router_placement_source_ok") == 1
+
+
+def test_a_placement_without_an_epoch_is_refused_at_the_start(tmp_path):
+    file = tmp_path / "placement.json"
+    file.write_text('{"workers": [{"worker": "127.0.0.1:1", "holds": [{"layers": "*", "experts": "*"}]}]}')
+    done = subprocess.run([processes.BIN / "switchyard-router", "--model", processes.MODEL, "--workers", "127.0.0.1:1", "--listen", "127.0.0.1:0",
+                           "--placement", file], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and f"{file}: epoch: is 0; give 1 or more, higher with every change" in done.stderr
 
 
 @pytest.mark.parametrize("args, status, says", [

@@ -173,6 +173,20 @@ TEST(PlacementDocument, FilesAreNamedInErrors) {
   remove(path.c_str());
 }
 
+// Without an epoch, or with one that nothing can be above, nobody would heed it.
+TEST(PlacementDocument, IsFollowedByAnEpochOnly) {
+  v1::Placement document = *Parse(One("*", "*"));
+  EXPECT_THAT(SaidOf(CheckEpoch(document)),
+              HasSubstr("epoch: is 0; give 1 or more, higher with every change"));
+  document.set_epoch(uint64_t{1} << 63);
+  EXPECT_EQ(CheckEpoch(document).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(SaidOf(CheckEpoch(document)), HasSubstr("epoch: 9223372036854775808 is above"));
+  for (const uint64_t epoch : {uint64_t{1}, kEpochMax}) {
+    document.set_epoch(epoch);
+    EXPECT_TRUE(CheckEpoch(document).ok());
+  }
+}
+
 // However many versions or workers a document claims, what it expands to is bounded.
 TEST(PlacementDocument, ReplicasAreBounded) {
   ExpertGrid grid{.moe_layers = std::vector<bool>(kLayersMax, true), .experts = 1024};

@@ -121,6 +121,20 @@ TEST(Planner, TheSameLoadAgainMovesNothing) {
   EXPECT_EQ(again.placement.epoch(), first.epoch());
 }
 
+TEST(Planner, NoEpochComesAfterTheLast) {
+  PlanInput input = InputOf(6, 64);
+  AddWorkers(7, 12, &input);
+  v1::Placement document = PlanOf(input).placement;
+  document.set_epoch(kEpochMax);
+  const PlacementIndex last = *Expand(document, input.grid, "");
+  input.previous = &last;
+  EXPECT_EQ(PlanOf(input).placement.epoch(), kEpochMax);  // as nothing moves
+  input.workers.back().zone = "z";
+  const auto plan = MakePlan(input, {});
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("no placement can follow"));
+}
+
 TEST(Planner, AnotherLoadMovesAPartAndTheEpoch) {
   PlanInput input = InputOf(6, 64, 0.9, 1);
   AddWorkers(8, 10, &input);
