@@ -7,7 +7,7 @@ import pathlib
 
 from . import http
 from .clock import Clock
-from .processes import BIN, ROOT, START_SECONDS, Failure, Link, Process, free_port, until
+from .processes import BIN, ROOT, START_SECONDS, Etcd, Failure, Link, Process, free_port, until
 
 MODEL = ROOT / "models/tiny-r1"
 EXPERTS, MOE_LAYERS = 128, 4
@@ -21,7 +21,8 @@ class Shape:
     routers: int = 1
     gateways: int = 1
     shared_memory: bool = True
-    spare: str | None = None           # experts of a worker that the routers know of and that is not started
+    spare: str | None = None           # experts of a worker that is not started; routers know its address
+    etcd: bool = False                 # they do not: it announces itself in an etcd, where they look
     slow_worker: int | None = None     # this worker's link goes through the fault proxy
     models: tuple = ()                 # copies of the model, in the workers' order, instead of the one that all read
     clocks: bool = False               # each process has a wall clock of its own
@@ -57,7 +58,9 @@ class Cluster:
         self.links = []
         wire = () if shape.shared_memory else ("--no-shared-memory",)
         parts = [*shape.parts, *([shape.spare] if shape.spare else [])]
-        self.workers = [self._worker(i, part, (*wire, *shape.worker_args)) for i, part in enumerate(parts)]
+        self.etcd = Etcd(logs) if shape.etcd else None
+        found = ("--etcd", self.etcd.url) if shape.etcd else ()
+        self.workers = [self._worker(i, part, (*wire, *(found if i == len(shape.parts) else ()), *shape.worker_args)) for i, part in enumerate(parts)]
         self.spare = self.workers.pop() if shape.spare else None
         addresses = [w.address for w in (*self.workers, *([self.spare] if self.spare else []))]
         if shape.slow_worker is not None:
@@ -67,7 +70,8 @@ class Cluster:
         placed = ("--placement", shape.placement) if shape.placement else ()
         if placed:
             self.place(1, shape.parts)
-        self.routers = [self._router(i, addresses, (*wire, *placed, *shape.router_args)) for i in range(shape.routers)]
+        given = addresses[:len(self.workers)] if shape.etcd else addresses
+        self.routers = [self._router(i, given, (*wire, *placed, *found, *shape.router_args)) for i in range(shape.routers)]
         self.gateways = [self._gateway(i, shape.gateway_args) for i in range(shape.gateways)]
         self.in_rotation = list(self.gateways)  # what a load balancer before the gateways would choose from
         self.turn = 0
@@ -100,6 +104,8 @@ class Cluster:
         return [*self.workers, *([self.spare] if self.spare else []), *self.routers, *self.gateways]
 
     async def start(self):
+        if self.etcd:
+            await self.etcd.start()
         for link in self.links:
             await link.start()
         for node in self.nodes:
@@ -111,7 +117,7 @@ class Cluster:
             await self.worker_up(worker)
 
     def close(self):
-        for process in [n.process for n in self.nodes] + [link.process for link in self.links]:
+        for process in [n.process for n in self.nodes] + [helper.process for helper in (*self.links, *([self.etcd] if self.etcd else []))]:
             process.kill()
 
     def entrance(self):
@@ -161,6 +167,14 @@ class Cluster:
             return all(p and p.sum("switchyard_router_worker_up", worker=self.known_as[worker.name]) == 1 for p in pages)
 
         await until(is_up, seconds, f"{worker.name} up at the routers")
+
+    async def spare_forgotten(self, seconds=START_SECONDS):
+        """Until no router has a link to the spare that etcd had told them of."""
+        async def is_forgotten():
+            pages = await asyncio.gather(*[http.metrics(r.metrics_port) for r in self.routers])
+            return all(p and p.sum("switchyard_router_known_workers") == len(self.workers) for p in pages)
+
+        await until(is_forgotten, seconds, f"{self.spare.name} forgotten by the routers")
 
     async def router_ready(self, router, seconds=START_SECONDS):
         """Until every gateway in rotation may use it."""

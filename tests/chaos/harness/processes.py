@@ -5,10 +5,13 @@ import ctypes
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
+
+from . import http
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BIN = pathlib.Path(os.environ.get("SWITCHYARD_BIN_DIR", ROOT / "build/release/bin"))
@@ -118,6 +121,32 @@ def knows(binary, flag):
     """Whether --help of a program names the flag."""
     out = subprocess.run([str(BIN / binary), "--help"], capture_output=True, text=True, timeout=20)
     return flag in out.stdout
+
+
+class Etcd:
+    """One member, where the program is installed."""
+
+    def __init__(self, logs):
+        self.port, peer, self.data = free_port(), f"http://127.0.0.1:{free_port()}", logs / "etcd.data"
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = Process("etcd", ["etcd", "--data-dir", self.data, "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+                                        "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+                                        "--log-level", "error"], logs)
+
+    @staticmethod
+    def installed():
+        return shutil.which("etcd") is not None
+
+    async def start(self):
+        shutil.rmtree(self.data, ignore_errors=True)  # of a run before
+        self.process.start()
+
+        async def healthy():
+            if not self.process.running():
+                raise Failure(f"etcd ended by itself: {self.process.last_words()}")
+            return '"true"' in (await http.get(self.port, "/health"))[1]
+
+        await until(healthy, START_SECONDS, "etcd healthy")
 
 
 class Link:

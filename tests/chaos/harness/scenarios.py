@@ -6,7 +6,7 @@ import time
 
 from . import cluster, partition
 from .cluster import LONE, REPLICATED, Shape
-from .processes import Failure, knows
+from .processes import Etcd, Failure, knows
 
 DOWN_SECONDS = 1.0     # between a kill and the new start
 SETTLE_SECONDS = 0.7   # between a process being back and the next fault
@@ -131,20 +131,25 @@ async def _restart(trial, node):
 
 
 async def rolling_restart(run):
-    """SIGTERM and restart of every process in turn; then a worker is added and taken away"""
-    shape = Shape(routers=2, gateways=2, spare="0-127")
+    """SIGTERM and restart of every process in turn; then a worker that etcd tells of (without etcd: known by its address) is added and taken away, twice"""
+    by_etcd = Etcd.installed()
+    shape = Shape(routers=2, gateways=2, spare="0-127", etcd=by_etcd)
     async with run.trial("rolling_restart", shape) as trial:
         await trial.undisturbed()
         fleet = trial.cluster
         exits = [await _restart(trial, node) for node in (*fleet.workers, *fleet.routers, *fleet.gateways)]
-        trial.fault("add a worker")
-        await bring_back(trial, fleet.spare)
-        await asyncio.sleep(2)
-        trial.fault("take a worker away")
-        exits.append(await fleet.spare.process.terminate())
-        await asyncio.sleep(2)
+        for _ in range(2):  # the second time in the place that the first one left
+            trial.fault("add a worker")
+            await bring_back(trial, fleet.spare)
+            await asyncio.sleep(2)
+            trial.fault("take a worker away")
+            exits.append(await fleet.spare.process.terminate())
+            if by_etcd:
+                await fleet.spare_forgotten()
+            await asyncio.sleep(2)
         await trial.end()
-        return trial.row({"answers_503": ["<=", 0], "bad_exits": ["<=", 0]}, bad_exits=sum(map(bool, exits)))
+        return trial.row({"answers_503": ["<=", 0], "bad_exits": ["<=", 0]}, bad_exits=sum(map(bool, exits)),
+                         added_by="etcd" if by_etcd else "address")
 
 
 async def sigstop_worker(run):
