@@ -17,6 +17,8 @@ using ::testing::IsEmpty;
 // Layers 1 and 2 of 12 experts, of which 0 and 1 are held.
 class LoaderTest : public ::testing::Test {
  protected:
+  ~LoaderTest() override { source_->HoldUp(false); }  // whatever failed, the thread ends
+
   static std::vector<bool> FirstTwo() {
     std::vector<bool> held(12, false);
     held[0] = held[1] = true;
