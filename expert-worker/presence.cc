@@ -14,7 +14,8 @@ absl::StatusOr<std::unique_ptr<Presence>> Presence::Create(const config::v1::Wor
   std::string listening = config.listen();
   if (listening.ends_with(":0")) listening.back() = '1';
   if (absl::Status fits = discovery::CheckAdvertised(out->Address(listening)); !fits.ok()) {
-    return Annotate(fits, config.has_advertise() ? "--advertise" : "--etcd needs --advertise");
+    return UsageError("{}: {}", config.has_advertise() ? "--advertise" : "--etcd needs --advertise",
+                      ToStd(fits.message()));
   }
   return out;
 }

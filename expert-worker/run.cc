@@ -40,9 +40,11 @@ const config::Program kProgram = {
         "switchyard-expert-worker --model models/tiny-r1 --experts none --experts-memory 4GiB",
         "switchyard-expert-worker --config worker.json --threads 8 --metrics 127.0.0.1:9200"}};
 
+std::string Bytes(uint64_t bytes) { return config::FormatBytes(static_cast<int64_t>(bytes)); }
+
 absl::StatusOr<uint64_t> BytesOf(std::string_view flag, const std::string& text) {
   SY_ASSIGN_OR_RETURN(const int64_t bytes, config::ParseBytes(text));
-  if (bytes <= 0) return InvalidArgument("{} {}: must be above 0", flag, text);
+  if (bytes <= 0) return UsageError("{} {}: must be above 0", flag, text);
   return static_cast<uint64_t>(bytes);
 }
 
@@ -84,15 +86,19 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
                       Worker::Create(spec, ModelFingerprint(spec, digest), source, options));
   if (!config.holding().has_experts_memory()) {
     SY_RETURN_IF_ERROR(CheckMemory(worker->mapped_bytes(), options.memory_bytes, config.experts()));
+  } else if (const uint64_t one = worker->hello().expert_bytes(); options.memory_bytes < one) {
+    return UsageError("--experts-memory {}: one expert takes {}; give that much at least",
+                      config.holding().experts_memory(), Bytes(one));
   }
   if (!config.weights().no_weight_check()) {
     checkpoint::ConsoleProgress progress("Reading the experts' weights");
     SY_RETURN_IF_ERROR(CheckHeldWeights(spec, *source, worker->hello(), std::ref(progress)));
   }
   worker->TrimMemory();
-  log::Info("{}: experts {} of each MoE layer, {} in all, {} mapped; {}", spec.architecture,
-            config.experts(), worker->experts_held(),
-            config::FormatBytes(static_cast<int64_t>(worker->mapped_bytes())),
+  const bool tight = worker->mapped_bytes() > options.memory_bytes;
+  log::Info("{}: experts {} of each MoE layer, {} in all, {} mapped{}; {}", spec.architecture,
+            config.experts(), worker->experts_held(), Bytes(worker->mapped_bytes()),
+            tight ? fmt::format(", {} of it in memory at a time", Bytes(options.memory_bytes)) : "",
             worker->numerics().arithmetic);
   return worker;
 }

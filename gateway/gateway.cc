@@ -59,11 +59,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(
 absl::Status Gateway::StartRouters(const GatewayOptions& options,
                                    const RouterClient::ChannelFactory& channels) {
   if (options.routers.empty() && !options.follow_routers)
-    return InvalidArgument("--routers: at least one address is needed");
+    return UsageError("--routers: at least one address is needed");
   const std::set<std::string> different(options.routers.begin(), options.routers.end());
   if (different.size() != options.routers.size()) {
-    return InvalidArgument("--routers names an address twice: {}",
-                           absl::StrJoin(options.routers, ","));
+    return UsageError("--routers names an address twice: {}", absl::StrJoin(options.routers, ","));
   }
   RouterClientOptions client;
   client.gateway_id = MakeRequestId();

@@ -54,8 +54,8 @@ class Upstream {
     SY_RETURN_IF_ERROR(security::ClientCredentials(out->tls_).status());
     const std::set<std::string> different(config.routers().begin(), config.routers().end());
     if (static_cast<int>(different.size()) != config.routers_size()) {
-      return InvalidArgument("--routers names an address twice: {}",
-                             absl::StrJoin(config.routers(), ","));
+      return UsageError("--routers names an address twice: {}",
+                        absl::StrJoin(config.routers(), ","));
     }
     out->watch_.addresses.assign(config.routers().begin(), config.routers().end());
     SY_ASSIGN_OR_RETURN(out->watch_.refresh, config::ParseDuration(config.dns().dns_refresh()));

@@ -56,8 +56,8 @@ void ApplyKnobs(const config::v1::FleetKnobs& knobs, RouterOptions* options) {
 absl::Status ApplyKnobs(const config::v1::BalanceKnobs& knobs, RouterOptions* options) {
   SY_ASSIGN_OR_RETURN(const absl::Duration every, config::ParseDuration(knobs.balance()));
   if (every > absl::ZeroDuration() && every < kBalanceLeast) {
-    return InvalidArgument("--balance: {} is too often; expected 0s, or {} at least",
-                           knobs.balance(), absl::FormatDuration(kBalanceLeast));
+    return UsageError("--balance: {} is too often; expected 0s, or {} at least", knobs.balance(),
+                      absl::FormatDuration(kBalanceLeast));
   }
   options->balances = every > absl::ZeroDuration();
   options->balancer.every = every;
@@ -69,8 +69,7 @@ absl::Status ApplyKnobs(const config::v1::BalanceKnobs& knobs, RouterOptions* op
   balance.best_width = width == "auto";
   if (width == "all" || width == "auto") return absl::OkStatus();
   if (!absl::SimpleAtoi(width, &balance.plan.width) || balance.plan.width < 1) {
-    return InvalidArgument("--balance-width: \"{}\"; expected all, auto or a number of workers",
-                           width);
+    return UsageError("--balance-width: \"{}\"; expected all, auto or a number of workers", width);
   }
   return absl::OkStatus();
 }

@@ -22,10 +22,10 @@ constexpr char kElection[] = "balancer";
 absl::Status PlacementSource::Check(const PlacementSourceOptions& options) {
   const bool file = !options.from.empty() && options.from != kEtcd;
   if (options.from == kEtcd && options.etcd == nullptr) {
-    return InvalidArgument("--placement etcd: give the servers with --etcd URL,URL");
+    return UsageError("--placement etcd: give the servers with --etcd URL,URL");
   }
   if (options.balances && file) {
-    return InvalidArgument(
+    return UsageError(
         "--balance and --placement {}: either the router decides where experts lie or the file; "
         "give one",
         options.from);

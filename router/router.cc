@@ -483,7 +483,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Create(const RouterOptions& opti
   const auto& workers = options.workers;
   for (auto it = workers.begin(); it != workers.end(); ++it) {
     if (std::find(workers.begin(), it, *it) != it) {
-      return InvalidArgument("--workers names {} twice", *it);
+      return UsageError("--workers names {} twice", *it);
     }
   }
   SY_RETURN_IF_ERROR(PlacementSource::Check(PlacementFrom(options)));

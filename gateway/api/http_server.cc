@@ -132,12 +132,12 @@ absl::StatusOr<Listener> ListenTcp(const std::string& address) {
 absl::StatusOr<std::unique_ptr<HttpTls>> MakeTls(const HttpServerOptions& options) {
   if (options.tls_cert.empty() && options.tls_key.empty()) {
     if (!options.tls_ca.empty()) {
-      return InvalidArgument("--tls-ca needs --tls-cert and --tls-key on the HTTP listener");
+      return UsageError("--tls-ca needs --tls-cert and --tls-key on the HTTP listener");
     }
     return std::unique_ptr<HttpTls>();
   }
   if (options.tls_cert.empty() || options.tls_key.empty()) {
-    return InvalidArgument("--tls-cert and --tls-key are given together or not at all");
+    return UsageError("--tls-cert and --tls-key are given together or not at all");
   }
   return HttpTls::Create({.cert = options.tls_cert, .key = options.tls_key, .ca = options.tls_ca},
                          options.tls_look_every);

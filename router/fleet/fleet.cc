@@ -83,7 +83,7 @@ void Fleet::Look(absl::Time now) {
     }
     if (!arrived_) TellWaiting(*followed, now);
     if (followed != used_ && arrived_) {
-      log::Info("placement of epoch {} is in use", followed->epoch());
+      log::Info("placement of epoch {} is followed", followed->epoch());
       dispatcher_.Use(followed);
       used_ = followed;
       absl::MutexLock lock(&mutex_);

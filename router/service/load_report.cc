@@ -107,12 +107,6 @@ void SetRunsOn(const pb::RunsOn& runs_on, v1::RunsOn* out) {
   out->set_threads(runs_on.threads());
 }
 
-double Imbalance(std::span<const double> loads) {
-  const double sum = std::accumulate(loads.begin(), loads.end(), 0.0);
-  if (sum <= 0) return 0;
-  return *std::max_element(loads.begin(), loads.end()) * static_cast<double>(loads.size()) / sum;
-}
-
 double Percentile(std::span<const uint64_t> counts, double share) {
   const uint64_t all = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
   double wanted = share * static_cast<double>(all);
@@ -228,8 +222,7 @@ void LoadReport::DescribeLayer(const View& view, int layer, v1::RouterExperts* o
   balance->set_layer(layer);
   for (const auto& window : view.windows) {
     balance->add_expert_imbalance(Imbalance(OfLayer(window, layer)));
-    balance->add_worker_imbalance(
-        Imbalance(std::span<const double>(WorkerLoads(grid_, layer, window.counts, view.held))));
+    balance->add_worker_imbalance(Imbalance(WorkerLoads(grid_, layer, window.counts, view.held)));
   }
   for (int e = 0; e < grid_.experts; ++e) {
     const size_t cell = grid_.cell(layer, e);

@@ -70,9 +70,6 @@ class LoadReport {
 // What services say of themselves to each other, for others.
 void SetRunsOn(const internal::v1::RunsOn& runs_on, v1::RunsOn* out);
 
-// The most over the mean; 0 where all are 0.
-double Imbalance(std::span<const double> loads);
-
 // The value below which `share` of all that was counted lies, by buckets as in HistogramCounts; 0
 // of nothing.
 double Percentile(std::span<const uint64_t> counts, double share);

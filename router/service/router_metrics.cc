@@ -1,6 +1,5 @@
 #include "router/service/router_metrics.h"
 
-#include <algorithm>
 #include <numeric>
 #include <string>
 
@@ -95,13 +94,6 @@ std::vector<ExpertSeries> ChooseExpertSeries(const ModelSpec& spec,
     }
   }
   return out;
-}
-
-double Imbalance(std::span<const uint64_t> rows) {
-  const uint64_t sum = std::accumulate(rows.begin(), rows.end(), uint64_t{0});
-  if (sum == 0) return 0;
-  const uint64_t most = *std::max_element(rows.begin(), rows.end());
-  return static_cast<double>(most) * static_cast<double>(rows.size()) / static_cast<double>(sum);
 }
 
 void CollectRouting(const RoutingOptions& options, const RoutingCounts& counts,

@@ -2,7 +2,9 @@
 // where it is counted.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -31,8 +33,14 @@ inline constexpr int kHottestExperts = 16;
 // kHottestExperts of each layer (the lower id of equals). rows: [layers, experts].
 std::vector<ExpertSeries> ChooseExpertSeries(const ModelSpec& spec, std::span<const uint64_t> rows);
 
-// Rows of the busiest expert over the mean; 0 before the first row.
-double Imbalance(std::span<const uint64_t> rows);
+// The most of some loads over their mean; 0 where all are 0.
+template <typename Loads>
+double Imbalance(const Loads& loads) {
+  const double sum = std::accumulate(loads.begin(), loads.end(), 0.0);
+  if (sum <= 0) return 0;
+  const auto most = static_cast<double>(*std::max_element(loads.begin(), loads.end()));
+  return most * static_cast<double>(loads.size()) / sum;
+}
 
 // What a routing policy did.
 void CollectRouting(const RoutingOptions& options, const RoutingCounts& counts,

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/cord.h"
 #include "services/base/text.h"
 
 namespace switchyard {
@@ -40,10 +41,25 @@ SY_STATUS_FACTORY(DataLoss)
 
 #undef SY_STATUS_FACTORY
 
+// INVALID_ARGUMENT of flags that do not fit together or say too little, found after they were
+// parsed: a program ends with the status of wrong usage. Keeps its mark through Annotate.
+inline constexpr char kUsageMark[] = "switchyard.usage";
+template <typename... Args>
+[[nodiscard]] absl::Status UsageError(fmt::format_string<Args...> format, Args&&... args) {
+  absl::Status status = InvalidArgument(format, std::forward<Args>(args)...);
+  status.SetPayload(kUsageMark, absl::Cord());
+  return status;
+}
+[[nodiscard]] inline bool IsUsageError(const absl::Status& status) {
+  return status.GetPayload(kUsageMark).has_value();
+}
+
 // The same status with "context: " before its message.
 [[nodiscard]] inline absl::Status Annotate(const absl::Status& status, std::string_view context) {
   if (status.ok()) return status;
-  return absl::Status(status.code(), fmt::format("{}: {}", context, ToStd(status.message())));
+  absl::Status out(status.code(), fmt::format("{}: {}", context, ToStd(status.message())));
+  if (IsUsageError(status)) out.SetPayload(kUsageMark, absl::Cord());
+  return out;
 }
 
 }  // namespace switchyard

@@ -29,6 +29,12 @@ std::vector<std::string> Keys(const std::vector<Knob>& knobs) {
   return out;
 }
 
+const Knob* Find(const std::vector<Knob>& knobs, const std::string& key) {
+  const auto it =
+      std::find_if(knobs.begin(), knobs.end(), [&](const Knob& knob) { return knob.key == key; });
+  return it == knobs.end() ? nullptr : &*it;
+}
+
 // CLI11 only splits argv and prints help; values are checked where those of all layers are.
 class CommandLine {
  public:
@@ -92,6 +98,10 @@ class CommandLine {
     if (!options.fallback().empty() && !knob.is_bool()) {
       help += fmt::format(" (default {})", options.fallback());
     }
+    if (options.required())
+      help += options.instead().empty()
+                  ? " (required)"
+                  : fmt::format(" (required, or {})", Find(knobs_, options.instead())->flag());
     CLI::Option* option = nullptr;
     if (knob.is_bool()) {
       option = app_.add_flag(knob.flag())->description(help);
@@ -139,12 +149,6 @@ absl::Status ApplyEnvironment(const std::vector<Knob>& knobs, const Environment&
   return absl::OkStatus();
 }
 
-const Knob* Find(const std::vector<Knob>& knobs, const std::string& key) {
-  const auto it =
-      std::find_if(knobs.begin(), knobs.end(), [&](const Knob& knob) { return knob.key == key; });
-  return it == knobs.end() ? nullptr : &*it;
-}
-
 absl::Status ApplyDefaults(const std::vector<Knob>& knobs, Message* config) {
   for (const Knob& knob : knobs) {
     if (IsSet(knob, *config)) continue;
@@ -181,6 +185,21 @@ nlohmann::ordered_json ValueOf(const Knob& knob, const Message& config) {
   if (field->cpp_type() == Field::CPPTYPE_BOOL) return reflection.GetBool(*at, field);
   if (field->cpp_type() == Field::CPPTYPE_INT32) return reflection.GetInt32(*at, field);
   return reflection.GetString(*at, field);
+}
+
+// A flag that does nothing without another one is a mistake, unless it says what --print-config
+// writes of it anyway.
+absl::Status CheckNeeds(const std::vector<Knob>& knobs, const Message& config) {
+  for (const Knob& knob : knobs) {
+    const Knob* needed = Find(knobs, knob.options->needs());
+    if (needed == nullptr || !IsSet(knob, config) || IsSet(*needed, config)) continue;
+    const nlohmann::ordered_json value = ValueOf(knob, config);
+    const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+    if (text == knob.options->fallback()) continue;
+    return InvalidArgument("{} says nothing without {}: give both or neither", knob.flag(),
+                           needed->flag());
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -228,6 +247,7 @@ absl::StatusOr<Outcome> Load(const Program& program, int argc, const char* const
   }
   SY_RETURN_IF_ERROR(ApplyEnvironment(knobs, environment, config));
   SY_RETURN_IF_ERROR(line.Apply(config));
+  SY_RETURN_IF_ERROR(CheckNeeds(knobs, *config));
   SY_RETURN_IF_ERROR(ApplyDefaults(knobs, config));
   if (line.print_config()) {
     out << Dump(*config) << "\n";
@@ -244,6 +264,10 @@ std::string Dump(const Message& config) {
   return out.dump(2);
 }
 
+int ExitStatus(const absl::Status& status) {
+  return IsUsageError(status) ? kExitUsage : kExitFailure;
+}
+
 int ReportError(const std::string& program, const absl::Status& status, int exit_status) {
   std::cerr << program << ": " << ToStd(status.message()) << "\n";
   if (exit_status == kExitUsage) std::cerr << "See " << program << " --help\n";
@@ -258,7 +282,7 @@ int RunMain(const Program& program, int argc, const char* const* argv, Message* 
   if (!outcome.ok()) return ReportError(program.name, outcome.status(), kExitUsage);
   if (*outcome == Outcome::kExit) return 0;
   const absl::Status status = run();
-  return status.ok() ? 0 : ReportError(program.name, status, kExitFailure);
+  return status.ok() ? 0 : ReportError(program.name, status, ExitStatus(status));
 }
 
 }  // namespace switchyard::config

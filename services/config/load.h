@@ -52,6 +52,9 @@ inline constexpr int kExitUsage = 2;  // a wrong flag, variable or config file
 // that leads to --help. Returns `exit_status`.
 int ReportError(const std::string& program, const absl::Status& status, int exit_status);
 
+// kExitUsage of a UsageError (services/base/status.h), else kExitFailure.
+int ExitStatus(const absl::Status& status);
+
 // A whole main: loads the config of this process and runs. Returns the exit status.
 int RunMain(const Program& program, int argc, const char* const* argv,
             google::protobuf::Message* config, const std::function<absl::Status()>& run);

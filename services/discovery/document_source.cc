@@ -28,12 +28,12 @@ void DocumentTaker::Fail(absl::Status why) {
 void DocumentTaker::SetStatus(absl::Status status) {
   if (status == health_.status) return;
   if (status.ok()) {
-    log::Info("{}: in force", name_);
+    log::Info("{}: taken", name_);
   } else if (absl::IsNotFound(status) && health_.taken == 0) {
     log::Info("{}: {} yet", name_, ToStd(status.message()));
   } else {
     log::Error("{}: {}; {}", name_, ToStd(status.message()),
-               health_.taken > 0 ? "the last good version stays in force" : "there is none yet");
+               health_.taken > 0 ? "the last good version is still followed" : "there is none yet");
   }
   health_.status = std::move(status);
 }

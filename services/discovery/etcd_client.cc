@@ -30,11 +30,11 @@ absl::StatusOr<Url> ParseUrl(const std::string& text) {
   } else if (text.rfind(kHttp, 0) == 0) {
     url = {text.substr(kHttp.size()), false};
   } else {
-    return InvalidArgument("--etcd: \"{}\" begins with neither http:// nor https://", text);
+    return UsageError("--etcd: \"{}\" begins with neither http:// nor https://", text);
   }
   if (!url.address.empty() && url.address.back() == '/') url.address.pop_back();
   if (url.address.rfind("unix:", 0) == 0 || !config::CheckAddress(url.address).ok()) {
-    return InvalidArgument("--etcd: \"{}\"; give http://HOST:PORT or https://HOST:PORT", text);
+    return UsageError("--etcd: \"{}\"; give http://HOST:PORT or https://HOST:PORT", text);
   }
   return url;
 }
@@ -81,13 +81,13 @@ std::string PrefixEnd(std::string prefix) {
 }
 
 absl::StatusOr<std::shared_ptr<EtcdClient>> EtcdClient::Create(EtcdOptions options) {
-  if (options.urls.empty()) return InvalidArgument("--etcd: no address");
+  if (options.urls.empty()) return UsageError("--etcd: no address");
   while (!options.prefix.empty() && options.prefix.back() == '/') options.prefix.pop_back();
   std::vector<Server> servers;
   for (const std::string& text : options.urls) {
     SY_ASSIGN_OR_RETURN(const Url url, ParseUrl(text));
     if (!url.tls && !options.tls.empty()) {
-      return InvalidArgument("{}-* are given, but \"{}\" is not https://", options.tls.flags, text);
+      return UsageError("{}-* are given, but \"{}\" is not https://", options.tls.flags, text);
     }
     std::shared_ptr<grpc::ChannelCredentials> credentials;
     if (url.tls && options.tls.empty()) {

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "services/base/file.h"
+#include "services/base/json_error.h"
 #include "services/base/status.h"
 #include "services/config/units.h"
 
@@ -140,6 +141,12 @@ ExpertGrid GridOf(const ModelSpec& spec) {
 absl::StatusOr<v1::Placement> Parse(std::string_view json) {
   if (json.size() > kDocumentBytesMax) {
     return InvalidArgument("{} bytes; a placement has at most {}", json.size(), kDocumentBytesMax);
+  }
+  // protobuf draws pictures of syntax errors, in three lines.
+  try {
+    (void)nlohmann::json::parse(json);
+  } catch (const nlohmann::json::exception& error) {
+    return InvalidArgument("is no placement: {}", NotValidJson(error.what()));
   }
   v1::Placement document;
   const auto status =

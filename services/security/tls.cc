@@ -47,9 +47,8 @@ std::shared_ptr<grpc::experimental::CertificateProviderInterface> Watch(const Tl
 
 absl::Status CheckTlsFiles(const TlsFiles& files) {
   if (files.cert.empty() != files.key.empty()) {
-    return InvalidArgument("{0}-{1} is given without {0}-{2}; give both", files.flags,
-                           files.cert.empty() ? "key" : "cert",
-                           files.cert.empty() ? "cert" : "key");
+    return UsageError("{0}-{1} is given without {0}-{2}; give both", files.flags,
+                      files.cert.empty() ? "key" : "cert", files.cert.empty() ? "cert" : "key");
   }
   if (!files.ca.empty()) {
     SY_ASSIGN_OR_RETURN(
@@ -77,8 +76,8 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(const
   if (files.empty()) return grpc::InsecureServerCredentials();
   SY_RETURN_IF_ERROR(CheckTlsFiles(files));
   if (files.cert.empty()) {
-    return InvalidArgument("{0}-ca is given without {0}-cert; a listener needs a certificate",
-                           files.flags);
+    return UsageError("{0}-ca is given without {0}-cert; a listener needs a certificate",
+                      files.flags);
   }
   grpc::experimental::TlsServerCredentialsOptions options(Watch(files));
   options.watch_identity_key_cert_pairs();
@@ -93,8 +92,8 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ClientCredentials(cons
   if (files.empty()) return grpc::InsecureChannelCredentials();
   SY_RETURN_IF_ERROR(CheckTlsFiles(files));
   if (files.ca.empty()) {
-    return InvalidArgument("{}-ca is missing: a client checks the server's certificate by it",
-                           files.flags);
+    return UsageError("{}-ca is missing: a client checks the server's certificate by it",
+                      files.flags);
   }
   grpc::experimental::TlsChannelCredentialsOptions options;
   options.set_certificate_provider(Watch(files));

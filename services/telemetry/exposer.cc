@@ -11,8 +11,8 @@ namespace switchyard::telemetry {
 
 absl::Status Exposer::CheckAddress(const std::string& address) {
   if (address.rfind("unix:", 0) != 0) return absl::OkStatus();
-  return InvalidArgument("--metrics {}: metrics are served over HTTP on HOST:PORT, not on a socket",
-                         address);
+  return UsageError("--metrics {}: metrics are served over HTTP on HOST:PORT, not on a socket",
+                    address);
 }
 
 absl::StatusOr<std::unique_ptr<Exposer>> Exposer::Start(const std::string& address,

@@ -20,21 +20,26 @@ def free_port():
 class Etcd:
     """One member, its data in a directory of its own."""
 
-    def __init__(self):
+    def __init__(self, tls=None):
+        """`tls`: (certificate, key, CA) of its own, which clients must be signed by too; these show the same certificate."""
         self.dir = tempfile.mkdtemp(prefix="etcd_")
-        self.url, self.peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self.url, self.peer = (f"{scheme}://127.0.0.1:{free_port()}" for scheme in ("https" if tls else "http", "http"))
+        self.tls = ("--cert-file", tls[0], "--key-file", tls[1], "--trusted-ca-file", tls[2], "--client-cert-auth") if tls else ()
+        self.session = requests.Session()
+        if tls:
+            self.session.cert, self.session.verify = tls[:2], tls[2]
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(
             ["etcd", "--data-dir", self.dir + "/data", "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
              "--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer, "--initial-cluster", "default=" + self.peer,
-             "--log-level", "error"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+             "--log-level", "error", *self.tls], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         processes.wait_for(self.answers)
 
     def answers(self):
         try:
-            return requests.get(self.url + "/health", timeout=5).json()["health"] == "true"
+            return self.session.get(self.url + "/health", timeout=5).json()["health"] == "true"
         except (requests.ConnectionError, KeyError, ValueError):
             assert self.process.poll() is None, "etcd ended"
             return False
@@ -49,12 +54,12 @@ class Etcd:
 
     def put(self, key, value):
         body = {name: base64.b64encode(text.encode()).decode() for name, text in (("key", key), ("value", value))}
-        requests.post(self.url + "/v3/kv/put", json=body, timeout=5).raise_for_status()
+        self.session.post(self.url + "/v3/kv/put", json=body, timeout=5).raise_for_status()
 
     def get(self, key):
         """None where there is no such key."""
         body = {"key": base64.b64encode(key.encode()).decode()}
-        found = requests.post(self.url + "/v3/kv/range", json=body, timeout=5).json().get("kvs")
+        found = self.session.post(self.url + "/v3/kv/range", json=body, timeout=5).json().get("kvs")
         return base64.b64decode(found[0]["value"]).decode() if found else None
 
 

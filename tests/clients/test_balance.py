@@ -117,10 +117,11 @@ def test_a_placement_without_an_epoch_is_refused_at_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("args, status, says", [
-    (["--balance", "1m", "--placement", "/tmp/p.json"], 1, "--balance and --placement"),
-    (["--placement", "etcd"], 1, "--etcd URL"),
+    (["--balance", "1m", "--placement", "/tmp/p.json"], 2, "--balance and --placement"),
+    (["--placement", "etcd"], 2, "--etcd URL"),
     (["--balance", "often"], 2, "--balance"),
-    (["--balance", "1m", "--balance-width", "some"], 1, "--balance-width"),
+    (["--balance", "1m", "--balance-width", "some"], 2, "--balance-width"),
+    (["--balance-min-replicas", "2"], 2, "--balance-min-replicas says nothing without --balance"),
     (["--balance", "1m", "--balance-min-replicas", "0"], 2, "--balance-min-replicas"),
 ])
 def test_flags_that_do_not_fit_are_told(args, status, says):

@@ -6,7 +6,8 @@ import pytest
 import requests
 
 import processes
-from etcd import metric, router
+from certificates import make_ca, make_certificate
+from etcd import Etcd, metric, router
 
 PROMPT = {"prompt": [5, 17, 300, 41], "max_tokens": 24}
 
@@ -53,6 +54,25 @@ def test_workers_are_found_in_etcd_as_they_come_and_go(etcd):
                 assert complete(url) == tokens
 
 
+def test_etcd_over_tls_with_certificates_of_both_sides(tmp_path):
+    ca, stranger = make_ca(tmp_path, "ca"), make_ca(tmp_path, "stranger")
+    cert, key = make_certificate(tmp_path, "etcd", ca)
+    etcd = Etcd((cert, key, ca))
+    try:
+        at = ("--etcd", etcd.url, "--etcd-ca", ca, "--etcd-cert", cert, "--etcd-key", key)
+        with processes.worker("0/1", *at) as only, router(*at) as route, processes.gateway([route.fact("listening")]) as gate:
+            only.fact("ready")
+            processes.wait_ready(gate.fact("http"))
+            assert len(complete(gate.fact("http"))) == PROMPT["max_tokens"]
+            assert metric(route, "switchyard_etcd_silent_seconds") == 0
+        for wrong in (("--etcd-ca", stranger, "--etcd-cert", cert, "--etcd-key", key), ("--etcd-ca", ca)):
+            with router("--etcd", etcd.url, *wrong) as route:
+                processes.wait_for(lambda: any("etcd https://" in line and "what was last known" in line for line in route.log if line))
+                assert metric(route, "switchyard_router_known_workers") == 0
+    finally:
+        etcd.close()
+
+
 def test_workers_are_found_behind_a_name():
     with processes.worker("0/1") as only:
         port = only.fact("listening").rsplit(":", 1)[1]
@@ -65,9 +85,10 @@ def test_workers_are_found_behind_a_name():
 @pytest.mark.parametrize("program, args, status, says", [
     ("switchyard-router", ["--listen", "127.0.0.1:0"], 2, "--workers is missing"),
     ("switchyard-router", ["--workers", "dns:nowhere"], 2, "dns:NAME:PORT"),
-    ("switchyard-router", ["--etcd", "localhost:2379"], 1, "http://"),
-    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--listen", "0.0.0.0:0"], 1, "--advertise"),
-    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--advertise", "0.0.0.0:8200", "--listen", "127.0.0.1:0"], 1, "--advertise"),
+    ("switchyard-router", ["--etcd", "localhost:2379"], 2, "http://"),
+    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--listen", "0.0.0.0:0"], 2, "--advertise"),
+    ("switchyard-expert-worker", ["--etcd", "http://127.0.0.1:1", "--advertise", "0.0.0.0:8200", "--listen", "127.0.0.1:0"], 2, "--advertise"),
+    ("switchyard-expert-worker", ["--advertise", "10.0.0.3:8200", "--listen", "127.0.0.1:0"], 2, "--advertise says nothing without --etcd"),
 ])
 def test_flags_that_do_not_fit_are_told_before_anything_is_loaded(program, args, status, says):
     done = subprocess.run([processes.BIN / program, "--model", processes.MODEL, *args], capture_output=True, text=True, timeout=60)

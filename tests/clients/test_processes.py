@@ -88,9 +88,10 @@ def test_a_worker_without_experts_is_ready_and_holds_none():
         assert idle.fact("ready")
         assert metric(idle, "switchyard_worker_experts") == 0
         assert metric(idle, "switchyard_ready") == 1
-    for flags, said in [(("--experts-memory", "0"), "--experts-memory"), (("--load-rate", "fast"), "load-rate")]:
+    for flags, said in [(("--experts-memory", "0"), "--experts-memory"), (("--experts-memory", "4KiB"), "one expert takes"),
+                        (("--load-rate", "fast"), "load-rate")]:
         with processes.worker("none", *flags) as wrong:
-            assert wrong.process.wait(20) in (1, 2)
+            assert wrong.process.wait(20) == 2
             processes.wait_for(lambda: any(said in line for line in wrong.log if line))
 
 

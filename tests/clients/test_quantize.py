@@ -37,5 +37,5 @@ def test_a_quantised_model_is_served(tmp_path, scheme, args, least):
 
 def test_what_cannot_be_done_is_said(tmp_path):
     done = quantize(tmp_path / "a", "--scheme", "int4-awq")
-    assert done.returncode == 1 and "--text" in done.stderr
+    assert done.returncode == 2 and "--text" in done.stderr
     assert quantize(tmp_path / "b", "--scheme", "int3").returncode == 2

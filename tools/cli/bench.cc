@@ -151,8 +151,9 @@ absl::Status WriteJson(const BenchOptions& options, const BenchReport& report,
 
 absl::Status RunBench(BenchOptions options) {
   if (options.prompt_tokens < 1 || options.prompt_tokens > 1'000'000) {
-    return InvalidArgument("--prompt-tokens is {}; 1 to 1000000", options.prompt_tokens);
+    return UsageError("--prompt-tokens is {}; 1 to 1000000", options.prompt_tokens);
   }
+  SY_RETURN_IF_ERROR(ReadApiKey(options.load.http));
   HttpClient http(options.load.http);
   if (options.load.model.empty()) {
     SY_ASSIGN_OR_RETURN(const std::string models, http.Get("/v1/models"));

@@ -322,8 +322,9 @@ absl::Status Converse(Chat& chat) {
 absl::Status RunChat(ChatOptions options) {
   const std::optional<std::string> once = options.once;
   if (once.has_value() && once->empty()) {
-    return InvalidArgument("--once is empty; give a question, or leave it out for a conversation");
+    return UsageError("--once is empty; give a question, or leave it out for a conversation");
   }
+  SY_RETURN_IF_ERROR(ReadApiKey(options.http));
   Chat chat(std::move(options));
   SY_RETURN_IF_ERROR(chat.Connect());
   struct sigaction action = {};

@@ -4,6 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_split.h"
+#include "services/base/file.h"
 #include "services/base/status.h"
 
 namespace switchyard::cli {
@@ -57,6 +60,19 @@ absl::StatusOr<std::string> ServedModel(std::string_view body) {
     return Internal("/v1/models lists no model; name one with --model");
   }
   return json["data"][0]["id"].get<std::string>();
+}
+
+absl::Status ReadApiKey(HttpOptions& options) {
+  constexpr uint64_t kBytesMax = 1 << 20;
+  const std::string& path = options.api_key_file;
+  if (path.empty()) return absl::OkStatus();
+  const auto text = ReadFile(path, kBytesMax);
+  if (!text.ok()) return Annotate(text.status(), "--api-key-file");
+  for (const absl::string_view line : absl::StrSplit(*text, '\n')) {
+    options.api_key = std::string(absl::StripAsciiWhitespace(line));
+    if (!options.api_key.empty() && options.api_key.front() != '#') return absl::OkStatus();
+  }
+  return InvalidArgument("--api-key-file: {}: holds no key", path);
 }
 
 HttpTarget TargetOf(std::string_view url) {

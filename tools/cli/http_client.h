@@ -16,10 +16,15 @@ struct HttpOptions {
   // Base, for example http://127.0.0.1:8000 (a "/v1" at its end is that of the paths), or
   // unix:PATH.
   std::string url;
-  std::string api_key;  // sent as a bearer token where not empty
-  std::string ca_file;  // PEM; empty: the system's
-  int timeout_s = 0;    // of a whole answer; 0: none
+  std::string api_key;       // sent as a bearer token where not empty
+  std::string api_key_file;  // ReadApiKey takes it from there
+  std::string ca_file;       // PEM; empty: the system's
+  int timeout_s = 0;         // of a whole answer; 0: none
 };
+
+// Fills api_key with the first key of api_key_file, where that is given; it is a file as gateways
+// read it. Errors name flag and file.
+absl::Status ReadApiKey(HttpOptions& options);
 
 // Where `url` leads.
 struct HttpTarget {

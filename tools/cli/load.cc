@@ -249,15 +249,14 @@ class Load {
 absl::StatusOr<std::vector<RequestRecord>> RunLoad(
     const LoadOptions& options, const std::vector<nlohmann::json>& prompts,
     const std::function<void(const LoadProgress&)>& progress) {
-  if (options.requests < 1)
-    return InvalidArgument("--requests is {}; at least 1", options.requests);
+  if (options.requests < 1) return UsageError("--requests is {}; at least 1", options.requests);
   if (options.concurrency < 0 || options.concurrency > kConcurrencyMax) {
-    return InvalidArgument("--concurrency is {}; 1 to {}", options.concurrency, kConcurrencyMax);
+    return UsageError("--concurrency is {}; 1 to {}", options.concurrency, kConcurrencyMax);
   }
   if (options.max_tokens < 1)
-    return InvalidArgument("--max-tokens is {}; at least 1", options.max_tokens);
+    return UsageError("--max-tokens is {}; at least 1", options.max_tokens);
   if (!(options.rate >= 0) || !std::isfinite(options.rate)) {
-    return InvalidArgument("--rate is {}; requests a second, or 0 for a closed loop", options.rate);
+    return UsageError("--rate is {}; requests a second, or 0 for a closed loop", options.rate);
   }
   if (prompts.empty()) return InvalidArgument("no prompts");
   return Load(options, prompts).Run(progress);

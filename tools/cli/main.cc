@@ -35,13 +35,20 @@ CLI::Option* AddDefaulted(CLI::App& app, const std::string& flag, const std::str
   return Add(app, flag, stands_for, value, fmt::format("{} (default {})", help, value));
 }
 
+// Who asks, and whom it trusts.
+void AddCredentials(CLI::App& app, HttpOptions& http) {
+  Add(app, "--api-key", "KEY", http.api_key, "Sent as a bearer token; also OPENAI_API_KEY")
+      ->envname("OPENAI_API_KEY");
+  Add(app, "--api-key-file", "FILE", http.api_key_file,
+      "File whose first key is sent; wins over --api-key");
+  Add(app, "--ca", "FILE", http.ca_file, "Certificates (PEM) that the server must be signed by")
+      ->check(CLI::ExistingFile);
+}
+
 void AddServer(CLI::App& app, HttpOptions& http, std::string& model) {
   http.url = "http://127.0.0.1:8000";
   AddDefaulted(app, "--url", "URL", http.url, "Base URL of the server, or unix:PATH");
-  Add(app, "--api-key", "KEY", http.api_key, "Sent as a bearer token; also OPENAI_API_KEY")
-      ->envname("OPENAI_API_KEY");
-  Add(app, "--ca", "FILE", http.ca_file, "Certificates (PEM) that the server must be signed by")
-      ->check(CLI::ExistingFile);
+  AddCredentials(app, http);
   Add(app, "--model", "NAME", model, "Model to ask; default: the first that the server lists");
 }
 
@@ -120,11 +127,7 @@ void AddPlace(CLI::App& app, PlaceCommand& command) {
   Add(app, "model", "PATH", command.model, "Directory or .gguf file of the model")->required();
   Add(app, "--url", "URL", command.http.url,
       "Server whose /admin/experts tells load and workers; or unix:PATH");
-  Add(app, "--api-key", "KEY", command.http.api_key, "Sent as a bearer token; also OPENAI_API_KEY")
-      ->envname("OPENAI_API_KEY");
-  Add(app, "--ca", "FILE", command.http.ca_file,
-      "Certificates (PEM) that the server must be signed by")
-      ->check(CLI::ExistingFile);
+  AddCredentials(app, command.http);
   Add(app, "--load", "FILE", command.load_file, "What it answered, in a file");
   Add(app, "--since", "FILE", command.since_file,
       "An earlier answer in a file: only rows since then count");
@@ -135,7 +138,8 @@ void AddPlace(CLI::App& app, PlaceCommand& command) {
       ->take_all();
   Add(app, "--workers", "FILE", command.workers_file,
       "The same as JSON: [{\"address\", \"node\", \"zone\", \"memory\", \"rows_per_s\"}]");
-  Add(app, "--memory", "SIZE", command.memory, "For experts, of workers that do not say");
+  Add(app, "--memory", "SIZE", command.memory,
+      "For experts, of workers without memory=. Default: what the server says of them");
   Add(app, "--previous", "FILE", command.previous_file,
       "Placement to change as little as possible. Default: what the server says is held");
   AddDefaulted(app, "--extra-memory", "X", command.plan.extra_memory,
@@ -155,8 +159,7 @@ void AddPlace(CLI::App& app, PlaceCommand& command) {
   Add(app, "--out", "FILE", command.out_file, "Write the placement; default: standard output");
   Add(app, "--json", "FILE", command.json_file, "Write statistics as JSON; - is standard output");
   app.footer(
-      "Examples:\n  switchyard place MODEL --url http://127.0.0.1:8000 --memory 64GiB --out "
-      "new.json\n"
+      "Examples:\n  switchyard place MODEL --url http://127.0.0.1:8000 --out new.json\n"
       "  switchyard place MODEL --load experts.json --previous old.json --memory 64GiB\n"
       "  switchyard place MODEL --worker 10.0.0.1:7000,node=a,memory=64GiB \\\n"
       "      --worker 10.0.0.2:7000,node=b,memory=32GiB --min-replicas 2 --extra-memory 0");
@@ -165,13 +168,7 @@ void AddPlace(CLI::App& app, PlaceCommand& command) {
 void AddTop(CLI::App& app, TopCommand& command) {
   command.http.url = "http://127.0.0.1:8000";
   AddDefaulted(app, "--url", "URL", command.http.url, "Base URL of the gateway, or unix:PATH");
-  Add(app, "--api-key", "KEY", command.http.api_key, "Sent as a bearer token; also OPENAI_API_KEY")
-      ->envname("OPENAI_API_KEY");
-  Add(app, "--api-key-file", "FILE", command.api_key_file,
-      "File whose first key is sent; wins over --api-key");
-  Add(app, "--ca", "FILE", command.http.ca_file,
-      "Certificates (PEM) that the gateway must be signed by")
-      ->check(CLI::ExistingFile);
+  AddCredentials(app, command.http);
   AddDefaulted(app, "--interval", "TIME", command.interval, "Between two looks");
   AddDefaulted(app, "--window", "TIME", command.window,
                "What the load of experts and workers is taken over [1s|10s|60s]");
@@ -190,7 +187,7 @@ constexpr int kExitInterrupted = 130;  // what a shell says of a program that Ct
 int Report(const std::string& command, const absl::Status& status) {
   if (status.ok()) return 0;
   if (absl::IsCancelled(status)) return kExitInterrupted;
-  return config::ReportError("switchyard " + command, status, config::kExitFailure);
+  return config::ReportError("switchyard " + command, status, config::ExitStatus(status));
 }
 
 int RunInspect(const std::string& directory, bool json) {

@@ -22,6 +22,7 @@ using placement::PlacementIndex;
 using placement::Plan;
 using placement::PlanInput;
 using placement::PlanStats;
+using placement::PlanWorker;
 
 constexpr uint64_t kFileBytesMax = 64 << 20;
 
@@ -41,9 +42,9 @@ absl::StatusOr<MeasuredLoad> LoadFrom(const std::string& path, const placement::
 absl::StatusOr<MeasuredLoad> MeasuredFor(const PlaceCommand& command,
                                          const placement::ExpertGrid& grid, std::string* from) {
   MeasuredLoad load{
-      .rows = std::vector<double>(grid.cells()), .held = {}, .addresses = {}, .left_out = {}};
+      .rows = std::vector<double>(grid.cells()), .held = {}, .workers = {}, .left_out = {}};
   if (!command.http.url.empty() && !command.load_file.empty()) {
-    return InvalidArgument("--url and --load do not go together; give one");
+    return UsageError("--url and --load do not go together; give one");
   }
   if (!command.load_file.empty()) {
     SY_ASSIGN_OR_RETURN(load, LoadFrom(command.load_file, grid));
@@ -65,12 +66,36 @@ absl::StatusOr<MeasuredLoad> MeasuredFor(const PlaceCommand& command,
   return load;
 }
 
+// Where a worker's own specification does not say: as given for all, else as the load has it.
+absl::Status FindMemory(const PlaceCommand& command, const MeasuredLoad& load,
+                        std::vector<PlanWorker>& workers) {
+  int64_t for_all = 0;
+  if (!command.memory.empty()) {
+    const auto bytes = config::ParseBytes(command.memory);
+    if (!bytes.ok()) return UsageError("--memory: {}", ToStd(bytes.status().message()));
+    for_all = *bytes;
+  }
+  for (PlanWorker& worker : workers) {
+    if (worker.memory_bytes == 0) worker.memory_bytes = for_all;
+    const auto said = std::ranges::find(load.workers, worker.address, &PlanWorker::address);
+    if (worker.memory_bytes == 0 && said != load.workers.end()) {
+      worker.memory_bytes = said->memory_bytes;
+    }
+    if (worker.memory_bytes > 0) continue;
+    return UsageError(
+        "worker {}: its memory is not known; give --memory SIZE for all, or "
+        "memory=SIZE with the worker",
+        worker.address);
+  }
+  return absl::OkStatus();
+}
+
 // As given; else those of the previous document; else those that the load names.
 absl::Status FindWorkers(const PlaceCommand& command, const MeasuredLoad& load, Question* q) {
-  std::vector<placement::PlanWorker>& workers = q->input.workers;
+  std::vector<PlanWorker>& workers = q->input.workers;
   for (const std::string& text : command.workers) {
     auto worker = ParseWorker(text);
-    if (!worker.ok()) return Annotate(worker.status(), "--worker");
+    if (!worker.ok()) return UsageError("--worker: {}", ToStd(worker.status().message()));
     workers.push_back(*std::move(worker));
   }
   if (!command.workers_file.empty()) {
@@ -85,29 +110,17 @@ absl::Status FindWorkers(const PlaceCommand& command, const MeasuredLoad& load, 
     }
   }
   if (workers.empty()) {
-    for (const std::string& address : load.addresses) workers.push_back({.address = address});
+    for (const PlanWorker& worker : load.workers) {
+      workers.push_back({.address = worker.address, .node = worker.node, .zone = worker.zone});
+    }
     if (!load.left_out.empty()) {
       std::cerr << fmt::format("left out, as not up: {}\n", fmt::join(load.left_out, "; "));
     }
   }
   if (workers.empty()) {
-    return InvalidArgument("no workers; give --worker, --workers, --previous or --url");
+    return UsageError("no workers; give --worker, --workers, --previous or --url");
   }
-  int64_t memory = 0;
-  if (!command.memory.empty()) {
-    const auto bytes = config::ParseBytes(command.memory);
-    if (!bytes.ok()) return Annotate(bytes.status(), "--memory");
-    memory = *bytes;
-  }
-  for (placement::PlanWorker& worker : workers) {
-    if (worker.memory_bytes == 0) worker.memory_bytes = memory;
-    if (worker.memory_bytes > 0) continue;
-    return InvalidArgument(
-        "worker {}: its memory is not known; give --memory SIZE for all, or "
-        "memory=SIZE with the worker",
-        worker.address);
-  }
-  return absl::OkStatus();
+  return FindMemory(command, load, workers);
 }
 
 absl::StatusOr<Question> QuestionOf(const PlaceCommand& command, const ModelSizes& model) {
@@ -136,13 +149,12 @@ absl::StatusOr<int> WidthOf(PlaceCommand& command, const ModelSizes& model, int 
   if (command.width == "all") return 0;
   if (command.width != "auto") {
     if (absl::SimpleAtoi(command.width, &width) && width > 0) return width;
-    return InvalidArgument("--width: \"{}\"; expected auto, all or a number of workers",
-                           command.width);
+    return UsageError("--width: \"{}\"; expected auto, all or a number of workers", command.width);
   }
   const auto rate = [](const std::string& text, const char* flag) -> absl::StatusOr<double> {
     const auto bytes = config::ParseBytes(text);
     if (!bytes.ok()) return Annotate(bytes.status(), flag);
-    if (*bytes == 0) return InvalidArgument("{}: is 0", flag);
+    if (*bytes == 0) return UsageError("{}: is 0", flag);
     return static_cast<double>(*bytes);
   };
   SY_ASSIGN_OR_RETURN(command.costs.link_bytes_per_s, rate(command.link, "--link"));
@@ -165,7 +177,7 @@ std::string Change(const std::optional<PlanStats>& before, const PlanStats& afte
 std::string Summary(const Question& q, const Plan& plan, const std::optional<PlanStats>& before) {
   std::set<std::string> nodes;
   int64_t memory = 0;
-  for (const placement::PlanWorker& worker : q.input.workers) {
+  for (const PlanWorker& worker : q.input.workers) {
     nodes.insert(worker.node.empty() ? worker.address : worker.node);
     memory += worker.memory_bytes;
   }
@@ -215,9 +227,9 @@ absl::Status WriteOut(const std::string& path, const std::string& text) {
 
 absl::Status RunPlace(PlaceCommand command) {
   if (command.json_file == "-" && (command.out_file.empty() || command.out_file == "-")) {
-    return InvalidArgument(
-        "--json - and the placement would both go to standard output; give --out");
+    return UsageError("--json - and the placement would both go to standard output; give --out");
   }
+  SY_RETURN_IF_ERROR(ReadApiKey(command.http));
   SY_ASSIGN_OR_RETURN(const ModelSizes model, ReadModelSizes(command.model));
   SY_ASSIGN_OR_RETURN(Question q, QuestionOf(command, model));
   q.input.previous = q.previous ? &*q.previous : nullptr;

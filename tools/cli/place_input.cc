@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -40,6 +41,23 @@ absl::StatusOr<int> IndexAt(const json& object, const char* key, int below) {
   return at->get<int>();
 }
 
+// What a worker of /admin/experts says of itself; what is missing there stays unknown.
+PlanWorker FactsOf(const json& worker) {
+  PlanWorker facts;
+  const auto text = [&](const char* key) {
+    const auto at = worker.find(key);
+    return at != worker.end() && at->is_string() ? at->get<std::string>() : std::string();
+  };
+  facts.node = text("node");
+  facts.zone = text("zone");
+  const auto bytes = worker.find("memory_bytes");
+  if (bytes != worker.end() && bytes->is_number_unsigned()) {
+    facts.memory_bytes = static_cast<int64_t>(
+        std::min<uint64_t>(bytes->get<uint64_t>(), std::numeric_limits<int64_t>::max()));
+  }
+  return facts;
+}
+
 class LoadReader {
  public:
   LoadReader(const ExpertGrid& grid, MeasuredLoad* out) : grid_(grid), out_(*out) {
@@ -63,7 +81,7 @@ class LoadReader {
       const auto state = worker.find("state");
       const bool up = state == worker.end() || *state == "up";
       if (up) {
-        held_.try_emplace(at->get<std::string>(), grid_.cells());
+        WorkerAt(at->get<std::string>()).facts = FactsOf(worker);
       } else {
         down_.insert_or_assign(at->get<std::string>(),
                                state->is_string() ? state->get<std::string>() : "");
@@ -75,18 +93,29 @@ class LoadReader {
   void Finish() {
     // Another router may reach it.
     for (const auto& [address, state] : down_) {
-      if (!held_.contains(address)) out_.left_out.push_back(fmt::format("{} ({})", address, state));
+      if (!up_.contains(address)) out_.left_out.push_back(fmt::format("{} ({})", address, state));
     }
-    for (const auto& [address, cells] : held_) {
-      out_.addresses.push_back(address);
-      if (std::ranges::count(cells, true) == 0) continue;
-      v1::WorkerPlacement* worker = out_.held.add_workers();
-      worker->set_worker(address);
-      placement::SetHolds(cells, grid_, 0, worker);
+    for (auto& [address, worker] : up_) {
+      worker.facts.address = address;
+      out_.workers.push_back(worker.facts);
+      if (std::ranges::count(worker.holds, true) == 0) continue;
+      v1::WorkerPlacement* held = out_.held.add_workers();
+      held->set_worker(address);
+      placement::SetHolds(worker.holds, grid_, 0, held);
     }
   }
 
  private:
+  struct Up {
+    PlanWorker facts;
+    std::vector<bool> holds;  // by cell
+  };
+  Up& WorkerAt(const std::string& address) {
+    Up& up = up_[address];
+    up.holds.resize(grid_.cells());
+    return up;
+  }
+
   absl::Status AddExpert(const json& entry) {
     if (!entry.is_object()) return InvalidArgument("is no object");
     SY_ASSIGN_OR_RETURN(const int layer, IndexAt(entry, "layer", grid_.layers()));
@@ -105,15 +134,15 @@ class LoadReader {
     if (workers == entry.end() || !workers->is_array()) return absl::OkStatus();
     for (const json& address : *workers) {
       if (!address.is_string()) return InvalidArgument("workers: is no list of addresses");
-      held_.try_emplace(address.get<std::string>(), grid_.cells()).first->second[cell] = true;
+      WorkerAt(address.get<std::string>()).holds[cell] = true;
     }
     return absl::OkStatus();
   }
 
   const ExpertGrid& grid_;
   MeasuredLoad& out_;
-  std::map<std::string, std::vector<bool>> held_;  // cells by address
-  std::map<std::string, std::string> down_;        // states of those that are not up
+  std::map<std::string, Up> up_;             // by address
+  std::map<std::string, std::string> down_;  // states of those that are not up
 };
 
 // One of a worker's properties, whichever way it was given.

@@ -15,10 +15,11 @@ namespace switchyard::cli {
 
 // Rows of all routers together, and what they know of who holds what.
 struct MeasuredLoad {
-  std::vector<double> rows;            // by cell of the grid
-  v1::Placement held;                  // of epoch 0; no workers where the load names none
-  std::vector<std::string> addresses;  // of all workers that are up, also with nothing; sorted
-  std::vector<std::string> left_out;   // of the others, with their states
+  std::vector<double> rows;  // by cell of the grid
+  v1::Placement held;        // of epoch 0; no workers where the load names none
+  // All that are up, also with nothing, by address; with what they say of node, zone and memory.
+  std::vector<placement::PlanWorker> workers;
+  std::vector<std::string> left_out;  // addresses of the others, with their states
 };
 // The body of GET /admin/experts, or one of its routers alone: {"experts": [{"layer", "expert",
 // "rows", "workers"}]}. INVALID_ARGUMENT names the entry.

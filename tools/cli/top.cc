@@ -11,10 +11,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/ascii.h"
-#include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
-#include "services/base/file.h"
 #include "services/base/status.h"
 #include "services/config/units.h"
 #include "tools/cli/terminal.h"
@@ -24,7 +21,6 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr uint64_t kKeyFileBytesMax = 1 << 20;
 constexpr int kAnswerSeconds = 10;
 
 double SteadySeconds() {
@@ -197,31 +193,17 @@ absl::Status Follow(const TopCommand& command, absl::Duration interval, double w
 
 }  // namespace
 
-absl::StatusOr<std::string> FirstKey(const std::string& path) {
-  SY_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kKeyFileBytesMax));
-  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-    const std::string key(absl::StripAsciiWhitespace(line));
-    if (!key.empty() && key.front() != '#') return key;
-  }
-  return InvalidArgument("{}: holds no key", path);
-}
-
 absl::Status RunTop(TopCommand command) {
-  auto interval = config::ParseDuration(command.interval);
-  if (interval.ok() && (*interval < absl::Milliseconds(100) || *interval > absl::Hours(1))) {
-    interval = InvalidArgument("{}; expected 100ms to 1h", command.interval);
+  const auto interval = config::ParseDuration(command.interval);
+  if (!interval.ok() || *interval < absl::Milliseconds(100) || *interval > absl::Hours(1)) {
+    return UsageError("--interval: \"{}\"; expected 100ms to 1h", command.interval);
   }
-  if (!interval.ok()) return Annotate(interval.status(), "--interval");
   const auto window = config::ParseDuration(command.window);
   const double seconds = window.ok() ? absl::ToDoubleSeconds(*window) : 0;
   if (std::ranges::count(kTopWindows, seconds) == 0) {
-    return InvalidArgument("--window: \"{}\"; expected 1s, 10s or 60s", command.window);
+    return UsageError("--window: \"{}\"; expected 1s, 10s or 60s", command.window);
   }
-  if (!command.api_key_file.empty()) {
-    auto key = FirstKey(command.api_key_file);
-    if (!key.ok()) return Annotate(key.status(), "--api-key-file");
-    command.http.api_key = *std::move(key);
-  }
+  SY_RETURN_IF_ERROR(ReadApiKey(command.http));
   command.http.timeout_s = kAnswerSeconds;
   return command.once ? PrintOnce(command, *interval, seconds)
                       : Follow(command, *interval, seconds);

@@ -10,7 +10,6 @@ namespace switchyard::cli {
 
 struct TopCommand {
   HttpOptions http;
-  std::string api_key_file;     // its first key; empty: that of `http`
   std::string interval = "1s";  // between two looks
   std::string window = "10s";   // of the experts' load: 1s, 10s or 60s
   bool once = false;            // prints one frame and ends
@@ -21,8 +20,5 @@ struct TopCommand {
 // Ends by itself with `once`, else when it is told to. An answer that does not come is shown and
 // asked for again, but for `once`; a request that is refused ends it.
 absl::Status RunTop(TopCommand command);
-
-// The first key of a file as gateways read it. Errors name the file.
-absl::StatusOr<std::string> FirstKey(const std::string& path);
 
 }  // namespace switchyard::cli

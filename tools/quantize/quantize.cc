@@ -129,7 +129,7 @@ absl::Status Run::Open() {
   const bool int4 = options_.scheme == Scheme::kInt4 || options_.scheme == Scheme::kInt4Awq;
   report_.group_size = int4 ? static_cast<int>(format_.group) : 0;
   if (options_.scheme == Scheme::kInt4Awq && options_.text.empty()) {
-    return InvalidArgument("int4-awq needs a text: --text FILE");
+    return UsageError("int4-awq needs a text: --text FILE");
   }
   std::vector<checkpoint::TensorRange> all;
   for (const checkpoint::TensorInfo& tensor : source_->tensors()) {

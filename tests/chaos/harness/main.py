@@ -71,7 +71,16 @@ def show(row, stream=sys.stderr):
     stream.flush()
 
 
-async def run_all(names, runs, options):
+def write(rows, out, of):
+    """All rows so far: a table of hours that ends early still has them."""
+    text = json.dumps([{**row, "commit": of} for row in rows], indent=1, ensure_ascii=False) + "\n"
+    if out == "-":
+        sys.stdout.write(text)
+    elif out:
+        pathlib.Path(out).write_text(text)
+
+
+async def run_all(names, runs, options, on_row):
     rows, references = [], References(options)
     gc.disable()  # a collection of many records would look like a stall; they are collected between runs
     for name in names:
@@ -88,12 +97,13 @@ async def run_all(names, runs, options):
                 break  # it cannot even begin; once more says no more
         rows.append(measure.combine(of_runs))
         show(rows[-1])
+        on_row(rows)
     return rows
 
 
 def parse(argv):
     ap = argparse.ArgumentParser(prog="tests/chaos/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--json", metavar="OUT", help="where the rows go; - is standard output")
+    ap.add_argument("--json", metavar="OUT", help="file that the rows go to, each as it comes; - is standard output, at the end")
     ap.add_argument("--quick", action="store_true", help="one run instead of five, two minutes of random kills instead of ten")
     ap.add_argument("--only", metavar="NAME", action="append", choices=TABLE, help="this scenario; may be given several times")
     ap.add_argument("--list", action="store_true", help="name the scenarios")
@@ -104,8 +114,6 @@ def parse(argv):
     ap.add_argument("--calm-seconds", type=float, default=Options.calm_seconds, help="undisturbed, before the first fault (%(default)s)")
     ap.add_argument("--logs", type=pathlib.Path, help="folder for the logs, which are then kept in any case")
     args = ap.parse_args(argv)
-    if not args.list and not args.json:
-        ap.error("--json OUT says where the rows go (- is standard output)")
     if min(args.streams, args.kills, 1 if args.runs is None else args.runs) < 1:
         ap.error("--streams, --kills and --runs are at least 1")
     return args
@@ -138,19 +146,15 @@ def main(argv=None):
     logs = args.logs or pathlib.Path(tempfile.mkdtemp(prefix="switchyard-chaos-"))
     logs.mkdir(parents=True, exist_ok=True)
     options = Options(streams=args.streams, kills=args.kills, minutes=args.minutes or (2 if args.quick else 10), calm_seconds=args.calm_seconds, logs=logs)
+    of = commit()
+    on_row = (lambda rows: None) if args.json == "-" else (lambda rows: write(rows, args.json, of))
     try:
-        rows = asyncio.run(_until_signal(run_all(args.only or list(TABLE), args.runs or (1 if args.quick else 5), options)))
+        rows = asyncio.run(_until_signal(run_all(args.only or list(TABLE), args.runs or (1 if args.quick else 5), options, on_row)))
     except (asyncio.CancelledError, KeyboardInterrupt):
         print(f"interrupted; logs are in {logs}", file=sys.stderr)
         return 130
-    of = commit()
-    for row in rows:
-        row["commit"] = of
-    text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        pathlib.Path(args.json).write_text(text)
+        write(rows, "-", of)
     passed = all(row["pass"] for row in rows)
     if not passed:
         print(f"logs are in {logs}", file=sys.stderr)

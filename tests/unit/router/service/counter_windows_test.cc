@@ -91,13 +91,6 @@ TEST_F(CounterWindowsTest, FurtherCountersBeginAtZeroAndFallenOnesAnew) {
               ElementsAre(50, 7, 9));
 }
 
-TEST(LoadReportTest, ImbalanceIsTheMostOverTheMean) {
-  EXPECT_EQ(Imbalance(std::vector<double>{}), 0);
-  EXPECT_EQ(Imbalance(std::vector<double>{0, 0}), 0);
-  EXPECT_EQ(Imbalance(std::vector<double>{2, 2}), 1);
-  EXPECT_EQ(Imbalance(std::vector<double>{6, 1, 1, 0}), 3);
-}
-
 TEST(LoadReportTest, PercentilesLieInsideOfTheirBucket) {
   EXPECT_EQ(Percentile(std::vector<uint64_t>{0, 0}, 0.5), 0);
   EXPECT_EQ(Percentile(std::vector<uint64_t>{5}, 0.5), 0);

@@ -38,6 +38,8 @@ TEST(ExpertSeries, TheHottestOfALargeOnesLayers) {
 }
 
 TEST(Imbalance, IsTheBusiestOverTheMean) {
+  EXPECT_EQ(Imbalance(std::vector<double>{}), 0);
+  EXPECT_EQ(Imbalance(std::vector<double>{6, 1, 1, 0}), 3);
   EXPECT_EQ(Imbalance(std::vector<uint64_t>{0, 0}), 0);
   EXPECT_EQ(Imbalance(std::vector<uint64_t>{5, 5, 5, 5}), 1);
   EXPECT_EQ(Imbalance(std::vector<uint64_t>{0, 0, 0, 8}), 4);

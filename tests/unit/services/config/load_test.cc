@@ -132,9 +132,22 @@ TEST_F(LoadTest, MissingRequiredKnobSaysHowToGiveIt) {
               AllOf(HasSubstr("--model is missing"), HasSubstr("SWITCHYARD_MODEL")));
 }
 
+TEST_F(LoadTest, AKnobThatSaysNothingWithoutAnotherIsRefused) {
+  EXPECT_THAT(Error({"--model", "/m", "--workers", "a:1", "--balance-min-replicas", "2"}),
+              HasSubstr("--balance-min-replicas says nothing without --balance"));
+  EXPECT_TRUE(
+      Run({"--model", "/m", "--workers", "a:1", "--balance", "1m", "--balance-min-replicas", "2"})
+          .ok());
+  environment_ = {{"SWITCHYARD_ETCD_PREFIX", "/moe"}};
+  EXPECT_THAT(Error({"--model", "/m", "--workers", "a:1"}),
+              HasSubstr("--etcd-prefix says nothing without --etcd"));
+  EXPECT_TRUE(Run({"--model", "/m", "--etcd", "http://h:1"}).ok());
+}
+
 TEST_F(LoadTest, HelpVersionAndPrintConfigExit) {
   EXPECT_EQ(*Run({"--help"}), Outcome::kExit);
-  EXPECT_THAT(out_.str(), AllOf(HasSubstr("--max-queue"), HasSubstr("Scheduling and memory"),
+  EXPECT_THAT(out_.str(), AllOf(HasSubstr("(required)"), HasSubstr("(required, or --etcd)"),
+                                HasSubstr("--max-queue"), HasSubstr("Scheduling and memory"),
                                 HasSubstr("(default 1024)"), HasSubstr("Examples:"),
                                 HasSubstr("--workers 127.0.0.1:8200")));
   out_.str("");
@@ -146,6 +159,8 @@ TEST_F(LoadTest, HelpVersionAndPrintConfigExit) {
   v1::RouterConfig again;
   ASSERT_TRUE(ApplyJson("printed", out_.str(), &again).ok());
   EXPECT_EQ(again.SerializeAsString(), config_.SerializeAsString());
+  const std::string printed = File(out_.str());
+  EXPECT_EQ(*Run({"--config", printed.c_str()}), Outcome::kRun);
 }
 
 TEST(Load, PositionalModelAndEveryConfigProto) {

@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <fstream>
+
 namespace switchyard::cli {
 namespace {
 
@@ -22,6 +25,21 @@ TEST(HttpClientTest, AUnixSocketIsTakenAsItIs) {
   const HttpTarget target = TargetOf("unix:/run/v1");
   EXPECT_EQ(target.socket, "/run/v1");
   EXPECT_EQ(target.base, "http://localhost");
+}
+
+TEST(HttpClientTest, TheFirstKeyOfAFileIsSent) {
+  const std::string path = testing::TempDir() + "/client_keys";
+  HttpOptions options{.api_key = "of a flag", .api_key_file = path};
+  std::ofstream(path) << "# ours\n\n  abc \nxyz\n";
+  ASSERT_TRUE(ReadApiKey(options).ok());
+  EXPECT_EQ(options.api_key, "abc");
+  std::ofstream(path) << "# none\n";
+  EXPECT_THAT(std::string(ReadApiKey(options).message()), HasSubstr(path + ": holds no key"));
+  std::remove(path.c_str());
+  EXPECT_THAT(std::string(ReadApiKey(options).message()), HasSubstr("--api-key-file: " + path));
+  HttpOptions without{.api_key = "of a flag"};
+  ASSERT_TRUE(ReadApiKey(without).ok());
+  EXPECT_EQ(without.api_key, "of a flag");
 }
 
 TEST(HttpClientTest, WhereNobodyListensTheErrorSaysWhatToDo) {

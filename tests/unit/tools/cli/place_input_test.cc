@@ -15,6 +15,12 @@ const placement::ExpertGrid kGrid{.moe_layers = {false, true, true}, .experts = 
 
 std::string SaidOf(const absl::Status& status) { return std::string(ToStd(status.message())); }
 
+std::vector<std::string> AddressesOf(const MeasuredLoad& load) {
+  std::vector<std::string> out;
+  for (const placement::PlanWorker& worker : load.workers) out.push_back(worker.address);
+  return out;
+}
+
 TEST(PlaceInput, RowsOfAllRoutersAddUp) {
   const auto load = ParseLoad(R"({"routers": [
       {"workers": [{"address": "b:1"}, {"address": "c:1"}],
@@ -25,7 +31,7 @@ TEST(PlaceInput, RowsOfAllRoutersAddUp) {
   ASSERT_TRUE(load.ok()) << load.status();
   EXPECT_EQ(load->rows[kGrid.cell(1, 3)], 15);
   EXPECT_EQ(load->rows[kGrid.cell(2, 0)], 1);
-  EXPECT_THAT(load->addresses, ElementsAre("a:1", "b:1", "c:1"));
+  EXPECT_THAT(AddressesOf(*load), ElementsAre("a:1", "b:1", "c:1"));
   const auto held = placement::Expand(load->held, kGrid, "");
   ASSERT_TRUE(held.ok()) << held.status();
   EXPECT_THAT(held->replicas(1, 3), ElementsAre(0, 1));
@@ -40,8 +46,22 @@ TEST(PlaceInput, WorkersThatNoRouterReachesAreLeftOut) {
       {"workers": [{"address": "b:1", "state": "up"}], "experts": []}]})",
                               kGrid);
   ASSERT_TRUE(load.ok()) << load.status();
-  EXPECT_THAT(load->addresses, ElementsAre("a:1", "b:1"));
+  EXPECT_THAT(AddressesOf(*load), ElementsAre("a:1", "b:1"));
   EXPECT_THAT(load->left_out, ElementsAre("c:1 (connecting: y)"));
+}
+
+TEST(PlaceInput, WorkersBringWhatTheySayOfThemselves) {
+  const auto load = ParseLoad(R"({"routers": [{"experts": [], "workers": [
+      {"address": "a:1", "state": "up", "node": "n", "zone": "z", "memory_bytes": 4096},
+      {"address": "b:1", "state": "up", "node": null, "memory_bytes": -1}]}]})",
+                              kGrid);
+  ASSERT_TRUE(load.ok()) << load.status();
+  ASSERT_EQ(load->workers.size(), 2u);
+  EXPECT_EQ(load->workers[0].node, "n");
+  EXPECT_EQ(load->workers[0].zone, "z");
+  EXPECT_EQ(load->workers[0].memory_bytes, 4096);
+  EXPECT_EQ(load->workers[1].node, "");
+  EXPECT_EQ(load->workers[1].memory_bytes, 0) << "unknown";
 }
 
 TEST(PlaceInput, OnlyWhatCameSinceCounts) {

@@ -222,27 +222,11 @@ TEST(TopViewTest, NumbersAreShort) {
   EXPECT_EQ(ShortNumber(12345678), "12.3M");
 }
 
-TEST(TopCommandTest, TheFirstKeyOfAFileIsSent) {
-  const std::string path = testing::TempDir() + "/top_keys";
-  const auto write = [&](const char* text) {
-    FILE* file = std::fopen(path.c_str(), "w");
-    ASSERT_NE(file, nullptr);
-    std::fputs(text, file);
-    std::fclose(file);
-  };
-  write("# ours\n\n  abc \nxyz\n");
-  EXPECT_EQ(FirstKey(path).value(), "abc");
-  write("# none\n");
-  EXPECT_THAT(std::string(FirstKey(path).status().message()), HasSubstr(path));
-  std::remove(path.c_str());
-  EXPECT_FALSE(FirstKey(path).ok());
-}
-
 TEST(TopCommandTest, WhatCannotBeMeantIsSaid) {
-  EXPECT_THAT(std::string(RunTop({.interval = "1ms"}).message()), HasSubstr("--interval: 1ms"));
+  EXPECT_THAT(std::string(RunTop({.interval = "1ms"}).message()), HasSubstr("--interval: \"1ms\""));
   EXPECT_THAT(std::string(RunTop({.interval = "soon"}).message()), HasSubstr("--interval"));
   EXPECT_THAT(std::string(RunTop({.window = "2s"}).message()), HasSubstr("--window: \"2s\""));
-  EXPECT_THAT(std::string(RunTop({.api_key_file = "/none/keys"}).message()),
+  EXPECT_THAT(std::string(RunTop({.http = {.api_key_file = "/none/keys"}}).message()),
               HasSubstr("/none/keys"));
 }
 
