@@ -24,15 +24,21 @@ void Job::Track(size_t first, int32_t parent) {
   for (size_t p = first; p < plan.part_count; ++p) {
     Part& part = parts[p];
     part.state = plan.parts[p].link == PlannedPart::kNobody ? State::kParked : State::kOpen;
-    part.settled = part.again = part.waits = false;
+    part.settled = part.again = part.waits = part.given_up = false;
     part.parent = parent;
-    part.children = 0;
+    part.children = part.depth = part.falls = 0;
+    part.waited = absl::ZeroDuration();
     part.look_at = absl::InfiniteFuture();
     if (parent < 0) {
       ++open_roots_;
-    } else {
-      ++parts[static_cast<size_t>(parent)].children;
+      continue;
     }
+    Part& of = parts[static_cast<size_t>(parent)];
+    ++of.children;
+    part.depth = of.depth + 1;
+    part.falls = of.falls;
+    part.waits = of.waits;
+    part.waited = of.waited;
   }
   if (parent >= 0) parts[static_cast<size_t>(parent)].again = true;
 }
@@ -67,8 +73,9 @@ void Job::FindBadSums(const PlannedPart& planned, const expertwire::Answer& answ
   }
 }
 
-// Of a group that was answered as one sum all pairs come from that part; so whatever came of it
-// before, from parts that it was planned for again, is replaced as a whole.
+// Of a group that was answered as one sum all pairs come from that part: whatever came of it
+// before, from parts that it was planned for again, is replaced as a whole, and what comes
+// afterwards replaces nothing.
 bool Job::OnAnswered(size_t p, expertwire::Answer answer) {
   const PlannedPart& planned = plan.parts[p];
   FindBadSums(planned, answer);
@@ -78,10 +85,11 @@ bool Job::OnAnswered(size_t p, expertwire::Answer answer) {
     const bool sum = segment.result == pb::GROUP_SUMS;
     for (uint32_t i = segment.begin; i < segment.begin + segment.count; ++i) {
       const uint32_t slot = planned.layout.slot[i];
+      PairSource& source = sources_[planned.pairs[i]];
       if (sum ? bad_sums_[slot] : answer.status[s] != pb::OK) {
         whole = false;
-      } else {
-        sources_[planned.pairs[i]] = {static_cast<int32_t>(p), slot, sum};
+      } else if (sum || !source.sum) {
+        source = {static_cast<int32_t>(p), slot, sum};
       }
     }
   }
@@ -107,12 +115,14 @@ void Job::OnFailed(size_t p) {
   parts[p].look_at = look_at = absl::InfinitePast();
 }
 
-void Job::GiveUp(size_t p) {
+bool Job::GiveUp(size_t p) {
   for (int32_t at = static_cast<int32_t>(p); at >= 0; at = parts[static_cast<size_t>(at)].parent) {
-    if (parts[static_cast<size_t>(at)].state == State::kOpen) return;
+    const Part& part = parts[static_cast<size_t>(at)];
+    if (part.state == State::kOpen && !part.given_up) return false;
   }
-  parts[p].state = State::kFailed;
+  if (parts[p].state != State::kOpen) parts[p].state = State::kFailed;
   Settle(p);
+  return true;
 }
 
 void Job::GiveUpAll() {

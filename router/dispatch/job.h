@@ -34,13 +34,18 @@ class Job {
     State state = State::kOpen;
     bool settled = false;   // by itself; see Settled
     bool again = false;     // was planned again
-    bool waits = false;     // was parked, since `since`
+    bool given_up = false;  // still open, but nobody counts on it
     int32_t parent = -1;    // the part that it is planned for again
     uint32_t children = 0;  // not settled
+    // Of it and those that it is planned for again: plannings, and streams that broke while it was
+    // out; how long its pairs were parked before.
+    uint32_t depth = 0, falls = 0;
+    bool waits = false;  // was parked
+    absl::Duration waited;
     uint32_t attempt = 0;
     uint64_t generation = 0;                      // of the link when it was sent
     uint64_t probe = 0;                           // of the link, that it is of; 0: none
-    absl::Time since;                             // it is out or, parked, in want of a worker
+    absl::Time since;                             // it is out, or parked
     absl::Time late_at;                           // from then on it may be hedged
     absl::Time stuck_at;                          // from then on nobody counts on it
     absl::Time look_at = absl::InfiniteFuture();  // something may have to be done about it
@@ -57,8 +62,9 @@ class Job {
   // failed.
   bool OnAnswered(size_t p, expertwire::Answer answer);
   void OnFailed(size_t p);
-  // Its pairs are lost, unless a part that it was planned for is still out.
-  void GiveUp(size_t p);
+  // Its pairs are lost, unless a part that it was planned for is still out; whether they are. One
+  // that is out itself stays so, for whoever has to be told.
+  bool GiveUp(size_t p);
   // Whatever is not here yet is lost.
   void GiveUpAll();
   // The pairs of a part that are to be planned again, ascending.

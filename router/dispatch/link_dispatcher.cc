@@ -29,6 +29,13 @@ constexpr absl::Duration kLookForSilent = absl::Milliseconds(100);
 constexpr absl::Duration kUnknownLatency = absl::Milliseconds(100);
 // What is out for so many times the 99th percentile is stuck.
 constexpr int kStuckTimes = 20;
+// Rows under which so many streams broke are given up: it may be they that break them.
+constexpr uint32_t kFallsMax = 4;
+
+// Until parked pairs are looked at again, longer each time that somebody took them in vain.
+absl::Duration LookAfter(uint32_t depth) {
+  return std::min(kLookEvery * (1 << std::min(depth, 6u)), absl::Seconds(1));
+}
 
 uint64_t Micros(absl::Duration d) {
   return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(d)));
@@ -49,6 +56,7 @@ struct LinkDispatcher::LinkRecord {
   LinkHealth health;      // of the engine thread
   uint64_t rows_out = 0;  // of the engine thread
   std::atomic<bool> ejected = false;
+  std::atomic<bool> stuck = false;  // as Stuck says
   std::atomic<uint64_t> rows = 0, lost_parts = 0, stale = 0, ejections = 0;
   expertwire::Histogram latency_us, wire_us;
 
@@ -56,7 +64,7 @@ struct LinkDispatcher::LinkRecord {
   void BeginFor(const std::string& name) {
     worker = name;
     health = {};
-    ejected = false;
+    ejected = stuck = false;
     rows = lost_parts = stale = ejections = 0;
     latency_us.Reset();
     wire_us.Reset();
@@ -199,21 +207,22 @@ void LinkDispatcher::CountExperts(const Job& job) {
 }
 
 // Plans what is wanted again of a part onto others than those that it, or one that it was planned
-// for, was sent to in vain; of a parked one onto any. Returns the first new part; of a part that is
-// not lost none are new where nobody can take anything.
+// for, was sent to in vain; of a parked one onto any that it is not out at. Returns the first new
+// part; of a part that is not lost none are new where nobody can take anything.
 size_t LinkDispatcher::PlanAgain(Job& job, size_t p, absl::Time now) {
   const size_t first = job.plan.part_count;
   ReadStandings(now);
-  if (job.parts[p].state != Job::State::kParked) {
-    for (int32_t at = static_cast<int32_t>(p); at >= 0;
-         at = job.parts[static_cast<size_t>(at)].parent) {
-      const int link = job.plan.parts[static_cast<size_t>(at)].link;
-      if (link == PlannedPart::kNobody) break;
-      const auto i = static_cast<size_t>(link);
-      if (job.parts[static_cast<size_t>(at)].generation == links_.links()[i]->generation()) {
-        standings_[i] = Standing::kNever;
-      }
+  bool in_vain = true;  // until it was parked
+  for (auto at = static_cast<int32_t>(p); at >= 0; at = job.parts[static_cast<size_t>(at)].parent) {
+    const Job::Part& part = job.parts[static_cast<size_t>(at)];
+    const int link = job.plan.parts[static_cast<size_t>(at)].link;
+    if (link == PlannedPart::kNobody) {
+      in_vain = false;
+      continue;
     }
+    const auto i = static_cast<size_t>(link);
+    const bool same = in_vain && part.generation == links_.links()[i]->generation();
+    if (same || part.state == Job::State::kOpen) standings_[i] = Standing::kNever;
   }
   job.WantAgain(p, &wanted_);
   PlanInput input = InputOf(job);
@@ -260,14 +269,9 @@ void LinkDispatcher::Track(MoeTicket ticket, Job& job, size_t first, int32_t par
       Send(ticket, job, p, now);
       continue;
     }
-    const bool waits = parent >= 0 && job.parts[static_cast<size_t>(parent)].waits;
-    if (waits) {
-      part.since = job.parts[static_cast<size_t>(parent)].since;
-    } else {
-      Count(parked_rows_, job.plan.parts[p].parked.size());
-    }
+    if (!part.waits) Count(parked_rows_, job.plan.parts[p].parked.size());
     part.waits = true;
-    part.look_at = now + std::min(kLookEvery, options_.patience);
+    part.look_at = now + std::min(LookAfter(part.depth), options_.patience - part.waited);
     job.look_at = std::min(job.look_at, part.look_at);
   }
   ++job.attempts;
@@ -371,6 +375,7 @@ bool LinkDispatcher::Fits(const Job& job, size_t p, const Answer& answer) const 
 
 void LinkDispatcher::OnAnswer(int link, Answer answer, absl::Time now) {
   LinkRecord& peer = record(static_cast<size_t>(link));
+  peer.stuck.store(false, std::memory_order_relaxed);
   const auto found = jobs_.find(answer.call_id);
   Job* job = found == jobs_.end() ? nullptr : found->second.get();
   const size_t p = answer.part;
@@ -420,10 +425,12 @@ void LinkDispatcher::OnAnswer(int link, Answer answer, absl::Time now) {
 // News of a stream that ended while nothing ran must not hit what was sent over the next one.
 void LinkDispatcher::OnDown(int link, uint64_t generation, absl::Time now) {
   OnBadLink(static_cast<size_t>(link), now);  // while a probe is known to be out
+  record(static_cast<size_t>(link)).stuck.store(false, std::memory_order_relaxed);
   for (auto& [ticket, job] : jobs_) {
     for (size_t p = 0; p < job->plan.part_count; ++p) {
       const bool open = job->parts[p].state == Job::State::kOpen;
       if (open && job->plan.parts[p].link == link && job->parts[p].generation <= generation) {
+        ++job->parts[p].falls;
         Fail(*job, p);
       }
     }
@@ -473,24 +480,40 @@ void LinkDispatcher::AttendPart(MoeTicket ticket, Job& job, size_t p, absl::Time
 }
 
 void LinkDispatcher::Retry(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
+  if (job.parts[p].falls >= kFallsMax) {
+    if (!job.GiveUp(p)) {
+      job.parts[p].look_at = now + kLookEvery;  // another may answer still
+      return;
+    }
+    log::Error("layer {}: rows are given up: the streams of {} workers broke that computed them",
+               job.moe.layer, job.parts[p].falls);
+    return;
+  }
   const size_t first = PlanAgain(job, p, now);
   Count(retried_rows_, wanted_.size());
   Track(ticket, job, first, static_cast<int32_t>(p), now);
 }
 
 void LinkDispatcher::TryParked(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
-  const size_t first = PlanAgain(job, p, now);
-  if (first < job.plan.part_count) {
-    job.parts[p].state = Job::State::kFailed;
-    return Track(ticket, job, first, static_cast<int32_t>(p), now);
+  Job::Part& part = job.parts[p];
+  part.waited += now - part.since;
+  part.since = now;
+  const bool over = part.waited >= options_.patience;
+  if (!over || part.depth == 0) {  // who takes it in vain over and over does not count
+    const size_t first = PlanAgain(job, p, now);
+    if (first < job.plan.part_count) {
+      part.state = Job::State::kFailed;
+      return Track(ticket, job, first, static_cast<int32_t>(p), now);
+    }
   }
-  if (now >= job.parts[p].since + options_.patience) return job.GiveUp(p);
-  job.parts[p].look_at = now + kLookEvery;
+  if (over && job.GiveUp(p)) return;
+  part.look_at = now + LookAfter(part.depth);
 }
 
 // A part may be late. One whose worker is silent, or that is stuck, is sent elsewhere in any case;
 // one that is merely slow within the budget, and not while its worker says that it computes. A
-// probe has no such credit: it must not cost its job more than a moment.
+// probe has no such credit: it must not cost its job more than a moment. Of one that is stuck the
+// rows that nobody else can take wait as those do that nobody holds.
 void LinkDispatcher::MayHedge(MoeTicket ticket, Job& job, size_t p, absl::Time now) {
   Job::Part& part = job.parts[p];
   part.look_at = now + kLookEvery;
@@ -499,13 +522,20 @@ void LinkDispatcher::MayHedge(MoeTicket ticket, Job& job, size_t p, absl::Time n
   const bool silent = links_.links()[link]->suspect();
   const bool lost = silent || now >= part.stuck_at;
   if (silent) OnBadLink(link, now);
+  if (const absl::Time end = part.since + options_.stuck_after_max; now >= end) {
+    record(link).stuck.store(true, std::memory_order_relaxed);
+    part.given_up = now >= end + (options_.patience - part.waited);
+  }
   if (!lost && (!options_.hedge || now < part.late_at ||
                 (!probe && links_.links()[link]->Computing(ticket, part.attempt)))) {
     return;
   }
   if (part.again) return;
   const size_t first = PlanAgain(job, p, now);
-  if (first == job.plan.part_count) return;
+  if (first == job.plan.part_count) {
+    if (part.given_up) job.GiveUp(p);
+    return;
+  }
   const auto added = job.plan.used().subspan(first);
   const bool whole = std::none_of(added.begin(), added.end(), [](const PlannedPart& q) {
     return q.link == PlannedPart::kNobody;
@@ -641,6 +671,11 @@ std::vector<LinkReport> LinkDispatcher::Links() const {
     out.push_back(std::move(report));
   }
   return out;
+}
+
+bool LinkDispatcher::Stuck(size_t link) const {
+  return link < known_.load(std::memory_order_acquire) &&
+         record(link).stuck.load(std::memory_order_relaxed);
 }
 
 DispatchReport LinkDispatcher::Report() const {

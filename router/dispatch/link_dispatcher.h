@@ -3,8 +3,9 @@
 // experts over workers, for any replica, retry or hedge.
 //
 // What fails is planned again on other holders (job.h); what is late is, too, and the first answer
-// wins. Pairs that nobody can take wait for a worker up to `patience`, then their rows are lost;
-// nothing else of the job is touched. An expert that no worker has held for as long is gone, and
+// wins. Pairs that nobody can take, or only one who is stuck, wait for a worker up to `patience` in
+// all, then their rows are lost; so are those under which stream after stream breaks. Nothing else
+// of the job is touched. An expert that no worker has held for as long is gone, and
 // waited for no more until one holds it.
 //
 // Driven by the engine thread; what says "any thread" may be called from others meanwhile.
@@ -45,7 +46,8 @@ struct DispatchOptions {
   // What is out for 20 times the 99th percentile of its size, within these bounds, is stuck: its
   // rows go to a replica whatever its worker says. One whose thread hangs in a read of a dead disk
   // says for ever that it computes, and of what queues behind that the budget pays for little.
-  // While too few latencies are known it is the upper bound: weights may be cold.
+  // While too few latencies are known it is the upper bound: weights may be cold. What nobody else
+  // can compute waits for `patience` from the upper bound on.
   absl::Duration stuck_after_min = absl::Seconds(1);
   absl::Duration stuck_after_max = absl::Seconds(10);
   // A simulation has its own.
@@ -97,6 +99,8 @@ class LinkDispatcher : public Dispatcher {
   // a layer ("layer 3: experts 17, 40–63 have no live worker"), and why each link is down.
   std::string Missing() const;
   std::vector<LinkReport> Links() const;
+  // Whether a part was out at a link for stuck_after_max, and it has answered nothing since.
+  bool Stuck(size_t link) const;
   // As ExpertView has them.
   void Use(std::shared_ptr<const placement::PlacementIndex> placement) {
     view_.Use(std::move(placement));

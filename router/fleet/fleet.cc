@@ -151,8 +151,9 @@ bool Fleet::Refresh(absl::Time now) {
   for (size_t i = 0; i < links.size(); ++i) {
     Side& side = sides_[i];
     const ExpertLink& link = *links[i];
-    if (!link.suspect()) side.silent_since.reset();
-    if (link.suspect() && !side.silent_since) side.silent_since = now;
+    const bool stopped = link.suspect() || dispatcher_.Stuck(i);
+    if (!stopped) side.silent_since.reset();
+    if (stopped && !side.silent_since) side.silent_since = now;
     const bool lost = side.silent_since && now - *side.silent_since >= options_.silent_after;
     const uint64_t generation = link.generation();
     const expertwire::LinkState state = link.state();

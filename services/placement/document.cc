@@ -144,7 +144,7 @@ absl::StatusOr<v1::Placement> Parse(std::string_view json) {
   }
   // protobuf draws pictures of syntax errors, in three lines.
   try {
-    (void)nlohmann::json::parse(json);
+    [[maybe_unused]] const auto parsed = nlohmann::json::parse(json);
   } catch (const nlohmann::json::exception& error) {
     return InvalidArgument("is no placement: {}", NotValidJson(error.what()));
   }

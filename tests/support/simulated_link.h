@@ -43,6 +43,8 @@ class SimulatedLink final : public expertwire::ExpertLink {
   void set_draining(bool draining) { draining_ = draining, ++generation_; }
   // It takes calls and says that it does not hold their experts.
   void set_refusing(bool refusing) { refusing_ = refusing; }
+  // Only every second expert of a call.
+  void set_refusing_some(bool refusing) { refusing_some_ = refusing; }
   void set_computing(bool computing) { computing_ = computing; }
   // Another worker has its place now.
   void Rename(std::string name) { name_ = std::move(name), ++generation_; }
@@ -55,6 +57,7 @@ class SimulatedLink final : public expertwire::ExpertLink {
     return at;
   }
   size_t open() const { return in_flight_.size(); }
+  uint64_t sent() const { return sent_; }
   // What it was told, in order.
   const std::vector<expertwire::pb::Prefetch>& hints() const { return hints_; }
 
@@ -78,9 +81,10 @@ class SimulatedLink final : public expertwire::ExpertLink {
   absl::Status Send(expertwire::Call part) override {
     if (!up_) return Unavailable("{} is down", name_);
     if (in_flight_.empty()) heard_ = virtual_now;
-    if (refusing_) {
-      for (auto& segment : part.segments) segment.version = 99;  // held by nobody
+    for (size_t s = 0; s < part.segments.size(); ++s) {
+      if (refusing_ || (refusing_some_ && s % 2 == 1)) part.segments[s].version = 99;  // of nobody
     }
+    ++sent_;
     part.deadline = absl::InfiniteFuture();  // the worker's clock is another
     auto sink = std::make_shared<Sink>();
     worker_.Accept(std::move(part), sink);
@@ -128,7 +132,9 @@ class SimulatedLink final : public expertwire::ExpertLink {
   std::string name_;
   worker::Worker& worker_;
   const std::shared_ptr<const expertwire::pb::Hello> hello_;
-  bool up_ = true, stalled_ = false, draining_ = false, refusing_ = false, computing_ = false;
+  bool up_ = true, stalled_ = false, draining_ = false, refusing_ = false, computing_ = false,
+       refusing_some_ = false;
+  uint64_t sent_ = 0;
   uint64_t generation_ = 1;
   absl::Duration latency_ = absl::Microseconds(200);
   absl::Time heard_;

@@ -199,6 +199,57 @@ TEST(Failover, WhoSaysForEverThatItComputesIsReplaced) {
   }
 }
 
+// Of what it alone holds nobody else can have the rows; the others' go on.
+TEST(Failover, AStuckWorkersOwnRowsAreLostWhenPatienceIs) {
+  for (const char* other : {"4-11", "8-11"}) {
+    Simulation sim({"0-7", other}, {.patience = absl::Seconds(3)});
+    MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+    for (int k = 0; k < sim.spec().gate.top_k; ++k) batch.experts[k] = 8 + k;
+    const std::vector<float> expected = Expected(sim.spec(), batch);
+    const absl::Duration took = sim.RunStuck(batch);
+    EXPECT_GE(took, absl::Seconds(13)) << other;
+    EXPECT_LE(took, absl::Milliseconds(13100)) << other;
+    EXPECT_EQ(batch.lost[0], 0) << "its experts are elsewhere";
+    EXPECT_THAT(batch.lost, ::testing::Contains(1));
+    EXPECT_TRUE(sim.dispatcher().Stuck(0));
+    EXPECT_FALSE(sim.dispatcher().Stuck(1));
+    EXPECT_EQ(sim.link(0).open(), 0u) << "it was told";
+    EXPECT_LE(sim.Run(batch), absl::Milliseconds(6));
+    ExpectSame(batch, expected);
+    EXPECT_FALSE(sim.dispatcher().Stuck(0));
+  }
+}
+
+TEST(Failover, WhatItsOnlyHolderRefusesIsAskedForLessAndLessAndThenLost) {
+  Simulation sim({"0-7", "8-11"}, {.patience = absl::Seconds(30)});
+  MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
+  sim.link(1).set_refusing(true);
+  const uint64_t before = sim.link(1).sent();
+  const absl::Duration took = sim.Run(batch);
+  EXPECT_GE(took, absl::Seconds(30));
+  EXPECT_LE(took, absl::Seconds(32));
+  EXPECT_THAT(batch.lost, ::testing::Contains(1));
+  EXPECT_LE(sim.link(1).sent() - before, 60u);
+}
+
+// Workers that come back at once, each time.
+TEST(Failover, RowsThatBreakStreamAfterStreamAreGivenUp) {
+  Simulation sim({"0-11", "0-11", "0-11"}, {.patience = absl::Hours(1)});
+  MoeBatch batch(sim.spec(), DType::kBF16, 4, 1);
+  const std::vector<float> expected = Expected(sim.spec(), batch);
+  for (int i = 0; i < 100; ++i) {
+    sim.At(absl::Microseconds(100 * (i + 1)), [&] {
+      for (size_t link = 0; link < 3; ++link) sim.link(link).Fall(), sim.link(link).Rise();
+    });
+  }
+  EXPECT_LE(sim.Run(batch), absl::Milliseconds(2500));
+  EXPECT_THAT(batch.lost, ::testing::Contains(1));
+  virtual_now += absl::Seconds(60);
+  sim.Run(batch);
+  sim.Run(batch);
+  ExpectSame(batch, expected);
+}
+
 TEST(Failover, AProbeOfAWorkerThatStillHangsCostsAMoment) {
   Simulation sim(kTwice);
   MoeBatch batch(sim.spec(), DType::kBF16, 40, 1);
@@ -449,7 +500,11 @@ void ScheduleFaults(Simulation& sim, std::mt19937& random, bool one_at_a_time) {
     at += ms(1, 200);
     const absl::Duration lasts = ms(10, 800);
     SimulatedLink& link = sim.link(random() % 3);
-    switch (random() % 5) {
+    switch (random() % 6) {
+      case 4:
+        sim.At(at, [&] { link.set_refusing_some(true); });
+        sim.At(at + lasts, [&] { link.set_refusing_some(false); });
+        break;
       case 0:
         sim.At(at, [&] { link.Fall(); });
         sim.At(at + lasts, [&] { link.Rise(); });

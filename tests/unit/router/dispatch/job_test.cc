@@ -133,6 +133,16 @@ TEST_F(JobTest, OfAnAnswerWhatIsOkIsKept) {
   EXPECT_EQ(Sources(), (Parts{0, 0, -1, -1})) << "a sum is as good as its worst segment";
 }
 
+TEST_F(JobTest, ARowThatComesAfterItsGroupsSumReplacesNothing) {
+  Plan({0, 0, 0, 0});
+  const size_t child = Again(0, {1, 2, 1, 1});  // a hedge: expert 1 is a row of another's
+  ASSERT_EQ(job_.plan.part_count, child + 2);
+  EXPECT_FALSE(Answer(0, {pb::OK, pb::OK, pb::OK, pb::LOADING}));
+  EXPECT_TRUE(Answer(child));
+  EXPECT_EQ(Sources(), (Parts{0, 0, 1, 1})) << "never a row of one and a sum of another";
+  EXPECT_TRUE(job_.source(0).sum && job_.source(1).sum);
+}
+
 TEST_F(JobTest, WhatNobodyTakesIsParkedUntilItIsPlannedOrGivenUp) {
   Plan({ExpertMap::kNone, 0, 1, 1});
   ASSERT_EQ(job_.plan.part_count, 2u);
@@ -155,11 +165,20 @@ TEST_F(JobTest, WhatNobodyTakesIsParkedUntilItIsPlannedOrGivenUp) {
 TEST_F(JobTest, NothingIsGivenUpThatIsStillOut) {
   Answer(1);
   const size_t child = Again(0, {ExpertMap::kNone, 1, 1, 1});  // a hedge with nobody to take it
-  job_.GiveUp(child);
+  EXPECT_FALSE(job_.GiveUp(child));
   EXPECT_FALSE(job_.done());
   Answer(0);
   EXPECT_TRUE(job_.done());
   EXPECT_EQ(Sources(), (Parts{0, 0, 1, 1}));
+
+  Plan({0, 0, 1, 1});
+  Answer(1);
+  const size_t waits = Again(0, {ExpertMap::kNone, 1, 1, 1});
+  EXPECT_FALSE(job_.GiveUp(waits));
+  job_.parts[0].given_up = true;
+  EXPECT_TRUE(job_.GiveUp(waits));
+  EXPECT_TRUE(job_.done()) << "all pairs of the group waited together";
+  EXPECT_EQ(job_.parts[0].state, Job::State::kOpen) << "its worker has to be told";
 }
 
 }  // namespace
