@@ -26,9 +26,14 @@ class Etcd:
         self.url, self.peer = (f"{scheme}://127.0.0.1:{free_port()}" for scheme in ("https" if tls else "http", "http"))
         self.tls = ("--cert-file", tls[0], "--key-file", tls[1], "--trusted-ca-file", tls[2], "--client-cert-auth") if tls else ()
         self.session = requests.Session()
+        self.session.trust_env = False  # whose CA would win over ours
         if tls:
-            self.session.cert, self.session.verify = tls[:2], tls[2]
-        self.start()
+            self.session.cert, self.session.verify = tuple(map(str, tls[:2])), str(tls[2])
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self):
         self.process = subprocess.Popen(
