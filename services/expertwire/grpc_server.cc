@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <ranges>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -433,9 +432,10 @@ std::vector<GrpcServer::Impl::Peer*> GrpcServer::Impl::Strangers() const {
     if (peer->is_first_lane()) ++free[peer->router()];
   }
   std::vector<Peer*> out;
-  for (const auto& peer : std::views::reverse(peers)) {
-    if (peer->stranger() || (peer->is_bulk_lane() && --free[peer->router()] < 0)) {
-      out.push_back(peer.get());
+  for (auto it = peers.rbegin(); it != peers.rend(); ++it) {
+    Peer& peer = **it;
+    if (peer.stranger() || (peer.is_bulk_lane() && --free[peer.router()] < 0)) {
+      out.push_back(&peer);
     }
   }
   std::ranges::reverse(out);

@@ -75,8 +75,31 @@ def test_workers_that_a_server_names_bring_their_memory():
         done = place("--url", cluster.url, "--extra-memory", "0")
         assert done.returncode == 0 and "2 on 1 nodes, 32.0 MiB for experts" in done.stderr, done.stderr
         assert {w["node"] for w in json.loads(done.stdout)["workers"]} == {"n"}
+        assert json.loads(done.stdout)["epoch"] == 1
         said = place("--url", cluster.url, "--extra-memory", "0", "--memory", "12MiB")
         assert "24.0 MiB for experts" in said.stderr, "what is given wins"
+
+
+def test_a_document_from_a_server_is_above_what_its_workers_heed(tmp_path):
+    document = tmp_path / "placement.json"
+    with processes.worker("0/2", "--node", "a") as one, processes.worker("1/2", "--node", "b") as other:
+        workers = [w.fact("listening") for w in (one, other)]
+        start = {"epoch": 41, "workers": [{"worker": w, "holds": [{"layers": "*", "experts": e}]} for w, e in zip(workers, ("0-63", "64-127"))]}
+        document.write_text(json.dumps(start))
+        with processes.router(workers, "--placement", document) as route, processes.gateway([route.fact("listening")]) as gate:
+            url = gate.fact("http")
+            processes.wait_ready(url)
+
+            def heeded():
+                seen = requests.get(url + "/admin/placement", timeout=30).json()["routers"][0]
+                return seen["epoch_in_use"]
+
+            processes.wait_for(lambda: heeded() == 41)
+            for epoch in (42, 43):
+                done = place("--url", url, "--extra-memory", "0.5", "--memory", "64MiB", "--out", document)
+                assert done.returncode == 0, done.stderr
+                assert json.loads(document.read_text())["epoch"] == epoch
+                processes.wait_for(lambda: heeded() == epoch)
 
 
 def test_without_load_experts_count_alike_and_widths_hold():

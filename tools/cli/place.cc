@@ -29,7 +29,8 @@ constexpr uint64_t kFileBytesMax = 64 << 20;
 struct Question {
   PlanInput input;
   std::optional<PlacementIndex> previous;
-  std::string load_from;  // for people
+  uint64_t heeded_epoch = 0;  // by workers that the server names
+  std::string load_from;      // for people
 };
 
 absl::StatusOr<MeasuredLoad> LoadFrom(const std::string& path, const placement::ExpertGrid& grid) {
@@ -41,8 +42,11 @@ absl::StatusOr<MeasuredLoad> LoadFrom(const std::string& path, const placement::
 
 absl::StatusOr<MeasuredLoad> MeasuredFor(const PlaceCommand& command,
                                          const placement::ExpertGrid& grid, std::string* from) {
-  MeasuredLoad load{
-      .rows = std::vector<double>(grid.cells()), .held = {}, .workers = {}, .left_out = {}};
+  MeasuredLoad load{.rows = std::vector<double>(grid.cells()),
+                    .held = {},
+                    .workers = {},
+                    .left_out = {},
+                    .epoch = 0};
   if (!command.http.url.empty() && !command.load_file.empty()) {
     return UsageError("--url and --load do not go together; give one");
   }
@@ -131,6 +135,7 @@ absl::StatusOr<Question> QuestionOf(const PlaceCommand& command, const ModelSize
   q.input.model_fingerprint = model.fingerprint;
   SY_ASSIGN_OR_RETURN(MeasuredLoad load, MeasuredFor(command, q.input.grid, &q.load_from));
   q.input.rows = std::move(load.rows);
+  q.heeded_epoch = load.epoch;
   v1::Placement before = load.held;
   if (!command.previous_file.empty()) {
     SY_ASSIGN_OR_RETURN(before, placement::ReadDocument(command.previous_file));
@@ -236,8 +241,10 @@ absl::Status RunPlace(PlaceCommand command) {
   SY_ASSIGN_OR_RETURN(command.plan.width,
                       WidthOf(command, model, static_cast<int>(q.input.workers.size())));
   SY_ASSIGN_OR_RETURN(Plan plan, MakePlan(q.input, command.plan));
-  // Of what the routers said, which has no epoch, the first document is made.
-  if (plan.placement.epoch() == 0) plan.placement.set_epoch(1);
+  // A new document is above whatever workers heed: below it nobody would follow it.
+  const bool same = !command.previous_file.empty() && plan.placement.epoch() > 0 &&
+                    plan.placement.epoch() == q.previous->epoch();
+  if (!same) plan.placement.set_epoch(std::max(plan.placement.epoch(), q.heeded_epoch + 1));
   std::optional<PlanStats> before;
   if (q.previous && CheckCovers(*q.previous).ok()) {
     before = Measure(*q.previous, q.input, command.plan.width);

@@ -80,6 +80,10 @@ class LoadReader {
       if (at == worker.end() || !at->is_string()) continue;
       const auto state = worker.find("state");
       const bool up = state == worker.end() || *state == "up";
+      if (const auto epoch = worker.find("assigned_epoch");
+          epoch != worker.end() && epoch->is_number_unsigned()) {
+        out_.epoch = std::max(out_.epoch, epoch->get<uint64_t>());
+      }
       if (up) {
         WorkerAt(at->get<std::string>()).facts = FactsOf(worker);
       } else {

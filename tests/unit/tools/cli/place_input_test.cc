@@ -52,8 +52,8 @@ TEST(PlaceInput, WorkersThatNoRouterReachesAreLeftOut) {
 
 TEST(PlaceInput, WorkersBringWhatTheySayOfThemselves) {
   const auto load = ParseLoad(R"({"routers": [{"experts": [], "workers": [
-      {"address": "a:1", "state": "up", "node": "n", "zone": "z", "memory_bytes": 4096},
-      {"address": "b:1", "state": "up", "node": null, "memory_bytes": -1}]}]})",
+      {"address": "a:1", "state": "up", "node": "n", "zone": "z", "memory_bytes": 4096, "assigned_epoch": 7},
+      {"address": "b:1", "state": "up", "node": null, "memory_bytes": -1, "assigned_epoch": 3}]}]})",
                               kGrid);
   ASSERT_TRUE(load.ok()) << load.status();
   ASSERT_EQ(load->workers.size(), 2u);
@@ -62,6 +62,7 @@ TEST(PlaceInput, WorkersBringWhatTheySayOfThemselves) {
   EXPECT_EQ(load->workers[0].memory_bytes, 4096);
   EXPECT_EQ(load->workers[1].node, "");
   EXPECT_EQ(load->workers[1].memory_bytes, 0) << "unknown";
+  EXPECT_EQ(load->epoch, 7u);
 }
 
 TEST(PlaceInput, OnlyWhatCameSinceCounts) {
