@@ -37,8 +37,22 @@ absl::StatusOr<PlacementIndex> HeldNow(const BalanceModel& model, const BalanceI
   return placement::Expand(document, model.grid, "");
 }
 
+bool Failed(const BalanceWorker& worker, size_t cell) {
+  return !worker.failed.empty() && worker.failed[cell] && !worker.held[cell];
+}
+
+// By cell, how many workers can hold it.
+std::vector<int> HoldersPossible(const BalanceInput& input) {
+  std::vector<int> out(input.rows.size());
+  for (size_t cell = 0; cell < out.size(); ++cell) {
+    for (const BalanceWorker& worker : input.workers) out[cell] += !Failed(worker, cell);
+  }
+  return out;
+}
+
 placement::PlanInput QuestionOf(const BalanceModel& model, const BalanceInput& input,
-                                const PlacementIndex& now) {
+                                const PlacementIndex& now, const std::vector<int>& possible,
+                                int min_replicas) {
   placement::PlanInput out{.grid = model.grid,
                            .rows = input.rows,
                            .expert_bytes = model.expert_bytes,
@@ -55,18 +69,49 @@ placement::PlanInput QuestionOf(const BalanceModel& model, const BalanceInput& i
                            .zone = worker.zone,
                            .memory_bytes = static_cast<int64_t>(memory),
                            .rows_per_s = worker.speed});
+    std::vector<bool>& barred = out.workers.back().barred;
+    for (size_t cell = 0; cell < possible.size(); ++cell) {
+      // Where too few can have it no plan would be possible at all: GiveToAllPossible mends those.
+      if (!Failed(worker, cell) || possible[cell] < min_replicas) continue;
+      barred.resize(possible.size());
+      barred[cell] = true;
+    }
   }
   return out;
 }
 
-// The fewest replicas that an expert has.
-int64_t FewestReplicas(const PlacementIndex& index) {
+// An expert that fewer workers can have than there should be replicas lies at all of these.
+void GiveToAllPossible(const BalanceModel& model, const BalanceInput& input,
+                       const std::vector<int>& possible, int min_replicas,
+                       v1::Placement* placement) {
+  const auto scarce = [&](int cells) { return cells > 0 && cells < min_replicas; };
+  if (std::ranges::none_of(possible, scarce)) return;
+  const auto planned = placement::Expand(*placement, model.grid, "");
+  if (!planned.ok()) return;  // the plan's own
+  for (size_t w = 0; w < planned->workers().size(); ++w) {
+    const PlacementIndex::Worker& worker = planned->workers()[w];
+    const auto known = std::ranges::find(input.workers, worker.address, &BalanceWorker::address);
+    std::vector<bool> held = worker.held;
+    for (size_t cell = 0; cell < held.size(); ++cell) {
+      const bool moe = model.grid.moe_layers[cell / static_cast<size_t>(model.grid.experts)];
+      if (moe && scarce(possible[cell])) held[cell] = !Failed(*known, cell);
+    }
+    placement::SetHolds(held, model.grid, 0, placement->mutable_workers(static_cast<int>(w)));
+  }
+}
+
+// The fewest replicas that an expert has, of those that could have more; `enough` if none does.
+int64_t FewestReplicas(const PlacementIndex& index, const std::vector<int>& possible, int enough) {
   const placement::ExpertGrid& grid = index.grid();
-  size_t fewest = index.workers().size();
+  auto fewest = static_cast<size_t>(enough);
   for (int layer = 0; layer < grid.layers(); ++layer) {
     if (!grid.moe_layers[static_cast<size_t>(layer)]) continue;
-    for (int e = 0; e < grid.experts; ++e)
-      fewest = std::min(fewest, index.replicas(layer, e).size());
+    for (int e = 0; e < grid.experts; ++e) {
+      const size_t replicas = index.replicas(layer, e).size();
+      if (replicas < static_cast<size_t>(possible[grid.cell(layer, e)])) {
+        fewest = std::min(fewest, replicas);
+      }
+    }
   }
   return static_cast<int64_t>(fewest);
 }
@@ -79,9 +124,10 @@ int64_t Replicas(const PlacementIndex& index) {
 
 // Why to move; none: there is no reason to.
 std::optional<std::string> Reason(const BalanceInput& input, const BalanceOptions& options,
-                                  const PlacementIndex& now, int min_replicas,
-                                  const placement::Plan& plan, BalanceVerdict& verdict) {
-  const int64_t fewest = FewestReplicas(now);
+                                  const PlacementIndex& now, const std::vector<int>& possible,
+                                  int min_replicas, const placement::Plan& plan,
+                                  BalanceVerdict& verdict) {
+  const int64_t fewest = FewestReplicas(now, possible, min_replicas);
   if (fewest == 0) return "experts have no worker";
   if (fewest < min_replicas) {
     return fmt::format("experts have {} of {} replicas", fewest, min_replicas);
@@ -116,24 +162,28 @@ absl::StatusOr<BalanceVerdict> Balance(const BalanceModel& model, const BalanceI
                                        const BalanceOptions& options) {
   const auto workers = static_cast<int>(input.workers.size());
   SY_ASSIGN_OR_RETURN(const PlacementIndex now, HeldNow(model, input));
-  const placement::PlanInput question = QuestionOf(model, input, now);
   placement::PlanOptions wanted = options.plan;
   wanted.min_replicas = std::min(wanted.min_replicas, workers);
+  const std::vector<int> possible = HoldersPossible(input);
+  const placement::PlanInput question =
+      QuestionOf(model, input, now, possible, wanted.min_replicas);
   if (options.best_width) {
     wanted.width = placement::BestWidth(model.costs, model.gate_groups, workers);
   }
   SY_ASSIGN_OR_RETURN(placement::Plan plan, placement::MakePlan(question, wanted));
   BalanceVerdict verdict{.planned = plan.stats.utilisation, .bytes = plan.bytes_moved};
-  if (placement::CheckCovers(now).ok()) {
+  // An expert that nobody can have is as if it were not there.
+  if (FewestReplicas(now, possible, wanted.min_replicas) > 0) {
     verdict.utilisation = placement::Measure(now, question, wanted.width).utilisation;
   }
-  const auto reason = Reason(input, options, now, wanted.min_replicas, plan, verdict);
+  const auto reason = Reason(input, options, now, possible, wanted.min_replicas, plan, verdict);
   verdict.move = reason.has_value() && plan.placement.epoch() > input.epoch;
   verdict.why = verdict.move ? *reason
                              : fmt::format("nothing is to be gained: utilisation is {:.1f} %",
                                            100 * verdict.utilisation);
   if (verdict.move) {
     verdict.why += fmt::format("; {} to load", config::FormatBytes(verdict.bytes));
+    GiveToAllPossible(model, input, possible, wanted.min_replicas, &plan.placement);
     verdict.placement = std::move(plan.placement);
   }
   return verdict;

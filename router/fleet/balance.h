@@ -38,6 +38,7 @@ struct BalanceWorker {
   uint64_t memory_bytes = 0;  // for experts; 0: nobody said, so what it holds now
   double speed = 1;           // next to the others
   std::vector<bool> held;     // by cell
+  std::vector<bool> failed;   // by cell: what it could not load lately; empty: nothing
 };
 
 struct BalanceInput {
@@ -58,7 +59,8 @@ struct BalanceVerdict {
   int64_t bytes = 0;        // that workers would have to load
 };
 // Moves for an expert that nobody holds, for fewer replicas than there should be, for options.gain,
-// and to be rid of replicas that were taken over meanwhile. As MakePlan's errors.
+// and to be rid of replicas that were taken over meanwhile. What a worker could not load is not
+// planned for it, unless nobody else can have it either. As MakePlan's errors.
 absl::StatusOr<BalanceVerdict> Balance(const BalanceModel& model, const BalanceInput& input,
                                        const BalanceOptions& options);
 

@@ -17,6 +17,8 @@ namespace {
 
 // Times of `every` for which a plan that is due may be put off.
 constexpr int kPutOff = 5;
+// A worker is not given again what it could not load: a new placement has it forget that it failed.
+constexpr absl::Duration kFailed = absl::Minutes(10);
 // Routers that know nothing of each other do not hit on the same epoch.
 constexpr uint64_t kEpochsApart = 10000;
 
@@ -67,6 +69,7 @@ void Balancer::Look(absl::Time now) {
     if (asked_ || report_.state == State::kRival) return;
   }
   const std::vector<FleetWorker> workers = fleet_.Workers();
+  NoteFailures(workers, now);
   const bool due = Due(workers, now);
   if (!hooks_.leads()) {
     // Whoever takes over begins at once.
@@ -134,6 +137,21 @@ std::string Balancer::Hindrance(const std::vector<FleetWorker>& workers, absl::T
   return "";
 }
 
+// What a process could not load another in its place may.
+void Balancer::NoteFailures(const std::vector<FleetWorker>& workers, absl::Time now) {
+  for (const FleetWorker& worker : workers) {
+    Failures& failures = failures_[worker.name];
+    if (failures.incarnation != worker.incarnation) failures = {worker.incarnation, {}};
+    for (size_t cell = 0; cell < worker.failed.size(); ++cell) {
+      if (worker.failed[cell]) failures.cells[cell] = now;
+    }
+  }
+  for (auto& [name, failures] : failures_) {
+    std::erase_if(failures.cells, [&](const auto& cell) { return now - cell.second > kFailed; });
+  }
+  std::erase_if(failures_, [](const auto& of) { return of.second.cells.empty(); });
+}
+
 bool Balancer::MeetsRival(const std::vector<FleetWorker>& workers) {
   if (!options_.sole) return false;
   absl::MutexLock lock(&mutex_);
@@ -177,7 +195,13 @@ BalanceInput Balancer::InputOf(const std::vector<FleetWorker>& workers) {
                              .zone = worker.zone,
                              .memory_bytes = worker.memory_bytes,
                              .speed = std::max(1, worker.threads) * 1.0,
-                             .held = worker.held});
+                             .held = worker.held,
+                             .failed = {}});
+    const auto known = failures_.find(worker.name);
+    if (known == failures_.end()) continue;
+    std::vector<bool>& failed = input.workers.back().failed;
+    failed.resize(model_.grid.cells());
+    for (const auto& [cell, when] : known->second.cells) failed[cell] = true;
   }
   return input;
 }

@@ -74,10 +74,16 @@ class Balancer {
  private:
   // Names and incarnations.
   using Crew = std::map<std::string, uint64_t>;
+  // What a worker said that it could not load, and when it last did.
+  struct Failures {
+    uint64_t incarnation = 0;
+    std::map<size_t, absl::Time> cells;
+  };
 
   bool Due(const std::vector<FleetWorker>& workers, absl::Time now);
   bool Overdue(absl::Time now) const;
   std::string Hindrance(const std::vector<FleetWorker>& workers, absl::Time now) const;
+  void NoteFailures(const std::vector<FleetWorker>& workers, absl::Time now);
   bool MeetsRival(const std::vector<FleetWorker>& workers);
   BalanceInput InputOf(const std::vector<FleetWorker>& workers);
   void TakeLoad();
@@ -94,6 +100,7 @@ class Balancer {
   // Of whoever calls Look.
   absl::Time next_look_ = absl::InfinitePast(), next_plan_ = absl::InfinitePast();
   Crew crew_;
+  std::map<std::string, Failures> failures_;  // by worker
   absl::Time crew_since_ = absl::InfinitePast();
   bool crew_planned_ = false;      // a plan was made for it
   bool crew_trimmed_ = false;      // it was told to give up what is not needed; once is enough

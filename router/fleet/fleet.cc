@@ -61,7 +61,8 @@ std::vector<FleetWorker> Fleet::Workers() const {
                    .memory_bytes = hello->memory_bytes(),
                    .threads = hello->runs_on().threads(),
                    .assigned_epoch = hello->assigned_epoch(),
-                   .held = sides_[i].held});
+                   .held = sides_[i].held,
+                   .failed = sides_[i].failed});
   }
   return out;
 }
@@ -84,6 +85,8 @@ void Fleet::Look(absl::Time now) {
     if (!arrived_) TellWaiting(*followed, now);
     if (followed != used_ && arrived_) {
       log::Info("placement of epoch {} is followed", followed->epoch());
+      followed_since_ = now - kToldAfter;  // what it lacks for now is known
+      TellWaiting(*followed, now);
       dispatcher_.Use(followed);
       used_ = followed;
       absl::MutexLock lock(&mutex_);
@@ -98,27 +101,30 @@ void Fleet::Look(absl::Time now) {
 }
 
 // Lets workers give up what they hold beyond the placement. One that comes while others have not
-// theirs, as after a restart of this router, waits: what it would give up may be the only copy.
+// theirs, as after a restart of this router, waits: what it would give up may be the only copy. So
+// does one that holds what those who should could not load.
 void Fleet::Acknowledge() {
   const bool in_use = used_ != nullptr && used_ == checked_ && arrived_ &&
                       dispatcher_.epoch_in_use() == used_->epoch();
   for (size_t i = 0; i < sides_.size(); ++i) {
     Side& side = sides_[i];
     const uint64_t epoch = in_use ? used_->epoch() : options_.placed ? 0 : side.told;
-    if (!side.serves || epoch <= side.acked) continue;
+    if (!side.serves || epoch <= side.acked || (in_use && side.spare)) continue;
     links_.links()[i]->AckEpoch(epoch);
     side.acked = epoch;
   }
 }
 
-// Says once of a placement whom it waits for.
+// Says once of a placement, while it is not in use or as it comes into use, what it lacks.
 void Fleet::TellWaiting(const placement::PlacementIndex& placement, absl::Time now) {
   if (now - followed_since_ < kToldAfter) return;
+  absl::MutexLock lock(&mutex_);
+  if (report_.waits_for.empty()) return;
   followed_since_ = absl::InfiniteFuture();
-  const FleetReport report = Report();
-  if (report.waits_for.empty()) return;
-  log::Warning("the placement of epoch {} waits for workers that are not connected: {}",
-               placement.epoch(), fmt::join(report.waits_for, ", "));
+  log::Warning(
+      "the placement of epoch {} waits for workers that are not connected, or could not load what "
+      "they should: {}",
+      placement.epoch(), fmt::join(report_.waits_for, "; "));
 }
 
 // Workers that heed another placement, whose epoch is higher, for longer than routers take to hear
@@ -213,6 +219,45 @@ void Fleet::Assign(const placement::PlacementIndex& placement) {
   }
 }
 
+// Whether a worker that is to hold it by this placement has said that it cannot.
+bool Fleet::Failed(const Side& side, size_t cell,
+                   const placement::PlacementIndex& placement) const {
+  return side.failed[cell] && side.told >= placement.epoch();
+}
+
+// "ADDRESS: could not load expert 4 of layer 1, …"; empty if it could load all that is wanted.
+std::string Fleet::NotLoaded(const placement::PlacementIndex& placement, const Side& side) const {
+  constexpr int kNamed = 4;
+  const int worker = WorkerAt(placement, side.name);
+  if (worker < 0 || !side.serves || side.held.empty()) return "";
+  const std::vector<bool>& wanted = placement.workers()[static_cast<size_t>(worker)].held;
+  std::string out;
+  int failed = 0;
+  for (size_t cell = 0; cell < wanted.size(); ++cell) {
+    if (!wanted[cell] || side.held[cell] || !Failed(side, cell, placement)) continue;
+    if (++failed > kNamed) continue;
+    const auto experts = static_cast<size_t>(grid_.experts);
+    out += fmt::format("{} expert {} of layer {}", failed == 1 ? ": could not load" : ",",
+                       cell % experts, cell / experts);
+  }
+  if (failed > kNamed) out += fmt::format(" and {} more", failed - kNamed);
+  return failed == 0 ? "" : side.name + out;
+}
+
+// Whether all workers that should hold it are there and could not load it: whoever has it besides
+// stays the one to ask.
+bool Fleet::AllElseFailed(const placement::PlacementIndex& placement, size_t cell) const {
+  const auto experts = static_cast<size_t>(grid_.experts);
+  const auto placed =
+      placement.replicas(static_cast<int>(cell / experts), static_cast<int>(cell % experts));
+  return !placed.empty() && std::ranges::all_of(placed, [&](uint16_t worker) {
+    return std::ranges::any_of(sides_, [&](const Side& side) {
+      return side.serves && !side.held.empty() &&
+             side.name == placement.workers()[worker].address && Failed(side, cell, placement);
+    });
+  });
+}
+
 // Whether every worker that is there, one at least, has what the placement wants of it, as far as
 // it ever will, and no expert would be without a holder that has one now.
 bool Fleet::Arrived(const placement::PlacementIndex& placement) {
@@ -227,14 +272,23 @@ bool Fleet::Arrived(const placement::PlacementIndex& placement) {
           worker >= 0 && placement.workers()[static_cast<size_t>(worker)].held[cell];
       if (side.held[cell]) held[cell] = true;
       if (wanted && side.held[cell]) placed[cell] = true;
-      if (wanted && !side.held[cell] && !side.failed[cell]) ++moving;
+      if (wanted && !side.held[cell] && !Failed(side, cell, placement)) ++moving;
     }
+  }
+  for (Side& side : sides_) side.spare = false;
+  for (size_t cell = 0; cell < held.size(); ++cell) {
+    if (!held[cell] || placed[cell] || !AllElseFailed(placement, cell)) continue;
+    placed[cell] = true;
+    for (Side& side : sides_) side.spare |= !side.held.empty() && side.held[cell];
   }
   std::vector<std::string> waits_for;
   for (const placement::PlacementIndex::Worker& worker : placement.workers()) {
     const bool serves = std::ranges::any_of(
         sides_, [&](const Side& side) { return side.serves && side.name == worker.address; });
     if (placed != held && worker.replicas > 0 && !serves) waits_for.push_back(worker.address);
+  }
+  for (const Side& side : sides_) {
+    if (std::string what = NotLoaded(placement, side); !what.empty()) waits_for.push_back(what);
   }
   {
     absl::MutexLock lock(&mutex_);
@@ -294,8 +348,12 @@ bool Fleet::WantsHome(size_t cell, absl::Time now) {
   const Side& asked = sides_[static_cast<size_t>(ask.link)];
   // What it said before it was asked again is heard for a moment still.
   const bool refused = asked.failed[cell] && (!ask.again || now - ask.asked > kHeard);
-  if (asked.usable && !refused && now - ask.asked <= options_.patience) return false;
-  ask.tried.push_back(ask.link);
+  // A later placement cleared it away or came before it, the process is another, or the stream
+  // that it was asked over broke: it may well take it yet.
+  const bool forgot = asked.incarnation != ask.incarnation || asked.connects != ask.connects ||
+                      std::max(asked.told, asked.assigned) > ask.epoch;
+  if (asked.usable && !refused && !forgot && now - ask.asked <= options_.patience) return false;
+  if (refused || !forgot) ask.tried.emplace_back(ask.link, ask.incarnation);
   ask.link = -1;
   return true;
 }
@@ -326,7 +384,8 @@ std::vector<Survivor> Fleet::Survivors(const std::vector<Orphan>& orphans,
     for (const Orphan& o : orphans) {
       const size_t cell = grid_.cell(o.layer, o.expert);
       const Ask& ask = asks_[cell];
-      const bool tried = std::ranges::count(ask.tried, static_cast<int>(i)) > 0;
+      const std::pair asked(static_cast<int>(i), sides_[i].incarnation);
+      const bool tried = std::ranges::count(ask.tried, asked) > 0;
       survivor.refuses.push_back(tried || (sides_[i].failed[cell] && !ask.again));
     }
     survivors.push_back(std::move(survivor));
@@ -365,6 +424,9 @@ void Fleet::TakeOver(absl::Time now) {
       Ask& ask = asks_[grid_.cell(orphans[o].layer, orphans[o].expert)];
       ask.link = static_cast<int>(link);
       ask.asked = now;
+      ask.incarnation = sides_[link].incarnation;
+      ask.connects = sides_[link].connects;
+      ask.epoch = assign.epoch();
     }
     asked += spread[s].size();
     log::Info("worker {} takes over {} experts", survivors[s].name, spread[s].size());

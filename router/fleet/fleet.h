@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -47,8 +48,9 @@ struct FleetReport {
   uint64_t taken_over = 0;    // experts that others were asked to take over, since start
   uint64_t migrations = 0;    // placements that came into use, since start
   int64_t failed_loads = 0;   // experts that some worker could not load
-  // Workers that the followed placement waits for, as they are not there and what they should hold
-  // would have no other holder.
+  // What the followed placement lacks: workers that are not there, where what they should hold
+  // would have no other holder, by address; and who could not load what, as "ADDRESS: could not
+  // load …".
   std::vector<std::string> waits_for;
   int64_t ahead = 0;  // workers that were told a placement of a higher epoch, and heed ours no more
 };
@@ -61,7 +63,8 @@ struct FleetWorker {
   uint64_t memory_bytes = 0;
   int threads = 0;
   uint64_t assigned_epoch = 0;
-  std::vector<bool> held;  // by cell
+  std::vector<bool> held;    // by cell
+  std::vector<bool> failed;  // by cell: what it could not load of what it was told last
 };
 
 class Fleet {
@@ -92,7 +95,8 @@ class Fleet {
     std::string name;
     std::vector<bool> held, failed;  // [cells]
     uint64_t assigned = 0, acked = 0;
-    uint64_t told = 0;  // the highest epoch that it was told by anybody
+    uint64_t told = 0;   // the highest epoch that it was told by anybody
+    bool spare = false;  // it holds what the workers that should could not load
     std::optional<absl::Time> silent_since;
   };
   // An expert without a holder.
@@ -101,14 +105,19 @@ class Fleet {
     absl::Time since;
     int link = -1;  // that was asked
     absl::Time asked;
-    std::vector<int> tried;  // links that were asked in vain
-    bool again = false;      // all were: what had failed may be mended
+    // Then: a worker forgets what it was asked with a placement of a later epoch.
+    uint64_t incarnation = 0, connects = 0, epoch = 0;
+    std::vector<std::pair<int, uint64_t>> tried;  // links and incarnations that were in vain
+    bool again = false;                           // all were: what had failed may be mended
   };
 
   bool Refresh(absl::Time now);
   void Read(Side& side, const expertwire::pb::Hello& hello) const;
   void Assign(const placement::PlacementIndex& placement);
   bool Arrived(const placement::PlacementIndex& placement);
+  bool Failed(const Side& side, size_t cell, const placement::PlacementIndex& placement) const;
+  std::string NotLoaded(const placement::PlacementIndex& placement, const Side& side) const;
+  bool AllElseFailed(const placement::PlacementIndex& placement, size_t cell) const;
   void Acknowledge();
   void FindAhead(const placement::PlacementIndex& placement, absl::Time now);
   void TellWaiting(const placement::PlacementIndex& placement, absl::Time now);

@@ -359,6 +359,7 @@ double Enough(const FreshPlan& fresh, double tolerance) {
 bool Alike(const LayerProblem& problem, size_t a, size_t b) {
   const LayerProblem::Worker &x = problem.workers[a], &y = problem.workers[b];
   if (x.speed != y.speed || x.slots != y.slots || x.zone != y.zone) return false;
+  if (!problem.barred.empty() && problem.barred[a] != problem.barred[b]) return false;
   const auto alone = [&](int node) {
     return std::ranges::count(problem.workers, node, &LayerProblem::Worker::node) == 1;
   };

@@ -28,7 +28,7 @@ LayerState::LayerState(const LayerProblem& problem)
   for (const LayerProblem::Worker& worker : problem.workers) speed_sum_ += worker.speed;
   std::set<int> nodes, zones;
   for (int expert = 0; expert < problem.experts(); ++expert) {
-    if (expert == 0 || !problem.allowed.empty()) {
+    if (expert == 0 || !problem.allowed.empty() || !problem.barred.empty()) {
       nodes.clear(), zones.clear();
       for (int w = 0; w < workers(); ++w) {
         const LayerProblem::Worker& worker = problem.workers[Ix(w)];

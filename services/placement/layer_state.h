@@ -22,6 +22,8 @@ struct LayerProblem {
   int experts_per_group = 1;
   // [node][expert]: whether an expert may lie on a node; empty: everywhere.
   std::vector<std::vector<bool>> allowed;
+  // [worker][expert]: whether an expert cannot lie on a worker; empty: nowhere.
+  std::vector<std::vector<bool>> barred;
   // [worker][expert], as it was; moving as little as possible away from that. Empty: no previous.
   std::vector<std::vector<bool>> previous;
   // How much less balanced than a fresh plan one that grew out of the previous may be, in loads of
@@ -82,8 +84,9 @@ class LayerState {
            CrowdingAfter(expert, -1, worker) <= crowding(expert);
   }
   bool Allowed(int worker, int expert) const {
-    return problem_->allowed.empty() ||
-           problem_->allowed[Ix(problem_->workers[Ix(worker)].node)][Ix(expert)];
+    const LayerProblem& p = *problem_;
+    return (p.allowed.empty() || p.allowed[Ix(p.workers[Ix(worker)].node)][Ix(expert)]) &&
+           (p.barred.empty() || !p.barred[Ix(worker)][Ix(expert)]);
   }
   // Whether this replica need not be loaded, as it was there before.
   bool WasHere(int worker, int expert) const {

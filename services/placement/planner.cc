@@ -23,7 +23,7 @@ uint64_t HashOf(std::string_view text) {
   return hash ^ hash >> 32;
 }
 
-absl::Status CheckWorkers(const std::vector<PlanWorker>& workers) {
+absl::Status CheckWorkers(const std::vector<PlanWorker>& workers, size_t cells) {
   if (workers.empty()) return InvalidArgument("no worker to place experts on");
   if (workers.size() > Ix(kWorkersMax)) {
     return InvalidArgument("{} workers; at most {}", workers.size(), kWorkersMax);
@@ -40,6 +40,10 @@ absl::Status CheckWorkers(const std::vector<PlanWorker>& workers) {
     if (!std::isfinite(worker.rows_per_s) || worker.rows_per_s <= 0) {
       return InvalidArgument("worker {}: {} rows/s; give more than 0", worker.address,
                              worker.rows_per_s);
+    }
+    if (!worker.barred.empty() && worker.barred.size() != cells) {
+      return InvalidArgument("worker {}: {} cells barred or not, of {}", worker.address,
+                             worker.barred.size(), cells);
     }
   }
   return absl::OkStatus();
@@ -66,7 +70,7 @@ absl::Status CheckOptions(const PlanOptions& options) {
 }
 
 absl::Status CheckInput(const PlanInput& input, const PlanOptions& options) {
-  SY_RETURN_IF_ERROR(CheckWorkers(input.workers));
+  SY_RETURN_IF_ERROR(CheckWorkers(input.workers, input.grid.cells()));
   const ExpertGrid& grid = input.grid;
   if (grid.experts < 1 || std::ranges::count(grid.moe_layers, true) == 0) {
     return InvalidArgument("the model has no experts");
@@ -200,6 +204,7 @@ class Planner {
                      .replicas_max = slots_.replicas_max[Ix(layer)],
                      .experts_per_group = in_.experts_per_group,
                      .allowed = allowed_,
+                     .barred = {},
                      .previous = {},
                      .tolerance = options_.tolerance};
     out.leave_alone = start_ == Start::kMend;
@@ -210,8 +215,13 @@ class Planner {
       for (int e = 0; e < grid_.experts; ++e) {
         held[Ix(e)] = Before(w, grid_.cell(layer, e));
       }
+      std::vector<bool>& barred = out.barred.emplace_back(Ix(grid_.experts));
+      for (int e = 0; e < grid_.experts && !workers_[w].barred.empty(); ++e) {
+        barred[Ix(e)] = workers_[w].barred[grid_.cell(layer, e)];
+      }
     }
     if (std::ranges::none_of(out.previous, HasAny)) out.previous.clear();
+    if (std::ranges::none_of(out.barred, HasAny)) out.barred.clear();
     return out;
   }
 
@@ -274,6 +284,7 @@ class Planner {
                      .replicas_max = options_.max_experts_per_node * nodes_,
                      .experts_per_group = in_.experts_per_group,
                      .allowed = {},
+                     .barred = {},
                      .previous = {},
                      .tolerance = options_.tolerance};
     for (LayerProblem::Worker& node : ids.workers) {

@@ -23,7 +23,8 @@ struct PlanWorker {
   std::string address;
   std::string node, zone;  // empty: its own
   int64_t memory_bytes = 0;
-  double rows_per_s = 1;  // of one expert; only what workers are to each other counts
+  double rows_per_s = 1;     // of one expert; only what workers are to each other counts
+  std::vector<bool> barred;  // by cell: what cannot lie there; empty: nothing
 };
 
 struct PlanInput {

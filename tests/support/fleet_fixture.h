@@ -9,6 +9,7 @@
 
 #include "router/fleet/fleet.h"
 #include "tests/support/dispatch_harness.h"
+#include "tests/support/faulty_source.h"
 
 namespace switchyard::testing {
 
@@ -32,6 +33,17 @@ class FleetTest : public ::testing::Test {
     worker::WorkerOptions options{.experts = held};
     options.memory_bytes = 1 << 20;
     return std::make_unique<ServedWorker>(spec_, options, address);
+  }
+
+  // Puts a worker in the place of this one, whose weights the caller may spoil.
+  std::shared_ptr<FaultySource> ServeFaulty(size_t at, const std::string& held) {
+    auto source = std::make_shared<FaultySource>(spec_, 7);
+    auto made = worker::Worker::Create(spec_, kFingerprint, source,
+                                       {.experts = held, .memory_bytes = 1 << 20}, nullptr);
+    EXPECT_TRUE(made.ok()) << made.status();
+    workers_[at].reset();
+    workers_[at] = std::make_unique<ServedWorker>(*std::move(made), addresses_[at]);
+    return source;
   }
 
   // Jobs one after the other, each compared, and the fleet looked after, until `done`.

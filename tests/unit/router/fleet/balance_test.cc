@@ -130,6 +130,42 @@ TEST_F(BalanceTest, ReplicasAreMadeUpToWhatThereShouldBe) {
   EXPECT_FALSE(Verdict().move);
 }
 
+TEST_F(BalanceTest, WhatAWorkerCouldNotLoadGoesElsewhere) {
+  Thirds();
+  input_.workers.pop_back();  // what it had must move
+  const size_t cell = model_.grid.cell(1, 25);
+  for (const size_t failing : {0, 1}) {
+    for (BalanceWorker& worker : input_.workers) worker.failed.clear();
+    input_.workers[failing].failed.assign(model_.grid.cells(), false);
+    input_.workers[failing].failed[cell] = true;
+    const auto index = placement::Expand(Verdict().placement, model_.grid, "f");
+    ASSERT_TRUE(index.ok()) << index.status();
+    EXPECT_FALSE(index->workers()[failing].held[cell]);
+    EXPECT_TRUE(index->workers()[1 - failing].held[cell]);
+  }
+}
+
+// Two replicas of each, but one of the two workers cannot load everything.
+TEST_F(BalanceTest, WhatTooFewCanLoadIsNoReasonToPlanAgain) {
+  input_.workers = {Worker("a:1", 0, 31), Worker("b:1", 0, 9)};
+  options_.plan.min_replicas = 2;
+  options_.gain = 1;
+  const size_t cell = model_.grid.cell(2, 20);
+  input_.workers[1].failed.assign(model_.grid.cells(), false);
+  input_.workers[1].failed[cell] = true;
+  const BalanceVerdict verdict = Verdict();
+  ASSERT_TRUE(verdict.move) << verdict.why;
+  Obey(verdict);
+  EXPECT_FALSE(input_.workers[1].held[cell]);
+  EXPECT_EQ(std::ranges::count(input_.workers[1].held, true), 2 * kExperts - 1);
+  EXPECT_TRUE(input_.workers[0].held[cell]);
+  EXPECT_FALSE(Verdict().move) << Verdict().why;
+  // What nobody can load has a place all the same, but is no reason either.
+  input_.workers[0].held[cell] = false;
+  input_.workers[0].failed = input_.workers[1].failed;
+  EXPECT_FALSE(Verdict().move) << Verdict().why;
+}
+
 TEST_F(BalanceTest, WhatWasTakenOverIsGivenBack) {
   Thirds();
   input_.followed_replicas = 2 * kExperts;

@@ -82,6 +82,28 @@ TEST_F(BalancerTest, WhatIsLostIsPlacedAnewAndAReplacementTakesItsPart) {
   EXPECT_EQ(Lost(), 0u);
 }
 
+TEST_F(BalancerTest, BytesThatAreDamagedAreNotReadAgainAndAgain) {
+  Serve({"0-11", "none", "none"});
+  const auto source = ServeFaulty(1, "none");
+  for (int e = 0; e < 12; ++e) source->SetBad(1, e, true);
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Workers().size() == 3; }));
+  Balance();
+  ASSERT_TRUE(Until([&](const auto& report) {
+    return report.published > 0 && fleet_->Report().failed_loads > 0;
+  })) << balancer_->Report().last;
+  // Until it is content with what can be.
+  uint64_t plans = 0;
+  ASSERT_TRUE(Until([&](const auto& report) {
+    if (plans == 0 && report.kept > 0) plans = report.kept + 3;
+    return plans > 0 && report.kept >= plans && fleet_->Report().waits_for.empty();
+  })) << balancer_->Report().last;
+  // Once more at most, where a plan that was overdue came before it was heard.
+  for (int e = 0; e < 12; ++e) EXPECT_LE(source->populated(1, e), 2) << e;
+  EXPECT_GE(Held(1), 4);  // of the other layer
+  EXPECT_EQ(balancer_->Report().failed, 0u);
+  EXPECT_EQ(Lost(), 0u);
+}
+
 TEST_F(BalancerTest, OneThatStandsByPublishesNothingUntilItLeads) {
   leads_ = false;
   Serve({"0-10", "11"});

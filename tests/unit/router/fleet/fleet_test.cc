@@ -110,6 +110,80 @@ TEST_F(FleetTest, WhoDoesNotLoadWhatItTookOverIsNotTheOnlyOneAsked) {
   EXPECT_EQ(Lost(), 0u);
 }
 
+// A load that fails keeps nothing else of its placement back.
+TEST_F(FleetTest, APlacementIsUsedButForWhatCouldNotBeLoaded) {
+  Serve({"0-11", "none"});
+  const auto source = ServeFaulty(1, "none");
+  source->SetBad(1, 5, true);
+  ASSERT_TRUE(router_->WhenReady());
+  Follow(7, {"0-3", "4-11"});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 7; }));
+  EXPECT_EQ(fleet_->Report().migrations, 1u);
+  EXPECT_THAT(fleet_->Report().waits_for,
+              ::testing::ElementsAre(addresses_[1] + ": could not load expert 5 of layer 1"));
+  // Who alone has it keeps it, and is asked for it: RunOne compares.
+  const uint32_t jobs = seed_ + 30;
+  ASSERT_TRUE(RunUntil([&] { return seed_ >= jobs; }));
+  EXPECT_EQ(workers_[0]->worker().experts_held(), 2 * 12);
+  source->SetBad(1, 5, false);
+  Follow(8, {"0-3", "4-11"});
+  ASSERT_TRUE(RunUntil([&] { return workers_[0]->worker().experts_held() == 2 * 4; }));
+  EXPECT_THAT(fleet_->Report().waits_for, ::testing::IsEmpty());
+  EXPECT_EQ(Lost(), 0u);
+}
+
+TEST_F(FleetTest, APlacementAmidATakeoverDoesNotHoldItUp) {
+  Serve({"0-3", "none"}, {.patience = absl::Hours(1)});
+  const auto source = ServeFaulty(1, "4-11");
+  ASSERT_TRUE(router_->WhenReady());
+  ASSERT_TRUE(RunUntil([&] { return seed_ == 5; }));
+  const auto look_until = [&](auto done) {
+    return router_->Until([&] {
+      fleet_->Look(absl::Now());
+      return done();
+    });
+  };
+  source->HoldUp(true);
+  workers_[0].reset();
+  ASSERT_TRUE(look_until([&] { return fleet_->Report().taken_over == 2 * 4; }));
+  source->AwaitReader();
+  // One that this router sends, then one of another.
+  Follow(7, {"0-3", "4-11"});
+  fleet_->Look(absl::Now());
+  EXPECT_GT(fleet_->Report().taken_over, 2u * 4u);
+  expertwire::pb::Assign foreign;
+  foreign.set_epoch(9);
+  for (int layer = 1; layer <= 2; ++layer) {
+    expertwire::pb::HeldExperts& own = *foreign.add_experts();
+    own.set_layer(layer);
+    own.add_first(4), own.add_last(11);
+  }
+  router_->links().links()[1]->Assign(foreign);
+  ASSERT_TRUE(look_until([&] { return fleet_->Report().ahead == 1; }));
+  source->HoldUp(false);
+  EXPECT_TRUE(look_until([&] { return workers_[1]->worker().experts_held() == 2 * 12; }));
+}
+
+TEST_F(FleetTest, WhatAWorkerCouldNotLoadIsAskedOfItsSuccessor) {
+  Serve({"0-3", "none"}, {.patience = absl::Hours(1)});
+  const auto source = ServeFaulty(1, "4-11");
+  source->SetBad(1, 2, true);
+  ASSERT_TRUE(router_->WhenReady());
+  ASSERT_TRUE(RunUntil([&] { return seed_ == 5; }));
+  const auto look_until = [&](auto done) {
+    return router_->Until([&] {
+      fleet_->Look(absl::Now());
+      return done();
+    });
+  };
+  workers_[0].reset();
+  ASSERT_TRUE(look_until(
+      [&] { return fleet_->Report().orphans == 1 && fleet_->Report().failed_loads == 1; }));
+  workers_[1].reset();
+  workers_[1] = Worker("4-11", addresses_[1]);
+  EXPECT_TRUE(look_until([&] { return workers_[1]->worker().experts_held() == 2 * 12; }));
+}
+
 // Workers that start together are not all there at once.
 TEST_F(FleetTest, WhatThisRouterNeverSawIsNotLostBeforeItsWorkerHadTimeToCome) {
   Serve({"0-3", "4-7", "8-11"});

@@ -351,5 +351,31 @@ TEST(BestWidth, WeighsFramesAgainstWeightsAndRows) {
   EXPECT_EQ(BestWidth(costs, 8, 32), 1);
 }
 
+TEST(Planner, NothingLiesWhereItIsBarred) {
+  PlanInput input = InputOf(2, 32);
+  AddWorkers(4, 12, &input);
+  const Plan before = PlanOf(input);
+  const PlacementIndex index = IndexOf(before, input);
+  // A third of what each should hold by that plan.
+  for (size_t w = 0; w < index.workers().size(); ++w) {
+    std::vector<bool>& barred = input.workers[w].barred;
+    barred = index.workers()[w].held;
+    for (size_t cell = 0; cell < barred.size(); ++cell)
+      barred[cell] = barred[cell] && cell % 3 == 0;
+  }
+  for (const PlacementIndex* previous : {static_cast<const PlacementIndex*>(nullptr), &index}) {
+    input.previous = previous;
+    const PlacementIndex planned = IndexOf(PlanOf(input), input);
+    EXPECT_TRUE(CheckCovers(planned).ok());
+    for (size_t w = 0; w < planned.workers().size(); ++w) {
+      for (size_t cell = 0; cell < input.grid.cells(); ++cell) {
+        EXPECT_FALSE(planned.workers()[w].held[cell] && input.workers[w].barred[cell]) << cell;
+      }
+    }
+  }
+  input.workers[0].barred.pop_back();
+  EXPECT_THAT(ErrorOf(input, {}, absl::StatusCode::kInvalidArgument), HasSubstr("barred"));
+}
+
 }  // namespace
 }  // namespace switchyard::placement
