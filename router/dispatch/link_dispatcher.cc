@@ -653,22 +653,25 @@ std::string LinkDispatcher::Missing() const {
 std::vector<LinkReport> LinkDispatcher::Links() const {
   std::vector<LinkReport> out;
   const size_t known = known_.load(std::memory_order_acquire);
-  for (size_t i = 0; i < known; ++i) {
-    const ExpertLink& link = *links_.links()[i];
+  const auto links = links_.links();
+  for (size_t i = 0; i < links.size(); ++i) {
+    const ExpertLink& link = *links[i];
+    LinkReport& report = out.emplace_back();
+    report.name = link.name();
+    report.state = link.state();
+    report.why = std::string(link.why().message());
+    report.wire = link.stats();
+    report.stale_answers = report.wire.stale_answers;
+    if (i >= known) continue;  // it came after the last rows did, and was sent nothing yet
     const LinkRecord& r = record(i);
-    LinkReport report{.name = link.name(),
-                      .state = link.state(),
-                      .why = std::string(link.why().message()),
-                      .wire = link.stats(),
-                      .rows = Read(r.rows),
-                      .lost_parts = Read(r.lost_parts),
-                      .ejections = Read(r.ejections),
-                      .hints = hints_.sent(i),
-                      .ejected = r.ejected.load(std::memory_order_relaxed),
-                      .latency_us = r.latency_us.Read(),
-                      .wire_us = r.wire_us.Read()};
-    report.stale_answers = Read(r.stale) + report.wire.stale_answers;
-    out.push_back(std::move(report));
+    report.rows = Read(r.rows);
+    report.lost_parts = Read(r.lost_parts);
+    report.stale_answers += Read(r.stale);
+    report.ejections = Read(r.ejections);
+    report.hints = hints_.sent(i);
+    report.ejected = r.ejected.load(std::memory_order_relaxed);
+    report.latency_us = r.latency_us.Read();
+    report.wire_us = r.wire_us.Read();
   }
   return out;
 }

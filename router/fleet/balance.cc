@@ -129,6 +129,7 @@ std::optional<std::string> Reason(const BalanceInput& input, const BalanceOption
                                   BalanceVerdict& verdict) {
   const int64_t fewest = FewestReplicas(now, possible, min_replicas);
   if (fewest == 0) return "experts have no worker";
+  if (input.stalled) return "workers do not heed the placement that is followed";
   if (fewest < min_replicas) {
     return fmt::format("experts have {} of {} replicas", fewest, min_replicas);
   }
@@ -176,6 +177,7 @@ absl::StatusOr<BalanceVerdict> Balance(const BalanceModel& model, const BalanceI
   if (FewestReplicas(now, possible, wanted.min_replicas) > 0) {
     verdict.utilisation = placement::Measure(now, question, wanted.width).utilisation;
   }
+  if (input.stalled) plan.placement.set_epoch(std::max(plan.placement.epoch(), input.epoch + 1));
   const auto reason = Reason(input, options, now, possible, wanted.min_replicas, plan, verdict);
   verdict.move = reason.has_value() && plan.placement.epoch() > input.epoch;
   verdict.why = verdict.move ? *reason

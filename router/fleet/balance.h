@@ -45,6 +45,7 @@ struct BalanceInput {
   std::vector<BalanceWorker> workers;
   std::vector<double> rows;  // by cell; all 0: all experts count alike
   uint64_t epoch = 0;        // the highest that any of them was told
+  bool stalled = false;      // they do not heed what is followed
   // Replicas of the placement that is followed; 0: none is.
   int64_t followed_replicas = 0;
 };

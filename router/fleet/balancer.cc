@@ -131,9 +131,10 @@ std::string Balancer::Hindrance(const std::vector<FleetWorker>& workers, absl::T
     }
   }
   // What is being loaded has its time, unless it is for others than those that are here now.
-  const int64_t moving = fleet_.Report().moving;
-  if (moving > 0 && crew_planned_ && !Overdue(now))
-    return fmt::format("{} replicas are on their way", moving);
+  const FleetReport report = fleet_.Report();
+  if (report.moving > 0 && !report.stalled && crew_planned_ && !Overdue(now)) {
+    return fmt::format("{} replicas are on their way", report.moving);
+  }
   return "";
 }
 
@@ -184,7 +185,8 @@ void Balancer::TakeLoad() {
 
 BalanceInput Balancer::InputOf(const std::vector<FleetWorker>& workers) {
   TakeLoad();
-  BalanceInput input{.rows = rows_, .epoch = fleet_.Report().epoch};
+  const FleetReport report = fleet_.Report();
+  BalanceInput input{.rows = rows_, .epoch = report.epoch, .stalled = report.stalled};
   if (const auto followed = fleet_.Followed(); followed != nullptr && !crew_trimmed_) {
     for (const auto& worker : followed->workers()) input.followed_replicas += worker.replicas;
   }

@@ -15,6 +15,8 @@ using expertwire::ExpertLink;
 // What may be over in a moment is told once it has lasted for so long: that a placement waits for
 // a worker, or that workers heed a higher epoch, of which routers hear one by one.
 constexpr absl::Duration kToldAfter = absl::Seconds(5);
+// While it loads a worker says more often what it has.
+constexpr absl::Duration kStalledAfter = absl::Seconds(30);
 // A worker says within that time what has changed.
 constexpr absl::Duration kHeard = absl::Seconds(1);
 
@@ -81,7 +83,9 @@ void Fleet::Look(absl::Time now) {
     if (changed || followed != checked_) {
       arrived_ = Arrived(*followed);
       checked_ = followed;
+      nearer_ = now;
     }
+    FindStalled(*followed, now);
     if (!arrived_) TellWaiting(*followed, now);
     if (followed != used_ && arrived_) {
       log::Info("placement of epoch {} is followed", followed->epoch());
@@ -125,6 +129,21 @@ void Fleet::TellWaiting(const placement::PlacementIndex& placement, absl::Time n
       "the placement of epoch {} waits for workers that are not connected, or could not load what "
       "they should: {}",
       placement.epoch(), fmt::join(report_.waits_for, "; "));
+}
+
+// A placement that comes no nearer, as one whose content changed while no router was there to see
+// that its epoch did not.
+void Fleet::FindStalled(const placement::PlacementIndex& placement, absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  const bool stalled = !arrived_ && report_.moving > 0 && now - nearer_ >= kStalledAfter;
+  if (stalled && !report_.stalled) {
+    log::Warning(
+        "the placement of epoch {} comes no nearer: workers have said nothing new for {}, and {} "
+        "replicas are still to come; they heed each epoch once, so a changed placement needs a "
+        "higher one",
+        placement.epoch(), absl::FormatDuration(kStalledAfter), report_.moving);
+  }
+  report_.stalled = stalled;
 }
 
 // Workers that heed another placement, whose epoch is higher, for longer than routers take to hear

@@ -43,6 +43,7 @@ struct FleetOptions {
 struct FleetReport {
   uint64_t epoch = 0;         // of the placement that is followed; 0: none
   uint64_t epoch_in_use = 0;  // of the one that calls are planned by
+  bool stalled = false;       // what is moving has come no nearer for 30 s
   int64_t moving = 0;         // replicas that the followed placement wants and are not there yet
   int64_t orphans = 0;        // experts that no live worker holds, over all layers
   uint64_t taken_over = 0;    // experts that others were asked to take over, since start
@@ -120,6 +121,7 @@ class Fleet {
   bool AllElseFailed(const placement::PlacementIndex& placement, size_t cell) const;
   void Acknowledge();
   void FindAhead(const placement::PlacementIndex& placement, absl::Time now);
+  void FindStalled(const placement::PlacementIndex& placement, absl::Time now);
   void TellWaiting(const placement::PlacementIndex& placement, absl::Time now);
   void FindOrphans(absl::Time now);
   void TakeOver(absl::Time now);
@@ -142,7 +144,8 @@ class Fleet {
   absl::Time came_ = absl::InfinitePast();  // the last worker; at first when this began to look
   bool any_orphan_ = false;
   Placement used_, checked_;
-  bool arrived_ = false;  // checked_, as links stood at the last change
+  bool arrived_ = false;                      // checked_, as links stood at the last change
+  absl::Time nearer_ = absl::InfinitePast();  // the last change
   absl::Time followed_since_ =
       absl::InfiniteFuture();  // checked_ is; the future once that was told
   std::optional<absl::Time> ahead_since_;

@@ -143,7 +143,8 @@ void AddPlace(CLI::App& app, PlaceCommand& command) {
   Add(app, "--previous", "FILE", command.previous_file,
       "Placement to change as little as possible. Default: what the server says is held");
   AddDefaulted(app, "--extra-memory", "X", command.plan.extra_memory,
-               "For replicas, as a part of what one copy of all experts takes");
+               "For replicas, as a part of what one copy of all experts takes: 0.25 is a quarter")
+      ->check(CLI::Range(0.0, 1.0 * placement::kWorkersMax));
   AddDefaulted(app, "--min-replicas", "N", command.plan.min_replicas,
                "Of each expert; 2 survive the loss of any one node")
       ->check(CLI::Range(1, placement::kWorkersMax));

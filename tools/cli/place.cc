@@ -121,6 +121,10 @@ absl::Status FindWorkers(const PlaceCommand& command, const MeasuredLoad& load, 
       std::cerr << fmt::format("left out, as not up: {}\n", fmt::join(load.left_out, "; "));
     }
   }
+  if (workers.empty() && !command.http.url.empty()) {
+    return Unavailable("{}: no router answers there that has workers; see {}/ready", q->load_from,
+                       command.http.url);
+  }
   if (workers.empty()) {
     return UsageError("no workers; give --worker, --workers, --previous or --url");
   }

@@ -84,6 +84,18 @@ TEST_F(BalanceTest, ASkewedLoadMovesExpertsUntilNothingIsToBeGained) {
   EXPECT_NEAR(again.utilisation, verdict.planned, 1e-9);
 }
 
+TEST_F(BalanceTest, APlacementThatNobodyHeedsIsReplaced) {
+  Thirds();
+  Skew();
+  Obey(Verdict());
+  input_.stalled = true;
+  const BalanceVerdict verdict = Verdict();
+  EXPECT_TRUE(verdict.move);
+  EXPECT_GT(verdict.placement.epoch(), input_.epoch);
+  EXPECT_EQ(verdict.bytes, 0);
+  EXPECT_THAT(verdict.why, HasSubstr("do not heed"));
+}
+
 TEST_F(BalanceTest, SmallGainsMoveNothing) {
   input_.workers = {Worker("a:1", 0, 11), Worker("b:1", 12, 21), Worker("c:1", 22, 31)};  // 89 %
   options_.gain = 0.12;

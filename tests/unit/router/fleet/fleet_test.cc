@@ -242,6 +242,22 @@ TEST_F(FleetTest, WorkersThatHeedAHigherEpochAreCounted) {
   EXPECT_EQ(fleet_->Report().ahead, 0);
 }
 
+// As after a restart of the router: nobody is there who knows what the epoch was of.
+TEST_F(FleetTest, APlacementThatComesNoNearerIsTold) {
+  Serve({"0-7", "8-11"});
+  Follow(7, {"0-7", "8-11"});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 7; }));
+  fleet_ = std::make_unique<Fleet>(spec_, router_->links(), router_->dispatcher(), FleetOptions{});
+  Follow(7, {"0-3", "4-11"});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().moving > 0; }));
+  EXPECT_FALSE(fleet_->Report().stalled);
+  fleet_->Look(absl::Now() + absl::Seconds(31));
+  EXPECT_TRUE(fleet_->Report().stalled);
+  Follow(8, {"0-3", "4-11"});
+  ASSERT_TRUE(RunUntil([&] { return fleet_->Report().epoch_in_use == 8; }));
+  EXPECT_FALSE(fleet_->Report().stalled);
+}
+
 TEST_F(FleetTest, WithoutTakeoverRowsWaitForTheWorkerItself) {
   Serve({"0-3", "4-11"}, {.takeover = false});
   ASSERT_TRUE(router_->WhenReady());
