@@ -44,7 +44,7 @@ ARROWS = [
     ("tests/", ROOMS + PROTOS + ["sdk/embedded/", "tools/", "tests/"]),
 ]
 # What may be tracked; any input stands in the corpora of the fuzzers.
-ENDINGS = (".cc", ".h", ".inc", ".in", ".proto", ".cmake", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".jinja", ".safetensors", ".xz", ".supp")
+ENDINGS = (".cc", ".h", ".cu", ".cuh", ".inc", ".in", ".proto", ".cmake", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".jinja", ".safetensors", ".xz", ".supp")
 NAMES = ("LICENSE", "Dockerfile", ".gitignore", ".dockerignore", ".clang-format")
 PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/sysroot", "scripts/test", "tests/chaos/run", "tools/bench/side_by_side")
 # Where no wait may end by the wall clock, and the lines that ask for it to tell others.
@@ -178,7 +178,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--fix", action="store_true", help="format the sources")
     args = ap.parse_args()
-    sources = tracked(".h", ".cc")
+    sources = tracked(".h", ".cc", ".cu", ".cuh")
     for path in sources:
         lines = (ROOT / path).read_text().split("\n")
         check_arrows(path, lines)
