@@ -59,6 +59,15 @@ class FleetTest : public ::testing::Test {
     return true;
   }
 
+  // The fleet looked after, without jobs, until `done`.
+  template <typename Condition>
+  bool LookUntil(Condition done) {
+    return router_->Until([&] {
+      fleet_->Look(absl::Now());
+      return done();
+    });
+  }
+
   void RunOne() {
     MoeBatch batch(spec_, DType::kBF16, 9, seed_ % 5);
     auto& expected = expected_[seed_ % 5];

@@ -82,39 +82,40 @@ struct TileShape {
   }
 };
 
-// Where the bits of an element begin in a matrix's tiles, in bits from its first byte.
-SY_CUDA_BOTH inline size_t ElementBit(const TileShape& shape, int32_t row, int32_t column) {
-  const int32_t columns = shape.tile_columns();
-  const int32_t r = row % kTileRows, k = column % columns;
+// Where the tile of an element begins, in bytes from the matrix's first, and the element's group
+// there.
+SY_CUDA_BOTH inline size_t TileByte(const TileShape& shape, int32_t row, int32_t column) {
   const size_t tile =
       static_cast<size_t>(row / kTileRows) * static_cast<size_t>(shape.column_tiles()) +
-      static_cast<size_t>(column / columns);
+      static_cast<size_t>(column / shape.tile_columns());
+  return tile * shape.tile_bytes();
+}
+SY_CUDA_BOTH inline int32_t GroupOfTile(const TileShape& shape, int32_t column) {
+  const int32_t columns = shape.tile_columns();
+  return shape.group >= columns ? 0 : column % columns / shape.group;
+}
+
+// Where the bits of an element begin in a matrix's tiles, in bits from its first byte.
+SY_CUDA_BOTH inline size_t ElementBit(const TileShape& shape, int32_t row, int32_t column) {
+  const int32_t r = row % kTileRows, k = column % shape.tile_columns();
   const int32_t bit = k * BitsOf(shape.format);
   const int32_t chunk = SwizzledChunk(r, bit / 128);
-  return tile * shape.tile_bytes() * 8 +
+  return TileByte(shape, row, column) * 8 +
          static_cast<size_t>(r * kTileRowBytes * 8 + chunk * 128 + bit % 128);
 }
 
 // Where the scale of an element lies, in bytes from the matrix's first. Zero points, where there
 // are any, lie alike from zeros_offset() on, one for each row.
 SY_CUDA_BOTH inline size_t ScaleByte(const TileShape& shape, int32_t row, int32_t column) {
-  const int32_t columns = shape.tile_columns();
-  const size_t tile =
-      static_cast<size_t>(row / kTileRows) * static_cast<size_t>(shape.column_tiles()) +
-      static_cast<size_t>(column / columns);
-  const int32_t group = shape.group >= columns ? 0 : column % columns / shape.group;
   const int32_t r = row % kTileRows;
-  const int32_t at = group * shape.scales_a_group() + (shape.group_rows == 1 ? r : r / 8);
-  return tile * shape.tile_bytes() + kTileElementBytes + sizeof(float) * static_cast<size_t>(at);
+  const int32_t at =
+      GroupOfTile(shape, column) * shape.scales_a_group() + (shape.group_rows == 1 ? r : r / 8);
+  return TileByte(shape, row, column) + kTileElementBytes + sizeof(float) * static_cast<size_t>(at);
 }
 SY_CUDA_BOTH inline size_t ZeroByte(const TileShape& shape, int32_t row, int32_t column) {
-  const int32_t columns = shape.tile_columns();
-  const size_t tile =
-      static_cast<size_t>(row / kTileRows) * static_cast<size_t>(shape.column_tiles()) +
-      static_cast<size_t>(column / columns);
-  const int32_t group = shape.group >= columns ? 0 : column % columns / shape.group;
-  return tile * shape.tile_bytes() + shape.zeros_offset() +
-         sizeof(uint32_t) * static_cast<size_t>(group * kTileRows + row % kTileRows);
+  const int32_t at = GroupOfTile(shape, column) * kTileRows + row % kTileRows;
+  return TileByte(shape, row, column) + shape.zeros_offset() +
+         sizeof(uint32_t) * static_cast<size_t>(at);
 }
 
 // The row of gate (or of up) among the rows that are both.

@@ -137,15 +137,9 @@ TEST_F(FleetTest, APlacementAmidATakeoverDoesNotHoldItUp) {
   const auto source = ServeFaulty(1, "4-11");
   ASSERT_TRUE(router_->WhenReady());
   ASSERT_TRUE(RunUntil([&] { return seed_ == 5; }));
-  const auto look_until = [&](auto done) {
-    return router_->Until([&] {
-      fleet_->Look(absl::Now());
-      return done();
-    });
-  };
   source->HoldUp(true);
   workers_[0].reset();
-  ASSERT_TRUE(look_until([&] { return fleet_->Report().taken_over == 2 * 4; }));
+  ASSERT_TRUE(LookUntil([&] { return fleet_->Report().taken_over == 2 * 4; }));
   source->AwaitReader();
   // One that this router sends, then one of another.
   Follow(7, {"0-3", "4-11"});
@@ -159,9 +153,9 @@ TEST_F(FleetTest, APlacementAmidATakeoverDoesNotHoldItUp) {
     own.add_first(4), own.add_last(11);
   }
   router_->links().links()[1]->Assign(foreign);
-  ASSERT_TRUE(look_until([&] { return fleet_->Report().ahead == 1; }));
+  ASSERT_TRUE(LookUntil([&] { return fleet_->Report().ahead == 1; }));
   source->HoldUp(false);
-  EXPECT_TRUE(look_until([&] { return workers_[1]->worker().experts_held() == 2 * 12; }));
+  EXPECT_TRUE(LookUntil([&] { return workers_[1]->worker().experts_held() == 2 * 12; }));
 }
 
 TEST_F(FleetTest, WhatAWorkerCouldNotLoadIsAskedOfItsSuccessor) {
@@ -170,18 +164,12 @@ TEST_F(FleetTest, WhatAWorkerCouldNotLoadIsAskedOfItsSuccessor) {
   source->SetBad(1, 2, true);
   ASSERT_TRUE(router_->WhenReady());
   ASSERT_TRUE(RunUntil([&] { return seed_ == 5; }));
-  const auto look_until = [&](auto done) {
-    return router_->Until([&] {
-      fleet_->Look(absl::Now());
-      return done();
-    });
-  };
   workers_[0].reset();
-  ASSERT_TRUE(look_until(
+  ASSERT_TRUE(LookUntil(
       [&] { return fleet_->Report().orphans == 1 && fleet_->Report().failed_loads == 1; }));
   workers_[1].reset();
   workers_[1] = Worker("4-11", addresses_[1]);
-  EXPECT_TRUE(look_until([&] { return workers_[1]->worker().experts_held() == 2 * 12; }));
+  EXPECT_TRUE(LookUntil([&] { return workers_[1]->worker().experts_held() == 2 * 12; }));
 }
 
 // Workers that start together are not all there at once.
