@@ -29,7 +29,7 @@ constexpr uint64_t kFileBytesMax = 64 << 20;
 struct Question {
   PlanInput input;
   std::optional<PlacementIndex> previous;
-  uint64_t heeded_epoch = 0;  // by workers that the server names
+  uint64_t heeded_epoch = 0;  // by the server's workers and routers
   std::string load_from;      // for people
 };
 

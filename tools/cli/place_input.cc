@@ -72,6 +72,10 @@ class LoadReader {
     for (size_t i = 0; i < experts->size(); ++i) {
       SY_RETURN_IF_ERROR(Annotate(AddExpert((*experts)[i]), fmt::format("experts[{}]", i)));
     }
+    // What the router follows, which its workers may not have been told yet.
+    if (const auto followed = router.find("placement"); followed != router.end()) {
+      CountEpoch(*followed, "epoch");
+    }
     const auto workers = router.find("workers");
     if (workers == router.end() || !workers->is_array()) return absl::OkStatus();
     for (const json& worker : *workers) {
@@ -80,10 +84,7 @@ class LoadReader {
       if (at == worker.end() || !at->is_string()) continue;
       const auto state = worker.find("state");
       const bool up = state == worker.end() || *state == "up";
-      if (const auto epoch = worker.find("assigned_epoch");
-          epoch != worker.end() && epoch->is_number_unsigned()) {
-        out_.epoch = std::max(out_.epoch, epoch->get<uint64_t>());
-      }
+      CountEpoch(worker, "assigned_epoch");
       if (up) {
         WorkerAt(at->get<std::string>()).facts = FactsOf(worker);
       } else {
@@ -118,6 +119,13 @@ class LoadReader {
     Up& up = up_[address];
     up.holds.resize(grid_.cells());
     return up;
+  }
+
+  void CountEpoch(const json& from, const char* field) {
+    if (!from.is_object()) return;
+    const auto epoch = from.find(field);
+    if (epoch == from.end() || !epoch->is_number_unsigned()) return;
+    out_.epoch = std::max(out_.epoch, epoch->get<uint64_t>());
   }
 
   absl::Status AddExpert(const json& entry) {

@@ -20,7 +20,7 @@ struct MeasuredLoad {
   // All that are up, also with nothing, by address; with what they say of node, zone and memory.
   std::vector<placement::PlanWorker> workers;
   std::vector<std::string> left_out;  // addresses of the others, with their states
-  uint64_t epoch = 0;                 // the highest of a placement that one of them heeds
+  uint64_t epoch = 0;                 // the highest that a worker heeds or a router follows
 };
 // The body of GET /admin/experts, or one of its routers alone: {"experts": [{"layer", "expert",
 // "rows", "workers"}]}. INVALID_ARGUMENT names the entry.

@@ -65,6 +65,21 @@ TEST(PlaceInput, WorkersBringWhatTheySayOfThemselves) {
   EXPECT_EQ(load->epoch, 7u);
 }
 
+TEST(PlaceInput, AnEpochThatNoWorkerWasToldYetCounts) {
+  for (const auto& [placement, epoch] : {std::pair{R"({"epoch": 9})", 9u},
+                                         {R"({"epoch": 2})", 7u},
+                                         {R"({"epoch": -1})", 7u},
+                                         {"null", 7u}}) {
+    const auto load =
+        ParseLoad(fmt::format(R"({{"routers": [{{"experts": [], "placement": {}, "workers": [
+        {{"address": "a:1", "state": "up", "assigned_epoch": 7}}]}}]}})",
+                              placement),
+                  kGrid);
+    ASSERT_TRUE(load.ok()) << load.status();
+    EXPECT_EQ(load->epoch, epoch) << placement;
+  }
+}
+
 TEST(PlaceInput, OnlyWhatCameSinceCounts) {
   const auto load = [](int rows) {
     return *ParseLoad(fmt::format(R"({{"experts": [{{"layer": 1, "expert": 0, "rows": {}}},
