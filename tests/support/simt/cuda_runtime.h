@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/support/simt/cudart.h"
 #include "tests/support/simt/simt.h"
 
 #define __global__
