@@ -101,8 +101,8 @@ __device__ __forceinline__ void MultiplyStage(const TileShape& shape, const unsi
   using Stage = MatMulStage<kFormat, kRows>;
   constexpr bool kScaled = kFormat != Format::kBf16;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int g = lane / 4, t = lane % 4;
-  const int low = static_cast<int>(threadIdx.x / 32) * 16 + g;  // and low + 8: rows of the tile
+  const int t = lane % 4, spread = SpreadRow(lane / 4);
+  const int low = static_cast<int>(threadIdx.x / 32) * 16 + spread;  // and low + 8: of the tile
   const unsigned char* const rows = stage + kTileElementBytes + Stage::kScaleBytes;
   const int slabs_a_group = kScaled ? Stage::kColumns / kSlab / shape.groups() : 1;
   float part[kRows / 8][4];
@@ -117,7 +117,7 @@ __device__ __forceinline__ void MultiplyStage(const TileShape& shape, const unsi
     const uint4 b = LoadWeights<kFormat>(shape, stage, low + 8, slab, t, group);
     SY_CUDA_UNROLL
     for (int j = 0; j < kRows / 8; ++j) {
-      const int row = j * 8 + g;
+      const int row = j * 8 + spread;
       const uint4 x =
           *reinterpret_cast<const uint4*>(rows + (slab / 2 * kRows + row) * kTileRowBytes +
                                           SwizzledChunk(row, slab % 2 * 4 + t) * 16);
@@ -143,7 +143,7 @@ template <int kRows, Epilogue kEpilogue>
 __device__ __forceinline__ void Finish(const MatMulArgs& args, const RowRun& run, const float* bias,
                                        const float (&sum)[kRows / 8][4]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int g = lane / 4, t = lane % 4;
+  const int g = SpreadRow(lane / 4), t = lane % 4;
   const int low =
       static_cast<int>(blockIdx.x) * kTileRows + static_cast<int>(threadIdx.x / 32) * 16;
   const float b0 = bias == nullptr ? 0.0f : bias[low + g];
@@ -152,7 +152,7 @@ __device__ __forceinline__ void Finish(const MatMulArgs& args, const RowRun& run
   for (int j = 0; j < kRows / 8; ++j) {
     SY_CUDA_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const int row = j * 8 + t * 2 + i;
+      const int row = j * 8 + SpreadRow(t * 2 + i);
       if (row >= run.count) continue;
       const float first = sum[j][i] + b0, second = sum[j][i + 2] + b1;
       const int64_t at = (run.first + row) * args.y_stride;

@@ -3,9 +3,11 @@
 // tiles of its outputs from end to end, and copies each as it is.
 //
 //   tile     64 rows of 128 bytes: 64 inputs of bf16, 128 of 8 bits, 256 of 4 bits. Chunk c of 16
-//            bytes of row r lies at place SwizzledChunk(r, c): threads that read the same chunk of
-//            eight rows meet different banks. Then the scales: [groups][64] or, where eight rows
-//            share one, [groups][8] of float32; then, with zero points, [groups][64] words.
+//            bytes of row r lies at place SwizzledChunk(r, c), which is how wgmma reads memory that
+//            is swizzled by 128 bytes; warps of mma.sync take rows in the order of SpreadRow, for
+//            which it is free of bank conflicts too. So one layout serves every GPU.
+//            Then the scales: [groups][64] or, where eight rows share one, [groups][8] of float32;
+//            then, with zero points, [groups][64] words.
 //   outputs  are padded to 64 with zeros, inputs to whole tiles.
 //   gate, up rows 16i to 16i+7 are of gate, 16i+8 to 16i+15 of up (of the same outputs): the thread
 //            that has one has the other.
@@ -48,9 +50,11 @@ SY_CUDA_BOTH constexpr int BitsOf(Format format) {
 }
 SY_CUDA_BOTH constexpr int TileColumns(Format format) { return kTileRowBytes * 8 / BitsOf(format); }
 
-SY_CUDA_BOTH constexpr int SwizzledChunk(int row, int chunk) {
-  return chunk ^ ((row & 1) << 2 | (row & 2) | (row & 4) >> 2);
-}
+SY_CUDA_BOTH constexpr int SwizzledChunk(int row, int chunk) { return chunk ^ (row & 7); }
+
+// The row, of eight, for the i-th group of lanes of mma.sync: lanes that read at the same time are
+// of few neighbouring i and of neighbouring chunks, and rows of such i differ in their high bits.
+SY_CUDA_BOTH constexpr int SpreadRow(int i) { return (i & 1) << 2 | (i & 2) | (i & 4) >> 2; }
 
 // A matrix [rows, columns] as tiles.
 struct TileShape {
