@@ -11,11 +11,7 @@ namespace switchyard::cuda {
 template <typename... P, typename... A>
 cudaError_t Launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, A... args) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
+  const cudaLaunchConfig_t config = {grid, block, shared_bytes, stream};
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 

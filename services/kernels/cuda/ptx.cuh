@@ -2,7 +2,7 @@
 // another compiler than nvcc they are what the instruction does, over the fibers of
 // tests/support/simt: the only place that knows of both.
 //
-// Source of layouts: PTX ISA 9.0, "Matrix Fragments for mma.m16n8k16" and "cp.async".
+// Source of layouts: PTX ISA 9.0, "Matrix Fragments for mma.m16n8k16", "ldmatrix" and "cp.async".
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,6 +27,15 @@ __device__ void CommitCopies();  // those since the last one are a group
 // Until at most `kLeft` groups of this thread's are on their way.
 template <int kLeft>
 __device__ __forceinline__ void WaitCopies();
+
+// Four matrices [8, 8] of bf16 from shared memory: lane l gives where row l % 8 of matrix l / 8
+// begins (16 bytes, aligned), and receives of each matrix M[g][2t], M[g][2t+1]; transposed
+// M[2t][g], M[2t+1][g]. All lanes of the warp take part, here and in ShuffleXor.
+__device__ void LoadMatrices(uint32_t (&out)[4], const void* row);
+__device__ void LoadTransposed(uint32_t (&out)[4], const void* row);
+
+// The value of the lane whose number differs in the bits of `mask`.
+__device__ float ShuffleXor(float value, int mask);
 
 // Bytes of `lo` (0 to 3) and `hi` (4 to 7), four of them by the nibbles of `pick`.
 __device__ uint32_t Permute(uint32_t lo, uint32_t hi, uint32_t pick);

@@ -2,6 +2,7 @@
 // place of the toolkit's header of this name where the sources are compiled for tests.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -34,3 +35,9 @@ struct alignas(8) uint2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
+
+using std::max;
+using std::min;

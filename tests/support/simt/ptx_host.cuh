@@ -3,6 +3,8 @@
 #pragma once
 
 #include <bit>
+#include <cstring>
+#include <utility>
 
 #include "tests/support/simt/simt.h"
 
@@ -63,6 +65,35 @@ inline void Mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a
     for (int k = 0; k < 16; ++k) sum += a(row, k) * b(k, column);
     d[i] = static_cast<float>(sum);
   }
+}
+
+// Of each lane where its row begins; then row and column of a matrix as `at` says them.
+template <typename At>
+void LoadMatricesAs(uint32_t (&out)[4], const void* row, At at) {
+  const void* rows[32];
+  simt::Exchange(&row, sizeof row, rows);
+  const unsigned lane = threadIdx.x % 32;
+  for (unsigned i = 0; i < 4; ++i) {
+    uint32_t pair = 0;
+    for (unsigned half = 0; half < 2; ++half) {
+      const auto [r, c] = at(lane / 4, lane % 4 * 2 + half);
+      uint16_t element;
+      std::memcpy(&element, static_cast<const unsigned char*>(rows[i * 8 + r]) + c * 2, 2);
+      pair |= static_cast<uint32_t>(element) << 16 * half;
+    }
+    out[i] = pair;
+  }
+}
+inline void LoadMatrices(uint32_t (&out)[4], const void* row) {
+  LoadMatricesAs(out, row, [](unsigned g, unsigned t) { return std::pair(g, t); });
+}
+inline void LoadTransposed(uint32_t (&out)[4], const void* row) {
+  LoadMatricesAs(out, row, [](unsigned g, unsigned t) { return std::pair(t, g); });
+}
+inline float ShuffleXor(float value, int mask) {
+  float all[32];
+  simt::Exchange(&value, sizeof value, all);
+  return all[threadIdx.x % 32 ^ static_cast<unsigned>(mask)];
 }
 
 inline void CopyAsync(void* shared, const void* from, int bytes) {
