@@ -16,7 +16,8 @@
 // one chain over its inputs ascending, the weights of a tile are summed as a binary tree over its
 // keys, tiles are added ascending, then splits are. A key that is not seen adds exactly nothing. So
 // the bits of a query depend neither on kRows and the number of stages, nor on the queries of its
-// tile, nor on whether splits are computed side by side or one after the other.
+// tile, nor on whether splits are computed side by side or one after the other. (What a compiler
+// may fuse in one kernel and not in another is written so that it cannot.)
 #pragma once
 
 #include "services/kernels/cuda/ptx.cuh"
@@ -180,7 +181,7 @@ __device__ __forceinline__ float FoldValue(float all, float split, float2 factor
 // What sums of values are multiplied with at last.
 __device__ __forceinline__ float EndFactor(const SoftmaxState& all, const float* sinks, int head) {
   if (sinks == nullptr) return 1.0f / all.sum;
-  const float sink = sinks[head] * kLog2E;
+  const float sink = __fmul_rn(sinks[head], kLog2E);
   const float base = fmaxf(all.max, sink);
   const float factor = exp2f(all.max - base);
   return factor / fmaf(all.sum, factor, exp2f(sink - base));
@@ -358,7 +359,7 @@ __device__ __forceinline__ void Weigh(const AttentionArgs& args, int tile,
       for (int i = 0; i < 2; ++i) {
         const int key = tile * kKeyTile + (first_piece + j) * 8 + t * 2 + i;
         float& score = scores[j][half * 2 + i];
-        score = key <= position && key >= lowest ? score * scale : -INFINITY;
+        score = key <= position && key >= lowest ? __fmul_rn(score, scale) : -INFINITY;
         max = fmaxf(max, score);
       }
     }
@@ -381,7 +382,7 @@ __device__ __forceinline__ void Weigh(const AttentionArgs& args, int tile,
       const float x = exp2f(scores[j][half * 2] - base), y = exp2f(scores[j][half * 2 + 1] - base);
       *reinterpret_cast<uint32_t*>(shared.weights + r * kKeyTile * 2 +
                                    SwizzledChunk(r, first_piece + j) * 16 + t * 4) = Pack2(x, y);
-      sums[j] = x + y;
+      sums[j] = __fadd_rn(x, y);
       sums[j] += ShuffleXor(sums[j], 1);
       sums[j] += ShuffleXor(sums[j], 2);
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -38,6 +39,21 @@ struct alignas(16) float4 {
 struct alignas(8) float2 {
   float x, y;
 };
+
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+
+inline void __syncwarp() {
+  unsigned char mine = 0, all[32];
+  simt::Exchange(&mine, sizeof mine, all);
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned x) {
+  unsigned all[32];
+  simt::Exchange(&x, sizeof x, all);
+  return *std::max_element(all, all + 32);
+}
 
 using std::max;
 using std::min;
