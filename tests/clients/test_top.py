@@ -95,9 +95,14 @@ def test_windows_move_under_load_and_empty_after_it(watched):
         return sum(e["window_rows"][window] for e in router["experts"])
 
     before = sum(e["rows"] for e in get(watched, "/admin/experts")["routers"][0]["experts"])
-    with Load(watched):
-        processes.wait_for(lambda: rows(0) > 0)
+    def counted():
+        """One snapshot in which every layer and every worker has rows: a window may end amid the first step."""
         router, = get(watched, "/admin/experts")["routers"]
+        parts = [layer["expert_imbalance"][1] for layer in router["layers"]] + [w["window_rows"][1] * w["latency_p50_s"] for w in router["workers"]]
+        return router if rows(0) > 0 and all(parts) else None
+
+    with Load(watched):
+        router = processes.wait_for(counted)
     assert [w["seconds"] for w in router["windows"]] == [1, 10, 60]
     assert 0 < router["windows"][0]["spans"]
     assert sum(e["rows"] for e in router["experts"]) > before
