@@ -20,10 +20,10 @@
 #define __grid_constant__
 
 using dim3 = simt::Dim3;
-#define threadIdx (simt::ThreadIdx())
-#define blockIdx (simt::BlockIdx())
-#define blockDim (simt::BlockDim())
-#define gridDim (simt::GridDim())
+inline simt::Dim3& threadIdx = simt::ThreadIdx();
+inline simt::Dim3& blockIdx = simt::BlockIdx();
+inline simt::Dim3& blockDim = simt::BlockDim();
+inline simt::Dim3& gridDim = simt::GridDim();
 
 inline void __syncthreads() { simt::SyncThreads(); }
 
@@ -32,6 +32,9 @@ struct alignas(16) uint4 {
 };
 struct alignas(8) uint2 {
   unsigned x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;

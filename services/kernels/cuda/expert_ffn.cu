@@ -1,0 +1,242 @@
+#include "services/kernels/cuda/expert_ffn.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "services/kernels/cuda/combine.cuh"
+#include "services/kernels/cuda/grouped_matmul_launch.cuh"
+
+using namespace switchyard::cuda;
+
+namespace {
+
+constexpr int kMostRuns = 65535;  // blocks of a grid's second dimension
+
+template <Format kFormat>
+using Of = std::integral_constant<Format, kFormat>;
+
+template <typename F>
+cudaError_t OfFormat(Format format, F f) {
+  switch (format) {
+    case Format::kBf16:
+      return f(Of<Format::kBf16>());
+    case Format::kE4M3:
+      return f(Of<Format::kE4M3>());
+    case Format::kI8:
+      return f(Of<Format::kI8>());
+    case Format::kI4:
+      return f(Of<Format::kI4>());
+    default:
+      return f(Of<Format::kE2M1>());
+  }
+}
+
+cudaError_t PrepareProduct(Format format) {
+  return OfFormat(format, [](auto of) { return PrepareGroupedMatMul<of()>(); });
+}
+
+cudaError_t LaunchProduct(int rows, Epilogue epilogue, const MatMulArgs& args, int runs,
+                          cudaStream_t stream) {
+  return OfFormat(args.shape.format, [&](auto of) {
+    return LaunchGroupedMatMul<of()>(rows, epilogue, args, runs, stream);
+  });
+}
+
+}  // namespace
+
+SyCudaFfn::SyCudaFfn(SyCudaContext& context, const SyCudaFfnSpec& spec)
+    : context_(context), spec_(spec), block_(spec) {}
+
+SyCudaFfn::~SyCudaFfn() {
+  cudaSetDevice(context_.device);
+  if (stream_ != nullptr) {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+}
+
+int SyCudaFfn::Prepare(SyCudaError* error) {
+  SY_CUDA_TRY(cudaSetDevice(context_.device));
+  SY_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  SY_CUDA_TRY(PrepareProduct(block_.gate_up.format));
+  SY_CUDA_TRY(PrepareProduct(block_.down.format));
+  return SY_CUDA_OK;
+}
+
+size_t SyCudaFfn::pair_bytes() const {
+  const auto hidden = static_cast<size_t>(spec_.hidden),
+             width = static_cast<size_t>(spec_.intermediate);
+  // The row and its result, what lies between, what is asked for, and its places in the lists.
+  return hidden * (2 + 4 + 4) + width * 2 + 128;
+}
+
+int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaError* error) {
+  if (size.rows <= 0 || size.pairs <= 0 || size.sums < 0 || size.entries < 0 || size.copies < 0) {
+    return Fail(error, SY_CUDA_INVALID, "a frame of %d rows, %d pairs, %d sums of %d, %d copies",
+                size.rows, size.pairs, size.sums, size.entries, size.copies);
+  }
+  SY_CUDA_TRY(cudaSetDevice(context_.device));
+  size_ = size;
+  copied_ = false;
+  runs_ = matrices_ = 0;
+  at_ = {};
+  const auto part = [this](size_t& at, size_t bytes) {
+    at = at_.bytes;
+    at_.bytes += (bytes + 255) / 256 * 256;
+  };
+  const auto of = [](int32_t count, size_t bytes) { return static_cast<size_t>(count) * bytes; };
+  part(at_.x, of(size.rows, 2 * static_cast<size_t>(spec_.hidden)));
+  part(at_.gather, of(size.pairs, 4));
+  part(at_.sum_first, of(size.sums + 1, 4));
+  part(at_.entry_pair, of(size.entries, 4));
+  part(at_.entry_weight, of(size.entries, 4));
+  part(at_.sum_at, of(size.sums, 8));
+  part(at_.copy_pair, of(size.copies, 4));
+  part(at_.copy_at, of(size.copies, 8));
+  part(at_.runs, of(size.pairs, sizeof(RowRun)));
+  part(at_.matrices, of(size.pairs, 2 * sizeof(Matrix)));
+  const size_t pairs = static_cast<size_t>(size.pairs);
+  for (const int status :
+       {pinned_.Reserve(at_.bytes, error), in_.Reserve(at_.bytes, error),
+        inner_.Reserve(pairs * 2 * static_cast<size_t>(spec_.intermediate), error),
+        y_.Reserve(pairs * 4 * static_cast<size_t>(spec_.hidden), error),
+        out_.Reserve(size.out_bytes, error)}) {
+    if (status != SY_CUDA_OK) return status;
+  }
+  unsigned char* const p = pinned_.data();
+  *frame = {.x = reinterpret_cast<uint16_t*>(p + at_.x),
+            .gather = reinterpret_cast<int32_t*>(p + at_.gather),
+            .sum_first = reinterpret_cast<int32_t*>(p + at_.sum_first),
+            .entry_pair = reinterpret_cast<int32_t*>(p + at_.entry_pair),
+            .entry_weight = reinterpret_cast<float*>(p + at_.entry_weight),
+            .sum_at = reinterpret_cast<uint64_t*>(p + at_.sum_at),
+            .copy_pair = reinterpret_cast<int32_t*>(p + at_.copy_pair),
+            .copy_at = reinterpret_cast<uint64_t*>(p + at_.copy_at)};
+  return SY_CUDA_OK;
+}
+
+int SyCudaFfn::AddRuns(const SyCudaRun* runs, int32_t count, int rows) {
+  auto* const pieces = reinterpret_cast<RowRun*>(pinned_.data() + at_.runs);
+  auto* const gate_up = reinterpret_cast<Matrix*>(pinned_.data() + at_.matrices);
+  Matrix* const down = gate_up + size_.pairs;
+  const int before = runs_;
+  for (int32_t r = 0; r < count; ++r) {
+    const auto* const block = static_cast<const unsigned char*>(runs[r].expert);
+    const auto bias = [&](size_t at) {
+      return at == 0 ? nullptr : reinterpret_cast<const float*>(block + at);
+    };
+    gate_up[matrices_] = {block, bias(block_.gate_up_bias_at)};
+    down[matrices_] = {block + block_.down_at, bias(block_.down_bias_at)};
+    for (int32_t i = 0; i < runs[r].count; i += rows) {
+      pieces[runs_++] = {matrices_, runs[r].first + i, std::min(rows, runs[r].count - i)};
+    }
+    ++matrices_;
+  }
+  return runs_ - before;
+}
+
+// The whole frame with its first runs, or only further ones.
+cudaError_t SyCudaFfn::CopyIn(int first_run, int runs, int first_matrix, int matrices) {
+  const auto copy = [this](size_t at, size_t bytes) {
+    return cudaMemcpyAsync(in_.data() + at, pinned_.data() + at, bytes, cudaMemcpyHostToDevice,
+                           stream_);
+  };
+  if (!copied_) {
+    copied_ = true;
+    return copy(0, at_.bytes);
+  }
+  const auto n = [](int count) { return static_cast<size_t>(count); };
+  if (const cudaError_t error =
+          copy(at_.runs + n(first_run) * sizeof(RowRun), n(runs) * sizeof(RowRun));
+      error != cudaSuccess) {
+    return error;
+  }
+  for (const int half : {0, size_.pairs}) {
+    const cudaError_t error =
+        copy(at_.matrices + n(half + first_matrix) * sizeof(Matrix), n(matrices) * sizeof(Matrix));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+int SyCudaFfn::Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error) {
+  int most = 0;
+  int64_t pairs = runs_;
+  for (int32_t r = 0; r < count; ++r) {
+    const SyCudaRun& run = runs[r];
+    if (run.expert == nullptr || run.count <= 0 || run.first < 0 ||
+        run.count > size_.pairs - run.first) {
+      return Fail(error, SY_CUDA_INVALID, "run %d has pairs %d to %d of %d", r, run.first,
+                  run.first + run.count, size_.pairs);
+    }
+    most = std::max(most, run.count);
+    pairs += run.count;
+  }
+  if (pairs > size_.pairs) {
+    return Fail(error, SY_CUDA_INVALID, "runs of more pairs than the frame's %d", size_.pairs);
+  }
+  if (count == 0) return SY_CUDA_OK;
+  const int rows = RowsABlock(most);
+  const int first = runs_, first_matrix = matrices_;
+  const int pieces = AddRuns(runs, count, rows);
+  SY_CUDA_TRY(CopyIn(first, pieces, first_matrix, count));
+  for (int from = 0; from < pieces; from += kMostRuns) {
+    const int status = Multiply(rows, first + from, std::min(kMostRuns, pieces - from), error);
+    if (status != SY_CUDA_OK) return status;
+  }
+  return SY_CUDA_OK;
+}
+
+int SyCudaFfn::Multiply(int rows, int first_run, int runs, SyCudaError* error) {
+  const unsigned char* const in = in_.data();
+  const auto* const matrices = reinterpret_cast<const Matrix*>(in + at_.matrices);
+  MatMulArgs args{
+      .matrices = matrices,
+      .runs = reinterpret_cast<const RowRun*>(in + at_.runs) + first_run,
+      .shape = block_.gate_up,
+      .x = reinterpret_cast<const uint16_t*>(in + at_.x),
+      .x_stride = spec_.hidden,
+      .gather = reinterpret_cast<const int32_t*>(in + at_.gather),
+      .y = inner_.data(),
+      .y_stride = spec_.intermediate,
+      .activation = {.clamped = spec_.clamped != 0, .limit = spec_.limit, .alpha = spec_.alpha}};
+  SY_CUDA_TRY(LaunchProduct(rows, Epilogue::kActivate, args, runs, stream_));
+  args.matrices = matrices + size_.pairs;
+  args.shape = block_.down;
+  args.x = reinterpret_cast<const uint16_t*>(inner_.data());
+  args.x_stride = spec_.intermediate;
+  args.gather = nullptr;
+  args.y = y_.data();
+  args.y_stride = spec_.hidden;
+  SY_CUDA_TRY(LaunchProduct(rows, Epilogue::kStore, args, runs, stream_));
+  return SY_CUDA_OK;
+}
+
+int SyCudaFfn::Finish(void* out, SyCudaError* error) {
+  const unsigned char* const in = in_.data();
+  const CombineArgs args{.y = reinterpret_cast<const float*>(y_.data()),
+                         .hidden = spec_.hidden,
+                         .sum_first = reinterpret_cast<const int32_t*>(in + at_.sum_first),
+                         .entry_pair = reinterpret_cast<const int32_t*>(in + at_.entry_pair),
+                         .entry_weight = reinterpret_cast<const float*>(in + at_.entry_weight),
+                         .sum_at = reinterpret_cast<const uint64_t*>(in + at_.sum_at),
+                         .copy_pair = reinterpret_cast<const int32_t*>(in + at_.copy_pair),
+                         .copy_at = reinterpret_cast<const uint64_t*>(in + at_.copy_at),
+                         .out = out_.data()};
+  const auto columns =
+      static_cast<unsigned>((spec_.hidden + kCombineColumns - 1) / kCombineColumns);
+  const auto grid = [&](int32_t rows) { return dim3(static_cast<unsigned>(rows), columns); };
+  if (size_.sums > 0) {
+    SY_CUDA_TRY(Launch(&SumPairs, grid(size_.sums), dim3(kCombineThreads), 0, stream_, args));
+  }
+  if (size_.copies > 0) {
+    SY_CUDA_TRY(Launch(&CopyPairs, grid(size_.copies), dim3(kCombineThreads), 0, stream_, args));
+  }
+  SY_CUDA_TRY(cudaMemcpyAsync(out, out_.data(), size_.out_bytes, cudaMemcpyDeviceToHost, stream_));
+  return SY_CUDA_OK;
+}
+
+int SyCudaFfn::Wait(SyCudaError* error) {
+  SY_CUDA_TRY(cudaStreamSynchronize(stream_));
+  return SY_CUDA_OK;
+}

@@ -1,0 +1,48 @@
+// The feed-forward of many experts over the rows of a frame, on a stream of its own: what came is
+// copied in, gate and up with the activation, down, sums, and one copy out. Several of them on one
+// device overlap each other's copies and products.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "services/kernels/cuda/context.h"
+#include "services/kernels/cuda/expert_block.h"
+
+struct SyCudaFfn {
+  SyCudaFfn(SyCudaContext& context, const SyCudaFfnSpec& spec);
+  ~SyCudaFfn();
+
+  int Prepare(SyCudaError* error);
+  int Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaError* error);
+  int Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error);
+  int Finish(void* out, SyCudaError* error);
+  int Wait(SyCudaError* error);
+  size_t pair_bytes() const;
+
+ private:
+  // Where the parts of a frame lie, in bytes from the first of its pinned buffer and of the
+  // device's alike: one copy takes them all.
+  struct Layout {
+    size_t x = 0, gather = 0, sum_first = 0, entry_pair = 0, entry_weight = 0, sum_at = 0,
+           copy_pair = 0, copy_at = 0;
+    size_t runs = 0;      // [pairs] RowRun, then
+    size_t matrices = 0;  // [pairs] Matrix of gate and up, [pairs] of down
+    size_t bytes = 0;
+  };
+
+  // Cuts runs into pieces of at most `rows`; returns their number.
+  int AddRuns(const SyCudaRun* runs, int32_t count, int rows);
+  cudaError_t CopyIn(int first_run, int runs, int first_matrix, int matrices);
+  int Multiply(int rows, int first_run, int runs, SyCudaError* error);
+
+  SyCudaContext& context_;
+  const SyCudaFfnSpec spec_;
+  const switchyard::cuda::ExpertBlock block_;
+  cudaStream_t stream_ = nullptr;
+  SyCudaFrameSize size_ = {};
+  Layout at_;
+  bool copied_ = false;          // the frame's own part
+  int runs_ = 0, matrices_ = 0;  // of this frame, so far
+  switchyard::cuda::DeviceBuffer pinned_{SY_CUDA_PINNED}, in_{SY_CUDA_DEVICE},
+      inner_{SY_CUDA_DEVICE}, y_{SY_CUDA_DEVICE}, out_{SY_CUDA_DEVICE};
+};
