@@ -4,8 +4,7 @@
  * Results: SY_CUDA_OK or what went wrong, with a sentence in `error` (never null). Nothing throws.
  * Sizes are bytes unless said otherwise. Thread-safety: functions of one SyCudaFfn by one thread at
  * a time; all others by any. */
-#ifndef SWITCHYARD_SERVICES_KERNELS_CUDA_ABI_H_
-#define SWITCHYARD_SERVICES_KERNELS_CUDA_ABI_H_
+#pragma once
 
 #include <stdint.h>
 
@@ -138,6 +137,4 @@ typedef const SyCudaApi* (*SyCudaPluginFunction)(int32_t version);
 
 #ifdef __cplusplus
 }
-#endif
-
 #endif
