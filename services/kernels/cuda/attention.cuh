@@ -363,8 +363,8 @@ __device__ __forceinline__ void Weigh(const AttentionArgs& args, int tile,
         max = fmaxf(max, score);
       }
     }
-    max = fmaxf(max, ShuffleXor(max, 1));
-    max = fmaxf(max, ShuffleXor(max, 2));
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
     if (t == 0) shared.maxima[key_warp * kRows + row + half * 8] = max;
   }
   __syncthreads();
@@ -383,8 +383,8 @@ __device__ __forceinline__ void Weigh(const AttentionArgs& args, int tile,
       *reinterpret_cast<uint32_t*>(shared.weights + r * kKeyTile * 2 +
                                    SwizzledChunk(r, first_piece + j) * 16 + t * 4) = Pack2(x, y);
       sums[j] = __fadd_rn(x, y);
-      sums[j] += ShuffleXor(sums[j], 1);
-      sums[j] += ShuffleXor(sums[j], 2);
+      sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], 1);
+      sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], 2);
     }
     const float sum = TreeSum(sums);
     if (t == 0) shared.sums[key_warp * kRows + r] = sum;

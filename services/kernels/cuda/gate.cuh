@@ -51,7 +51,7 @@ struct GateRow {
 
 __device__ __forceinline__ float MaxOfWarp(float x) {
   SY_CUDA_UNROLL
-  for (int mask = 16; mask >= 1; mask /= 2) x = fmaxf(x, ShuffleXor(x, mask));
+  for (int mask = 16; mask >= 1; mask /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, mask));
   return x;
 }
 __device__ __forceinline__ uint32_t MaxOfWarp(uint32_t x) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void ScoreExperts(const GateArgs& args, const float* 
     // In sixteen lanes that fold, as the CPU's; the other sixteen do it too.
     for (int e = lane % 16; e < args.experts; e += 16) sum += Exp(logits[e] - max);
     SY_CUDA_UNROLL
-    for (int mask = 8; mask >= 1; mask /= 2) sum += ShuffleXor(sum, mask);
+    for (int mask = 8; mask >= 1; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
   }
   for (int e = lane; e < args.experts; e += 32) {
     float x = logits[e];
@@ -141,7 +141,7 @@ __device__ __forceinline__ float FoldOfLanes(const float* x, int n, int lane) {
   float sum = 0;
   for (int k = lane % 16; k < n; k += 16) sum += x[k];
   SY_CUDA_UNROLL
-  for (int mask = 8; mask >= 1; mask /= 2) sum += ShuffleXor(sum, mask);
+  for (int mask = 8; mask >= 1; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
   return sum;
 }
 

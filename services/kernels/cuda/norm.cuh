@@ -55,7 +55,7 @@ struct NormArgs {
 template <int kThreads>
 __device__ __forceinline__ float SumOfRow(float x) {
   SY_CUDA_UNROLL
-  for (int mask = 16; mask >= 1; mask /= 2) x += ShuffleXor(x, mask);
+  for (int mask = 16; mask >= 1; mask /= 2) x += __shfl_xor_sync(0xffffffffu, x, mask);
   if constexpr (kThreads == 32) {
     return x;
   } else {

@@ -30,12 +30,9 @@ __device__ __forceinline__ void WaitCopies();
 
 // Four matrices [8, 8] of bf16 from shared memory: lane l gives where row l % 8 of matrix l / 8
 // begins (16 bytes, aligned), and receives of each matrix M[g][2t], M[g][2t+1]; transposed
-// M[2t][g], M[2t+1][g]. All lanes of the warp take part, here and in ShuffleXor.
+// M[2t][g], M[2t+1][g]. All lanes of the warp take part.
 __device__ void LoadMatrices(uint32_t (&out)[4], const void* row);
 __device__ void LoadTransposed(uint32_t (&out)[4], const void* row);
-
-// The value of the lane whose number differs in the bits of `mask`.
-__device__ float ShuffleXor(float value, int mask);
 
 // Bytes of `lo` (0 to 3) and `hi` (4 to 7), four of them by the nibbles of `pick`.
 __device__ uint32_t Permute(uint32_t lo, uint32_t hi, uint32_t pick);

@@ -45,9 +45,6 @@ __device__ __forceinline__ void LoadTransposed(uint32_t (&out)[4], const void* r
                : "r"(from)
                : "memory");
 }
-__device__ __forceinline__ float ShuffleXor(float value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
-}
 
 __device__ __forceinline__ uint32_t Permute(uint32_t lo, uint32_t hi, uint32_t pick) {
   return __byte_perm(lo, hi, pick);

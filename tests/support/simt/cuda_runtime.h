@@ -58,5 +58,20 @@ inline unsigned __reduce_max_sync(unsigned, unsigned x) {
   return *std::max_element(all, all + 32);
 }
 
+template <typename T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
+  T all[32];
+  simt::Exchange(&x, sizeof x, all);
+  return all[threadIdx.x % 32 ^ static_cast<unsigned>(mask)];
+}
+inline unsigned __ballot_sync(unsigned, bool x) {
+  bool all[32];
+  simt::Exchange(&x, sizeof x, all);
+  unsigned lanes = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) lanes |= static_cast<unsigned>(all[lane]) << lane;
+  return lanes;
+}
+inline int __popc(unsigned x) { return std::popcount(x); }
+
 using std::max;
 using std::min;

@@ -90,11 +90,6 @@ inline void LoadMatrices(uint32_t (&out)[4], const void* row) {
 inline void LoadTransposed(uint32_t (&out)[4], const void* row) {
   LoadMatricesAs(out, row, [](unsigned g, unsigned t) { return std::pair(t, g); });
 }
-inline float ShuffleXor(float value, int mask) {
-  float all[32];
-  simt::Exchange(&value, sizeof value, all);
-  return all[threadIdx.x % 32 ^ static_cast<unsigned>(mask)];
-}
 
 inline void CopyAsync(void* shared, const void* from, int bytes) {
   simt::CopyAsync(shared, from, bytes);
