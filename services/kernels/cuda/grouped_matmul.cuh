@@ -139,33 +139,37 @@ __device__ __forceinline__ void MultiplyStage(const TileShape& shape, const unsi
   }
 }
 
+// Outputs `low` and low + 8 of a row: of gate and up, or stored as they are.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ void StoreTwo(const MatMulArgs& args, int row, int low, float first,
+                                         float second) {
+  const int64_t at = row * args.y_stride;
+  if (kEpilogue == Epilogue::kActivate) {
+    if (low + 8 >= args.shape.rows) return;
+    static_cast<uint16_t*>(args.y)[at + low / 16 * 8 + low % 8] =
+        static_cast<uint16_t>(Pack2(Activated(first, second, args.activation), 0.0f));
+  } else {
+    float* const y = static_cast<float*>(args.y) + at;
+    if (low < args.shape.rows) y[low] = first;
+    if (low + 8 < args.shape.rows) y[low + 8] = second;
+  }
+}
+
 template <int kRows, Epilogue kEpilogue>
 __device__ __forceinline__ void Finish(const MatMulArgs& args, const RowRun& run, const float* bias,
                                        const float (&sum)[kRows / 8][4]) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int g = SpreadRow(lane / 4), t = lane % 4;
-  const int low =
-      static_cast<int>(blockIdx.x) * kTileRows + static_cast<int>(threadIdx.x / 32) * 16;
-  const float b0 = bias == nullptr ? 0.0f : bias[low + g];
-  const float b1 = bias == nullptr ? 0.0f : bias[low + g + 8];
+  const int lane = static_cast<int>(threadIdx.x % 32), t = lane % 4;
+  const int low = static_cast<int>(blockIdx.x) * kTileRows +
+                  static_cast<int>(threadIdx.x / 32) * 16 + SpreadRow(lane / 4);
+  const float b0 = bias == nullptr ? 0.0f : bias[low];
+  const float b1 = bias == nullptr ? 0.0f : bias[low + 8];
   SY_CUDA_UNROLL
   for (int j = 0; j < kRows / 8; ++j) {
     SY_CUDA_UNROLL
     for (int i = 0; i < 2; ++i) {
       const int row = j * 8 + SpreadRow(t * 2 + i);
       if (row >= run.count) continue;
-      const float first = sum[j][i] + b0, second = sum[j][i + 2] + b1;
-      const int64_t at = (run.first + row) * args.y_stride;
-      if (kEpilogue == Epilogue::kActivate) {
-        const int output = low / 2 + g;
-        if (low + g + 8 >= args.shape.rows) continue;
-        static_cast<uint16_t*>(args.y)[at + output] =
-            static_cast<uint16_t>(Pack2(Activated(first, second, args.activation), 0.0f));
-      } else {
-        float* const y = static_cast<float*>(args.y) + at;
-        if (low + g < args.shape.rows) y[low + g] = first;
-        if (low + g + 8 < args.shape.rows) y[low + g + 8] = second;
-      }
+      StoreTwo<kEpilogue>(args, run.first + row, low, sum[j][i] + b0, sum[j][i + 2] + b1);
     }
   }
 }
