@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kQuantizeThreads) QuantizeRows(const QuantizeA
   }
   SY_CUDA_UNROLL
   for (int lanes = kQuantizeLanes / 2; lanes > 0; lanes /= 2) {
-    most = fmaxf(most, ShuffleXor(most, lanes));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
   }
   if (row >= args.rows) return;
   const float scale = most > 0 ? most / 448.0f : 1.0f;
