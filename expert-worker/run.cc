@@ -18,6 +18,8 @@
 #include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
+#include "services/device/cuda.h"
+#include "services/device/device_choice.h"
 #include "services/kernels/kernels.h"
 #include "services/model/fingerprint.h"
 #include "services/model/spec_from_hf.h"
@@ -38,7 +40,13 @@ const config::Program kProgram = {
         "switchyard-expert-worker --model models/tiny-r1 --experts 0-63 --listen 127.0.0.1:8200",
         "switchyard-expert-worker --model models/tiny-r1 --experts 1/2 --listen unix:/run/w1.sock",
         "switchyard-expert-worker --model models/tiny-r1 --experts none --experts-memory 4GiB",
+        "switchyard-expert-worker --model models/tiny-r1 --device cuda:0 --allow-mixed-numerics",
         "switchyard-expert-worker --config worker.json --threads 8 --metrics 127.0.0.1:9200"}};
+
+// Of a device's memory that is left for rows on their way: a sixteenth, and no less than this.
+constexpr uint64_t kLeastScratch = uint64_t{256} << 20;
+constexpr uint64_t kScratchShare = 16;
+constexpr absl::Duration kLookForFailure = absl::Milliseconds(200);
 
 std::string Bytes(uint64_t bytes) { return config::FormatBytes(static_cast<int64_t>(bytes)); }
 
@@ -46,6 +54,34 @@ absl::StatusOr<uint64_t> BytesOf(std::string_view flag, const std::string& text)
   SY_ASSIGN_OR_RETURN(const int64_t bytes, config::ParseBytes(text));
   if (bytes <= 0) return UsageError("{} {}: must be above 0", flag, text);
   return static_cast<uint64_t>(bytes);
+}
+
+// Opens the device that was asked for and takes what is free of its memory, but for scratch.
+absl::Status ChooseDevice(const config::v1::DeviceKnobs& knobs, WorkerOptions* options) {
+  using Kind = device::DeviceChoice::Kind;
+  absl::StatusOr<device::DeviceChoice> choice = device::ParseDevice(knobs.device());
+  if (!choice.ok()) return Annotate(choice.status(), "--device");
+  if (choice->kind == Kind::kCpu) {
+    if (knobs.has_pinned_memory()) {
+      return UsageError("--pinned-memory is of a GPU; give --device cuda, or leave it out");
+    }
+    return absl::OkStatus();
+  }
+  auto cuda = device::Cuda::Open(knobs.cuda_plugin(), choice->index);
+  if (!cuda.ok() && choice->kind == Kind::kAuto) {
+    log::Info("experts are computed on the CPU: {}", ToStd(cuda.status().message()));
+    return absl::OkStatus();
+  }
+  if (!cuda.ok()) return Annotate(cuda.status(), fmt::format("--device {}", knobs.device()));
+  options->cuda = *std::move(cuda);
+  SY_ASSIGN_OR_RETURN(const uint64_t free, options->cuda->FreeBytes());
+  options->memory_bytes = free - std::min(free, std::max(kLeastScratch, free / kScratchShare));
+  if (knobs.has_pinned_memory()) {
+    SY_ASSIGN_OR_RETURN(options->pinned_bytes, BytesOf("--pinned-memory", knobs.pinned_memory()));
+  }
+  log::Info("{}: {} of {} free", options->cuda->name(), Bytes(free),
+            Bytes(options->cuda->about().memory_bytes));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config) {
@@ -65,6 +101,7 @@ absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config
   options.zone = holding.zone();
   options.check_weights = !config.weights().no_weight_check();
   options.memory_bytes = AvailableMemoryBytes();
+  SY_RETURN_IF_ERROR(ChooseDevice(config.device(), &options));
   if (holding.has_experts_memory()) {
     SY_ASSIGN_OR_RETURN(options.memory_bytes,
                         BytesOf("--experts-memory", holding.experts_memory()));
@@ -73,6 +110,11 @@ absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config
     SY_ASSIGN_OR_RETURN(options.load_bytes_per_s, BytesOf("--load-rate", holding.load_rate()));
   }
   return options;
+}
+
+absl::Status SettleMemory(Worker& worker) {
+  checkpoint::ConsoleProgress progress("Bringing experts to the GPU");
+  return worker.SettleMemory(std::ref(progress));
 }
 
 absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfig& config,
@@ -85,7 +127,7 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
   SY_ASSIGN_OR_RETURN(auto worker,
                       Worker::Create(spec, ModelFingerprint(spec, digest), source, options));
   if (!config.holding().has_experts_memory()) {
-    SY_RETURN_IF_ERROR(CheckMemory(worker->mapped_bytes(), options.memory_bytes, config.experts()));
+    SY_RETURN_IF_ERROR(CheckMemory(worker->held_bytes(), options.memory_bytes, config.experts()));
   } else if (const uint64_t one = worker->hello().expert_bytes(); options.memory_bytes < one) {
     return UsageError("--experts-memory {}: one expert takes {}; give that much at least",
                       config.holding().experts_memory(), Bytes(one));
@@ -94,10 +136,11 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(const config::v1::WorkerConfi
     checkpoint::ConsoleProgress progress("Reading the experts' weights");
     SY_RETURN_IF_ERROR(CheckHeldWeights(spec, *source, worker->hello(), std::ref(progress)));
   }
-  worker->TrimMemory();
-  const bool tight = worker->mapped_bytes() > options.memory_bytes;
-  log::Info("{}: experts {} of each MoE layer, {} in all, {} mapped{}; {}", spec.architecture,
-            config.experts(), worker->experts_held(), Bytes(worker->mapped_bytes()),
+  SY_RETURN_IF_ERROR(SettleMemory(*worker));
+  const bool tight = worker->held_bytes() > options.memory_bytes;
+  log::Info("{}: experts {} of each MoE layer, {} in all, {} {}{}; {}", spec.architecture,
+            config.experts(), worker->experts_held(), Bytes(worker->held_bytes()),
+            options.cuda ? "on " + options.cuda->name() : "mapped",
             tight ? fmt::format(", {} of it in memory at a time", Bytes(options.memory_bytes)) : "",
             worker->numerics().arithmetic);
   return worker;
@@ -131,10 +174,9 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   SY_ASSIGN_OR_RETURN(const WorkerOptions options, OptionsFrom(config));
   SY_ASSIGN_OR_RETURN(const auto worker, LoadWorker(config, options));
   auto metrics = std::make_shared<telemetry::Metrics>();
-  SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
   metrics->AddProcess(
       "expert-worker", config::Version(), config::Commit(),
-      {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(options.threads)}});
+      {{"isa", worker->hello().runs_on().isa()}, {"threads", std::to_string(options.threads)}});
   const auto registration = Watch(*metrics, *worker);
   SY_ASSIGN_OR_RETURN(
       const auto server,
@@ -155,7 +197,8 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   if (exposer != nullptr) std::cout << "metrics: " << exposer->url() << std::endl;
   std::cout << "ready" << std::endl;
   presence->Announce(server->address(), *worker, *metrics);
-  signal.Wait();
+  while (worker->failure().ok() && !signal.WaitFor(kLookForFailure)) {
+  }
   presence->Withdraw();
   server->SetReady(false);
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
@@ -163,7 +206,7 @@ absl::Status RunWorker(const config::v1::WorkerConfig& config) {
   Drain(*worker, timeout, signal);
   server->Shutdown(absl::ZeroDuration());
   worker->Stop();
-  return absl::OkStatus();
+  return worker->failure();
 }
 
 }  // namespace

@@ -9,10 +9,13 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/synchronization/mutex.h"
 #include "expert-worker/compute/batcher.h"
+#include "expert-worker/compute/cpu_backend.h"
+#include "expert-worker/device/cuda_backend.h"
 #include "expert-worker/store/expert_set.h"
 #include "expert-worker/store/expert_store.h"
 #include "services/base/check.h"
 #include "services/base/clock.h"
+#include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/expertwire/arithmetic.h"
 #include "services/expertwire/grpc_server.h"
@@ -32,18 +35,23 @@ uint64_t Micros(absl::Duration d) {
 }  // namespace
 
 struct Worker::Parts {
-  Parts(const ModelSpec& model, WorkerOptions o, std::unique_ptr<ExpertStore> s, kernels::Isa isa,
-        std::unique_ptr<kernels::ThreadPool> own, kernels::ThreadPool& pool)
+  Parts(const ModelSpec& model, WorkerOptions o, std::unique_ptr<ExpertStore> s,
+        std::unique_ptr<DeviceMemory> d, kernels::Isa isa, std::unique_ptr<kernels::ThreadPool> own,
+        kernels::ThreadPool& pool)
       : spec(model),
         options(std::move(o)),
         store(std::move(s)),
+        host_memory(*store),
+        device_memory(std::move(d)),
+        memory(device_memory ? static_cast<ExpertMemory&>(*device_memory) : host_memory),
         holdings(*store),
-        tiers(*store, {.memory_bytes = options.memory_bytes}),
+        tiers(*store, memory, {.memory_bytes = options.memory_bytes}),
         own_pool(std::move(own)),
         compute(isa, pool),
+        backend(MakeBackend()),
         batcher(
-            spec, options.dtype, tiers, holdings,
-            [this](ExpertId id, const absl::Status& why) { loader.OnLost(id, why); }, compute),
+            spec, tiers, holdings,
+            [this](ExpertId id, const absl::Status& why) { loader.OnLost(id, why); }, *backend),
         loader(*store, holdings, tiers,
                {.bytes_per_s = options.load_bytes_per_s,
                 .check_weights = options.check_weights,
@@ -52,6 +60,9 @@ struct Worker::Parts {
   const ModelSpec spec;
   const WorkerOptions options;
   const std::unique_ptr<ExpertStore> store;
+  HostMemory host_memory;
+  const std::unique_ptr<DeviceMemory> device_memory;  // null: the host's is computed from
+  ExpertMemory& memory;
   Holdings holdings;
   Tiers tiers;
   const std::unique_ptr<kernels::ThreadPool> own_pool;
@@ -60,7 +71,9 @@ struct Worker::Parts {
   pb::Hello hello;  // constant once created; without what is held
 
   // Of the thread that computes.
+  const std::unique_ptr<Backend> backend;
   Batcher batcher;
+  std::string last_failure;
   std::vector<Pending> batch;
   std::vector<Answer> answers;
 
@@ -71,12 +84,15 @@ struct Worker::Parts {
 
   std::atomic<bool> draining = false;
   std::atomic<bool> computing = false;
+  std::atomic<bool> device_lost = false;
   std::atomic<uint64_t> parts = 0, rows = 0, computations = 0, merged = 0, cancelled = 0;
   std::array<std::atomic<uint64_t>, 6> segments{};
   expertwire::Histogram batch_rows, compute_us, queue_us;
   std::unique_ptr<expertwire::GrpcServer> server;
   Loader loader;  // its thread uses what is above
 
+  std::unique_ptr<Backend> MakeBackend();
+  void OnFailure(const absl::Status& why);
   // Takes out those that calls name, which wait or are being computed.
   void SpareNamed(std::vector<ExpertId>* ids);
   void Prefetch(const Call& call);
@@ -95,26 +111,41 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(
     return InvalidArgument("dtype {} is not supported; supported: bfloat16, float32",
                            Name(options.dtype));
   }
+  if (options.cuda != nullptr && options.dtype != DType::kBF16) {
+    return UsageError("--dtype {}: CUDA devices compute in bfloat16; use it, or --device cpu",
+                      Name(options.dtype));
+  }
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
   SY_ASSIGN_OR_RETURN(
       const std::vector<bool> held,
       ParseExpertSet(options.experts, spec.experts.count, spec.experts_per_group()));
   std::string arithmetic = expertwire::ExpertArithmetic(spec, *source, options.dtype, isa);
   SY_ASSIGN_OR_RETURN(auto store, ExpertStore::Open(spec, held, std::move(source)));
+  std::unique_ptr<DeviceMemory> device_memory;
+  if (options.cuda != nullptr) {
+    arithmetic = options.cuda->about().arithmetic;
+    SY_ASSIGN_OR_RETURN(device_memory,
+                        DeviceMemory::Create(spec, *store, options.cuda, options.memory_bytes,
+                                             options.pinned_bytes));
+  }
   std::unique_ptr<kernels::ThreadPool> own;
   if (pool == nullptr) {
     own = std::make_unique<kernels::ThreadPool>(std::max(1, options.threads));
     pool = own.get();
   }
-  auto parts = std::make_unique<Parts>(spec, options, std::move(store), isa, std::move(own), *pool);
+  auto parts = std::make_unique<Parts>(spec, options, std::move(store), std::move(device_memory),
+                                       isa, std::move(own), *pool);
   parts->numerics = {fingerprint, options.dtype, std::move(arithmetic)};
   parts->hello = expertwire::MakeHello(options.worker_id, parts->numerics, options.grant,
                                        options.allow_mixed_numerics);
   *parts->hello.mutable_runs_on() = expertwire::RunsOn(isa, pool->threads());
+  if (options.cuda != nullptr) {
+    parts->hello.mutable_runs_on()->set_isa(options.cuda->about().arithmetic);
+  }
   parts->hello.set_node(options.node);
   parts->hello.set_zone(options.zone);
   parts->hello.set_memory_bytes(options.memory_bytes);
-  parts->hello.set_expert_bytes(parts->store->expert_bytes());
+  parts->hello.set_expert_bytes(parts->memory.expert_bytes());
   return std::unique_ptr<Worker>(new Worker(std::move(parts)));
 }
 
@@ -178,6 +209,7 @@ WorkerCounters Worker::counters() const {
   }
   out.loads = parts_->loader.counters();
   out.tiers = parts_->tiers.counters();
+  if (parts_->device_memory) out.device = parts_->device_memory->counters();
   out.epoch = parts_->holdings.epoch();
   out.assigned_epoch = parts_->holdings.assigned_epoch();
   out.to_load = parts_->holdings.to_load();
@@ -191,7 +223,19 @@ WorkerCounters Worker::counters() const {
 const expertwire::NumericsClass& Worker::numerics() const { return parts_->numerics; }
 uint64_t Worker::mapped_bytes() const { return parts_->store->bytes(); }
 int64_t Worker::experts_held() const { return parts_->store->count(); }
-void Worker::TrimMemory() { parts_->tiers.EvictRest(); }
+uint64_t Worker::held_bytes() const { return parts_->memory.held_bytes(); }
+
+absl::Status Worker::SettleMemory(
+    const std::function<void(uint64_t done, uint64_t total)>& progress) {
+  parts_->tiers.EvictRest();
+  return parts_->device_memory ? parts_->tiers.Fill(progress) : absl::OkStatus();
+}
+
+absl::Status Worker::failure() const {
+  if (!parts_->device_lost.load()) return absl::OkStatus();
+  return absl::DataLossError(parts_->options.cuda->name() + " is lost; the log says why");
+}
+
 pb::Hello Worker::hello() const { return expertwire::WithHolds(parts_->hello, holds()); }
 uint64_t Worker::holds_version() const { return parts_->holdings.version(); }
 bool Worker::draining() const { return parts_->draining.load(std::memory_order_relaxed); }
@@ -201,8 +245,8 @@ pb::Holds Worker::holds() const {
   parts_->holdings.FillHolds(&out);
   const uint64_t memory = parts_->tiers.memory_bytes();
   const uint64_t taken =
-      parts_->store->bytes() + parts_->holdings.to_load() * parts_->store->expert_bytes();
-  out.set_held_bytes(parts_->store->bytes());
+      parts_->memory.held_bytes() + parts_->holdings.to_load() * parts_->memory.expert_bytes();
+  out.set_held_bytes(parts_->memory.held_bytes());
   out.set_free_bytes(memory == 0 ? UINT64_MAX : memory - std::min(memory, taken));
   return out;
 }
@@ -284,6 +328,19 @@ void Worker::Parts::SpareNamed(std::vector<ExpertId>* ids) {
   });
 }
 
+std::unique_ptr<Backend> Worker::Parts::MakeBackend() {
+  if (device_memory) return std::make_unique<CudaBackend>(spec, *device_memory);
+  return std::make_unique<CpuBackend>(spec, options.dtype, compute);
+}
+
+// Routers turn to others for what was not computed; a lost device ends the process (run.cc).
+void Worker::Parts::OnFailure(const absl::Status& why) {
+  if (absl::IsDataLoss(why)) device_lost.store(true);
+  if (last_failure == why.message()) return;
+  last_failure = std::string(why.message());
+  log::Error("experts of a batch were not computed: {}", last_failure);
+}
+
 // What is not in memory is read while other calls are computed.
 void Worker::Parts::Prefetch(const Call& call) {
   for (const expertwire::Segment& segment : call.segments) tiers.Want(call.layer, segment.expert);
@@ -299,7 +356,7 @@ uint64_t Worker::Parts::TakeBatch() {
       waiting.begin(), waiting.end(),
       [](const Pending& a, const Pending& b) { return a.call.priority < b.call.priority; });
   const int32_t layer = first->call.layer;
-  const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / batcher.bytes_a_pair());
+  const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / backend->bytes_a_pair());
   size_t pairs = first->call.row_index.size();
   const auto joins = [&](const Pending& p) {
     if (&p == &*first) return true;
@@ -374,7 +431,9 @@ bool Worker::Compute() {
     for (const Pending& pending : p.batch) {
       pending.sink->OnComputing(pending.call.call_id, pending.call.attempt);
     }
-    const int64_t pairs = p.batcher.Run(p.batch, &p.answers);
+    const absl::StatusOr<int64_t> run = p.batcher.Run(p.batch, &p.answers);
+    if (!run.ok()) p.OnFailure(run.status());
+    const int64_t pairs = run.value_or(0);
     const uint64_t compute_us = Micros(SteadyNow() - start);
     p.rows.fetch_add(static_cast<uint64_t>(pairs), std::memory_order_relaxed);
     p.computations.fetch_add(1, std::memory_order_relaxed);

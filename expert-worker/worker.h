@@ -7,11 +7,14 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "expert-worker/device/device_memory.h"
 #include "expert-worker/store/loader.h"
 #include "expert-worker/store/tiers.h"
 #include "services/checkpoint/tensor_source.h"
@@ -33,9 +36,14 @@ struct WorkerOptions {
   DType dtype = DType::kBF16;  // of activations and wire rows: kBF16 or kF32
   std::string isa = "auto";    // kernels::ChooseIsa
   int threads = 1;             // of its own pool; unused with a shared one
+  // Where experts are computed, in bf16; null: on this CPU.
+  std::shared_ptr<const device::Cuda> cuda;
+  uint64_t pinned_bytes = 0;  // of the host, for experts on their way to a device
   bool allow_mixed_numerics = false;
-  std::string node, zone;     // where it runs, for whoever places experts
-  uint64_t memory_bytes = 0;  // that weights may take; what is held beyond is read as it is used
+  std::string node, zone;  // where it runs, for whoever places experts
+  // That weights may take, of a device where there is one; what is held beyond is read as it is
+  // used.
+  uint64_t memory_bytes = 0;
   uint64_t load_bytes_per_s = 0;  // of experts that come later, unless a router waits; 0: unbounded
   bool check_weights = true;      // of experts that come later, for NaN and infinity
   bool shared_memory = true;      // with the other side of the wire, where it runs on this host
@@ -62,6 +70,7 @@ struct WorkerCounters {
   std::array<uint64_t, 17> ended_by_code{};
   LoaderCounters loads;
   TierCounters tiers;
+  std::optional<DeviceMemoryCounters> device;
   uint64_t epoch = 0, assigned_epoch = 0;  // as in expertwire::pb::Holds
   uint64_t to_load = 0;                    // experts, now
   uint64_t memory_bytes = 0;               // WorkerOptions
@@ -97,8 +106,14 @@ class Worker : public expertwire::CallHandler {
   WorkerCounters counters() const;
   const expertwire::NumericsClass& numerics() const;
   uint64_t mapped_bytes() const;  // of weights that are held
-  // Lets go from memory what was read beyond its bounds.
-  void TrimMemory();
+  // Lets go from memory what was read beyond its bounds; brings to a device what it has room for.
+  // RESOURCE_EXHAUSTED where that is less than was said. `progress` may be null.
+  absl::Status SettleMemory(
+      const std::function<void(uint64_t done, uint64_t total)>& progress = nullptr);
+  // Of experts that are held, in the memory they are computed from.
+  uint64_t held_bytes() const;
+  // Why nothing can be computed any more: DATA_LOSS of a device that is lost; else OK.
+  absl::Status failure() const;
   int64_t experts_held() const;  // over all layers
 
   expertwire::pb::Hello hello() const override;

@@ -41,11 +41,20 @@ void AddHoldings(int64_t held, const WorkerCounters& c, t::Samples& samples) {
   count(t::kWorkerDemotions, c.tiers.demotions);
 }
 
+void AddDevice(const DeviceMemoryCounters& c, t::Samples& samples) {
+  samples.Counter(t::kWorkerPacks, static_cast<double>(c.packed));
+  samples.Counter(t::kWorkerUploads, static_cast<double>(c.uploaded));
+  samples.Counter(t::kWorkerUploadedBytes, static_cast<double>(c.uploaded_bytes));
+  samples.Counter(t::kWorkerUploadTime, static_cast<double>(c.upload_us) * 1e-6);
+  samples.Gauge(t::kWorkerPinned, static_cast<double>(c.pinned_bytes));
+}
+
 }  // namespace
 
 t::Metrics::Registration Watch(t::Metrics& metrics, const Worker& worker) {
   return metrics.AddCollector("expert-worker", [&worker](t::Samples& samples) {
     const WorkerCounters c = worker.counters();
+    if (c.device) AddDevice(*c.device, samples);
     const auto count = [&](const t::MetricDef& def, uint64_t value) {
       samples.Counter(def, static_cast<double>(value));
     };

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROTOS = ["switchyard/"]
 FLOOR0 = ["services/base/"]
 FLOOR1 = FLOOR0 + ["services/tensor/", "services/gguf/", "services/quantization/", "services/telemetry/", "services/config/", "services/security/"]
-FLOOR2 = FLOOR1 + ["services/model/", "services/checkpoint/", "services/tokenizer/", "services/kernels/", "services/rpc/"]
+FLOOR2 = FLOOR1 + ["services/model/", "services/checkpoint/", "services/tokenizer/", "services/kernels/", "services/device/", "services/rpc/"]
 SERVICES = FLOOR2 + ["services/expertwire/", "services/placement/", "services/discovery/"]
 ROOMS = SERVICES + ["expert-worker/", "router/", "gateway/"]
 ARROWS = [
@@ -32,6 +32,7 @@ ARROWS = [
     ("services/checkpoint/", FLOOR1),
     ("services/tokenizer/", FLOOR1),
     ("services/kernels/", FLOOR1),
+    ("services/device/", FLOOR1 + ["services/kernels/cuda/abi.h"]),
     ("services/rpc/", FLOOR1 + PROTOS),
     ("services/expertwire/", FLOOR2 + PROTOS),
     ("services/placement/", FLOOR2 + PROTOS),

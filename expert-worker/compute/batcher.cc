@@ -1,7 +1,6 @@
 #include "expert-worker/compute/batcher.h"
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -14,8 +13,6 @@ namespace pb = expertwire::pb;
 using expertwire::Answer;
 using expertwire::Call;
 using expertwire::Segment;
-
-constexpr uint32_t kNoPair = ~uint32_t{0};
 
 Answer Identify(const Call& call) {
   Answer answer;
@@ -38,30 +35,37 @@ Answer AnswerAll(const Call& call, pb::SegmentStatus status, std::string error) 
   return answer;
 }
 
-Batcher::Batcher(const ModelSpec& spec, DType activations, Tiers& tiers, const Holdings& holdings,
-                 OnLost on_lost, const kernels::Compute& compute)
-    : hidden_(spec.hidden),
-      experts_per_group_(static_cast<uint32_t>(spec.experts_per_group())),
-      dtype_(activations),
-      row_bytes_(static_cast<size_t>(spec.hidden) * SizeOf(activations)),
+Batcher::Batcher(const ModelSpec& spec, Tiers& tiers, const Holdings& holdings, OnLost on_lost,
+                 Backend& backend)
+    : experts_per_group_(static_cast<uint32_t>(spec.experts_per_group())),
       tiers_(tiers),
       holdings_(holdings),
       on_lost_(std::move(on_lost)),
-      compute_(compute),
-      ffn_(spec, activations, compute) {}
+      backend_(backend) {}
 
-int64_t Batcher::Run(std::span<const Pending> parts, std::vector<Answer>* answers) {
+absl::StatusOr<int64_t> Batcher::Run(std::span<const Pending> parts, std::vector<Answer>* answers) {
   answers->clear();
   if (work_.size() < parts.size()) work_.resize(parts.size());
   tiers_.Begin(Tiers::Clock::now());
   FindPieces(parts, answers);
   const int64_t pairs = MakeRuns(parts);
-  const float* y = pairs == 0 ? nullptr : ffn_.Run(GatherRows(parts), gather_.data(), runs_, pairs);
-  tiers_.End();
-  for (size_t p = 0; p < parts.size() && pairs > 0; ++p) {
-    WriteAnswer(parts[p].call, work_[p], y, &(*answers)[p]);
+  absl::Status status;
+  if (pairs > 0) {
+    for (size_t p = 0; p < parts.size(); ++p) LayOut(parts[p].call, &work_[p], &(*answers)[p]);
+    status = backend_.Compute({.layer = parts[0].call.layer,
+                               .parts = parts,
+                               .work = std::span(work_).first(parts.size()),
+                               .base = base_,
+                               .gather = gather_,
+                               .runs = runs_},
+                              *answers);
   }
-  return pairs;
+  tiers_.End();
+  if (status.ok()) return pairs;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    (*answers)[p] = AnswerAll(parts[p].call, pb::NOT_HERE, std::string(status.message()));
+  }
+  return status;
 }
 
 const ExpertWeights* Batcher::Weights(const Call& call, size_t segment, Answer* answer) {
@@ -126,7 +130,7 @@ int64_t Batcher::MakeRuns(std::span<const Pending> parts) {
     const Segment& segment = call.segments[piece.segment];
     const int64_t first = static_cast<int64_t>(gather_.size());
     if (runs_.empty() || runs_.back().weights != piece.weights) {
-      runs_.push_back({piece.weights, first, 0});
+      runs_.push_back({static_cast<int32_t>(piece.expert), piece.weights, first, 0});
     }
     runs_.back().count += segment.count;
     for (uint32_t i = segment.begin; i < segment.begin + segment.count; ++i) {
@@ -137,93 +141,38 @@ int64_t Batcher::MakeRuns(std::span<const Pending> parts) {
   return static_cast<int64_t>(gather_.size());
 }
 
-kernels::Rows Batcher::GatherRows(std::span<const Pending> parts) {
-  if (parts.size() == 1) return {parts[0].call.payload.data(), dtype_, hidden_};
-  size_t bytes = 0;
-  for (const Pending& part : parts) bytes += part.call.payload.bytes();
-  rows_.Reserve(bytes);
-  std::byte* out = rows_.data();
-  for (const Pending& part : parts) {
-    std::memcpy(out, part.call.payload.data(), part.call.payload.bytes());
-    out += part.call.payload.bytes();
-  }
-  return {rows_.data(), dtype_, hidden_};
-}
-
-void Batcher::WriteAnswer(const Call& call, Work& work, const float* y, Answer* answer) {
+// Where an answer's rows stand; nowhere, if no segment is computed.
+void Batcher::LayOut(const Call& call, PartWork* work, Answer* answer) {
   const bool any =
       std::find(answer->status.begin(), answer->status.end(), pb::OK) != answer->status.end();
   if (!any) return;
-  LayOutAnswer(call.segments, call.row_index, experts_per_group_, &work.layout);
-  const uint32_t hidden = call.hidden;
-  answer->sums = work.layout.sums;
-  answer->rows = work.layout.rows;
-  answer->payload = buffers_.Take(work.layout.bytes(hidden, dtype_));
-  std::byte* out = answer->payload.mutable_data();
-  const size_t rows_offset = work.layout.rows_offset(hidden, dtype_);
-  const size_t sums_bytes = size_t{work.layout.sums} * row_bytes_;
-  std::memset(out + sums_bytes, 0, rows_offset - sums_bytes);
-  WriteSums(call, work, y, answer, out);
-  float* rows = reinterpret_cast<float*>(out + rows_offset);
-  const size_t fp32_bytes = static_cast<size_t>(hidden_) * sizeof(float);
-  for (const Segment& segment : call.segments) {
-    if (segment.result != pb::ROWS) continue;
-    for (uint32_t i = segment.begin; i < segment.begin + segment.count; ++i) {
-      float* row = rows + int64_t{work.layout.slot[i]} * hidden_;
-      if (work.pair[i] == kNoPair) {
-        std::memset(row, 0, fp32_bytes);
-      } else {
-        std::memcpy(row, y + int64_t{work.pair[i]} * hidden_, fp32_bytes);
-      }
-    }
-  }
+  LayOutAnswer(call.segments, call.row_index, experts_per_group_, &work->layout);
+  answer->sums = work->layout.sums;
+  answer->rows = work->layout.rows;
+  OrderSums(call, answer->sums, work);
 }
 
-void Batcher::WriteSums(const Call& call, Work& work, const float* y, Answer* answer,
-                        std::byte* out) {
-  const uint32_t sums = answer->sums;
+void Batcher::OrderSums(const Call& call, uint32_t sums, PartWork* work) {
   if (sums == 0) return;
-  // Entries of each sum, by expert ascending, as the segments do.
-  work.first.assign(sums + 1, 0);
-  for (const Segment& s : call.segments) {
-    if (s.result != pb::GROUP_SUMS) continue;
-    for (uint32_t i = s.begin; i < s.begin + s.count; ++i) ++work.first[work.layout.slot[i] + 1];
-  }
-  for (uint32_t s = 0; s < sums; ++s) work.first[s + 1] += work.first[s];
-  work.order.resize(work.first[sums]);
-  for (const Segment& s : call.segments) {
-    if (s.result != pb::GROUP_SUMS) continue;
-    for (uint32_t i = s.begin; i < s.begin + s.count; ++i) {
-      work.order[work.first[work.layout.slot[i]]++] = i;
-    }
-  }
-  // The fill moved each start to its end, which is the next one's start.
-  const auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      const uint32_t from = s == 0 ? 0 : work.first[s - 1];
-      const std::span entries = std::span(work.order).subspan(from, work.first[s] - from);
-      WriteSum(call, work, entries, y, out + static_cast<size_t>(s) * row_bytes_);
+  // Calls f with each entry of a sum, by expert ascending, as the segments do.
+  const auto each = [&](auto f) {
+    for (const Segment& s : call.segments) {
+      if (s.result != pb::GROUP_SUMS) continue;
+      for (uint32_t i = s.begin; i < s.begin + s.count; ++i) f(i, work->layout.slot[i]);
     }
   };
-  constexpr int64_t kFloatsAPiece = 16384;
-  compute_.pool().ParallelFor(sums, std::max<int64_t>(1, kFloatsAPiece / hidden_), body);
-}
-
-// One sum, of zeros where an expert of it is not held; a slice of the row at a time.
-void Batcher::WriteSum(const Call& call, const Work& work, std::span<const uint32_t> entries,
-                       const float* y, std::byte* out) {
-  const bool whole = std::none_of(entries.begin(), entries.end(),
-                                  [&](uint32_t i) { return work.pair[i] == kNoPair; });
-  constexpr int64_t kSlice = 1024;
-  float acc[kSlice];
-  for (int64_t from = 0; from < hidden_; from += kSlice) {
-    const int64_t n = std::min(kSlice, hidden_ - from);
-    std::fill(acc, acc + n, 0.0f);
-    for (const uint32_t i : whole ? entries : std::span<const uint32_t>()) {
-      kernels::AddScaled(acc, y + int64_t{work.pair[i]} * hidden_ + from, call.weights[i], n);
-    }
-    kernels::Convert(acc, n, dtype_, out + static_cast<size_t>(from) * SizeOf(dtype_));
-  }
+  held_.assign(sums, 1);
+  each([&](uint32_t i, uint32_t sum) { held_[sum] &= work->pair[i] != kNoPair ? 1u : 0u; });
+  work->first.assign(sums + 1, 0);
+  each([&](uint32_t, uint32_t sum) { work->first[sum + 1] += held_[sum]; });
+  for (uint32_t s = 0; s < sums; ++s) work->first[s + 1] += work->first[s];
+  work->order.resize(work->first[sums]);
+  each([&](uint32_t i, uint32_t sum) {
+    if (held_[sum] > 0) work->order[work->first[sum]++] = i;
+  });
+  // The fill moved each start to its end, which is the next one's start.
+  std::copy_backward(work->first.begin(), work->first.end() - 1, work->first.end());
+  work->first[0] = 0;
 }
 
 }  // namespace switchyard::worker

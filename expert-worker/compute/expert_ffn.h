@@ -16,6 +16,7 @@ namespace switchyard::worker {
 
 // Pairs [first, first + count) belong to one expert.
 struct ExpertRun {
+  int32_t expert = 0;
   const ExpertWeights* weights = nullptr;
   int64_t first = 0;
   int64_t count = 0;

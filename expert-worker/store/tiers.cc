@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "services/base/status.h"
+
 namespace switchyard::worker {
 namespace {
 
@@ -21,8 +23,9 @@ double HeatAfterUse(double heat, double when) {
   return high + std::log2(1 + std::exp2(low - high));
 }
 
-Tiers::Tiers(const ExpertStore& store, const TierOptions& options)
+Tiers::Tiers(const ExpertStore& store, ExpertMemory& memory, const TierOptions& options)
     : store_(store),
+      memory_(memory),
       options_(options),
       slots_(std::make_unique<Slot[]>(static_cast<size_t>(store.layers()) *
                                       static_cast<size_t>(store.experts()))),
@@ -34,7 +37,7 @@ Tiers::Tiers(const ExpertStore& store, const TierOptions& options)
       for (int32_t expert = 0; expert < store.experts(); ++expert) {
         const ExpertWeights* weights = store.Find(layer, expert);
         if (weights == nullptr) continue;
-        const uint64_t bytes = weights->bytes();
+        const uint64_t bytes = memory.bytes(*weights);
         if (resident_bytes_ + bytes > options.memory_bytes) continue;
         const size_t index = Index({layer, expert});
         Reserve(index, bytes);
@@ -89,12 +92,12 @@ absl::StatusOr<const ExpertWeights*> Tiers::Use(int64_t layer, int64_t expert) {
   }
   const int64_t start_us = NowMicros();
   misses_.fetch_add(1, std::memory_order_relaxed);
-  absl::StatusOr<bool> read = Promote(index, weights->bytes(), /*must=*/true);
+  absl::StatusOr<bool> read = Promote(index, memory_.bytes(*weights), /*must=*/true);
   absl::Status status = read.status();
-  // Somebody else is at it: both wait for the same pages.
-  if (read.ok() && !*read) status = store_.Populate(IdOf(index));
+  // Somebody else is at it, and both wait for the same pages, or there is no room.
+  if (read.ok() && !*read) status = memory_.Reach(IdOf(index));
   stall_us_.fetch_add(static_cast<uint64_t>(NowMicros() - start_us), std::memory_order_relaxed);
-  if (!status.ok()) return status;
+  if (!status.ok() && !absl::IsUnavailable(status)) return status;
   return weights;
 }
 
@@ -104,12 +107,12 @@ absl::StatusOr<bool> Tiers::Promote(size_t index, uint64_t bytes, bool must) {
   {
     absl::MutexLock lock(&mutex_);
     if (slots_[index].tier.load() != Tier::kMapped) return false;
-    reserved = MakeRoom(bytes, must, &victims) || must;
+    reserved = MakeRoom(bytes, must, &victims) || (must && memory_.elastic());
     if (reserved) Reserve(index, bytes);
   }
   EvictAll(victims);
   if (!reserved) return false;
-  const absl::Status status = store_.Populate(IdOf(index));
+  const absl::Status status = memory_.Populate(IdOf(index));
   Settle(index, status.ok());
   if (!status.ok()) return status;
   promotions_.fetch_add(1, std::memory_order_relaxed);
@@ -183,7 +186,7 @@ bool Tiers::MakeRoom(uint64_t bytes, bool must, std::vector<size_t>* victims) {
 
 void Tiers::EvictAll(const std::vector<size_t>& victims) {
   for (const size_t index : victims) {
-    store_.Evict(IdOf(index));
+    memory_.Evict(IdOf(index));
     demotions_.fetch_add(1, std::memory_order_relaxed);
   }
 }
@@ -229,7 +232,7 @@ void Tiers::Prefetch() {
     const ExpertWeights* weights = store_.Find(id.layer, id.expert);
     if (weights == nullptr || !Wanted(index, NowMicros())) continue;
     // What is wrong with a file is said when the expert is used.
-    if (Promote(index, weights->bytes(), /*must=*/false).value_or(false)) {
+    if (Promote(index, memory_.bytes(*weights), /*must=*/false).value_or(false)) {
       prefetched_.fetch_add(1, std::memory_order_relaxed);
     }
   }
@@ -237,23 +240,26 @@ void Tiers::Prefetch() {
 
 void Tiers::OnLoaded(ExpertId id) {
   if (options_.memory_bytes == 0) return;
-  const uint64_t bytes = store_.Find(id.layer, id.expert)->bytes();
+  const uint64_t bytes = memory_.bytes(*store_.Find(id.layer, id.expert));
+  bool room = false;
   {
     absl::MutexLock lock(&mutex_);
     if (PlaceOf(Index(id)) < residents_.size()) return;  // used already
-    if (resident_bytes_ + bytes <= options_.memory_bytes) {
-      Reserve(Index(id), bytes);
-      slots_[Index(id)].tier.store(Tier::kMemory);
-      return;
-    }
+    room = resident_bytes_ + bytes <= options_.memory_bytes;
+    if (room) Reserve(Index(id), bytes);
   }
-  store_.Evict(id);
+  if (!room) return memory_.Evict(id);
+  // What is wrong is said when it is used.
+  Settle(Index(id), memory_.Keep(id).ok());
 }
 
 void Tiers::OnRemoved(ExpertId id) {
-  absl::MutexLock lock(&mutex_);
-  const size_t place = PlaceOf(Index(id));
-  if (place < residents_.size()) Leave(place);
+  {
+    absl::MutexLock lock(&mutex_);
+    const size_t place = PlaceOf(Index(id));
+    if (place < residents_.size()) Leave(place);
+  }
+  memory_.Evict(id);
 }
 
 void Tiers::EvictRest() {
@@ -262,9 +268,25 @@ void Tiers::EvictRest() {
     for (int32_t expert = 0; expert < store_.experts(); ++expert) {
       const bool held = store_.Find(layer, expert) != nullptr;
       const Slot& slot = slots_[Index({layer, expert})];
-      if (held && slot.tier.load() == Tier::kMapped) store_.Evict({layer, expert});
+      if (held && slot.tier.load() == Tier::kMapped) memory_.Evict({layer, expert});
     }
   }
+}
+
+absl::Status Tiers::Fill(const std::function<void(uint64_t done, uint64_t total)>& progress) {
+  std::vector<Resident> all;
+  uint64_t total = 0, done = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    all = residents_;
+    total = resident_bytes_;
+  }
+  for (const Resident& resident : all) {
+    SY_RETURN_IF_ERROR(memory_.Keep(IdOf(resident.index)));
+    done += resident.bytes;
+    if (progress) progress(done, total);
+  }
+  return absl::OkStatus();
 }
 
 TierCounters Tiers::counters() const {
@@ -280,7 +302,7 @@ TierCounters Tiers::counters() const {
                    .bytes_promoted = read(bytes_promoted_)};
   if (options_.memory_bytes == 0) {
     out.resident = store_.count();
-    out.resident_bytes = store_.bytes();
+    out.resident_bytes = memory_.held_bytes();
     return out;
   }
   absl::MutexLock lock(&mutex_);

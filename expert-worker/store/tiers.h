@@ -4,14 +4,15 @@
 // router's hint names them. What is read beforehand stays until it is used, what was only hinted
 // until its layer is computed; it makes room for what is computed with, but for no other hint.
 //
-// Memory is what was asked of the kernel: to read pages, and to let them go. It is the page
-// cache's, so what was let go may still be there, which costs nobody anything.
+// Of the host's memory this is what was asked of the kernel: to read pages, and to let them go. It
+// is the page cache's, so what was let go may still be there, which costs nobody anything.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "expert-worker/store/expert_memory.h"
 #include "expert-worker/store/expert_store.h"
 
 namespace switchyard::worker {
@@ -49,8 +51,9 @@ class Tiers {
  public:
   using Clock = std::chrono::steady_clock;  // uses of before a jump of the wall clock still count
 
-  // `store` outlives it. What is held now is taken to be in memory as far as there is room.
-  Tiers(const ExpertStore& store, const TierOptions& options);
+  // `store` and `memory` outlive it. What is held now is taken to be in memory as far as there is
+  // room (Fill, where it is not).
+  Tiers(const ExpertStore& store, ExpertMemory& memory, const TierOptions& options);
   ~Tiers();
 
   // ---- the thread that computes ----
@@ -63,7 +66,9 @@ class Tiers {
 
   // ---- any thread ----
   // Whether there is less room than is held.
-  bool tight() const { return options_.memory_bytes > 0 && store_.bytes() > options_.memory_bytes; }
+  bool tight() const {
+    return options_.memory_bytes > 0 && memory_.held_bytes() > options_.memory_bytes;
+  }
   // It will be used soon: read in the background.
   void Want(int64_t layer, int64_t expert) { Ask(layer, expert, /*sure=*/true); }
   // It probably will, when its layer is computed next.
@@ -77,6 +82,8 @@ class Tiers {
   void OnRemoved(ExpertId id);
   // Lets everything that is not counted as in memory go from there.
   void EvictRest();
+  // Brings everything that is counted as in memory there. `progress` may be null.
+  absl::Status Fill(const std::function<void(uint64_t done, uint64_t total)>& progress);
 
  private:
   enum class Tier : uint8_t { kMapped, kComing, kMemory };
@@ -117,6 +124,7 @@ class Tiers {
   void Prefetch();
 
   const ExpertStore& store_;
+  ExpertMemory& memory_;
   const TierOptions options_;
   const std::unique_ptr<Slot[]> slots_;                    // [layers, experts]
   const std::unique_ptr<std::atomic<uint64_t>[]> rounds_;  // [layers]: computations of each

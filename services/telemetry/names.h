@@ -345,5 +345,16 @@ inline constexpr MetricDef kWorkerPromotions{"switchyard_worker_promotions_total
                                              "Experts that were brought into memory, by cause"};
 inline constexpr MetricDef kWorkerDemotions{"switchyard_worker_demotions_total", kCounter,
                                             "Experts that had to leave memory for others"};
+inline constexpr MetricDef kWorkerPacks{"switchyard_worker_device_packs_total", kCounter,
+                                        "Experts that were packed for the GPU in pinned memory"};
+inline constexpr MetricDef kWorkerUploads{"switchyard_worker_device_uploads_total", kCounter,
+                                          "Experts that were copied to the GPU"};
+inline constexpr MetricDef kWorkerUploadedBytes{"switchyard_worker_device_uploaded_bytes_total",
+                                                kCounter, "Bytes of experts copied to the GPU"};
+inline constexpr MetricDef kWorkerUploadTime{
+    "switchyard_worker_device_upload_seconds_total", kCounter,
+    "Time that threads waited for copies of experts to the GPU"};
+inline constexpr MetricDef kWorkerPinned{"switchyard_worker_device_pinned_bytes", kGauge,
+                                         "Pinned memory of the host that holds packed experts"};
 
 }  // namespace switchyard::telemetry

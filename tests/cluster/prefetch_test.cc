@@ -103,7 +103,7 @@ Outcome Decode(size_t streams, size_t steps, bool hints) {
   kernels::ThreadPool pool(1);
   const uint64_t all = MakeWorker(0, pool)->mapped_bytes();
   const auto worker = MakeWorker(all / 3, pool);
-  worker->TrimMemory();
+  EXPECT_TRUE(worker->SettleMemory().ok());
   expertwire::LinkSet links(
       {.hello = expertwire::MakeHello("router", worker->numerics(), {}, false)});
   links.AddLocal("worker", *worker);

@@ -65,7 +65,8 @@ class LoaderTest : public ::testing::Test {
       std::make_shared<testing::FaultySource>(spec_, 7);
   const std::unique_ptr<ExpertStore> store_ = *ExpertStore::Open(spec_, FirstTwo(), source_);
   Holdings holdings_{*store_};
-  Tiers tiers_{*store_, {}};
+  HostMemory memory_{*store_};
+  Tiers tiers_{*store_, memory_, {}};
   Loader loader_{*store_, holdings_, tiers_, {}};
 };
 

@@ -38,7 +38,7 @@ class TiersTest : public ::testing::Test {
   }
   void Make(uint64_t experts) {
     tiers_.reset();
-    tiers_ = std::make_unique<Tiers>(*store_,
+    tiers_ = std::make_unique<Tiers>(*store_, memory_,
                                      TierOptions{.memory_bytes = experts * store_->expert_bytes(),
                                                  .half_life = absl::Seconds(1),
                                                  .hint_life = absl::Hours(1)});
@@ -69,6 +69,7 @@ class TiersTest : public ::testing::Test {
   const ModelSpec spec_;
   const std::shared_ptr<FaultySource> source_ = std::make_shared<FaultySource>(spec_, 7);
   const std::unique_ptr<ExpertStore> store_;
+  HostMemory memory_{*store_};
   std::unique_ptr<Tiers> tiers_;
 };
 
@@ -238,7 +239,7 @@ TEST_F(TiersTest, WhatComesIsInMemoryWhereThereIsRoom) {
 
 TEST_F(TiersTest, WithoutABoundNothingMoves) {
   tiers_.reset();
-  tiers_ = std::make_unique<Tiers>(*store_, TierOptions{});
+  tiers_ = std::make_unique<Tiers>(*store_, memory_, TierOptions{});
   EXPECT_FALSE(tiers_->tight());
   Compute({0, 5, 11});
   const TierCounters c = tiers_->counters();
