@@ -1,4 +1,5 @@
-/* What libswitchyard_cuda.so exports: one function, which gives a table of others. Plain C, so that
+/* What libswitchyard_cuda.so exports: one function, which gives a table of others, and one like it
+ * for a model's backbone (backbone_abi.h). Plain C, so that
  * a plugin built by another compiler, or a newer one, is refused by its version and nothing else.
  *
  * Results: SY_CUDA_OK or what went wrong, with a sentence in `error` (never null). Nothing throws.
@@ -131,7 +132,7 @@ typedef struct SyCudaApi {
   int (*ffn_wait)(SyCudaFfn* ffn, SyCudaError* error);
 } SyCudaApi;
 
-/* The only symbol; null if the plugin has another version. */
+/* Null if the plugin has another version. */
 const SyCudaApi* SyCudaPlugin(int32_t version);
 typedef const SyCudaApi* (*SyCudaPluginFunction)(int32_t version);
 

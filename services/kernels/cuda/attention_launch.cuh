@@ -16,6 +16,7 @@ cudaError_t LaunchAttention(const AttentionArgs& args, int32_t runs, cudaStream_
   const auto heads = static_cast<unsigned>(HeadTiles(args.heads, args.kv_heads, Shape::kRows));
   const auto slots = static_cast<unsigned>(args.slots);
   if (const auto e = AllowShared(Attend<Shape>, Shape::kSharedBytes); e != cudaSuccess) return e;
+  if (runs == 0) return cudaSuccess;
   if (const auto e = Launch(Attend<Shape>, {heads, static_cast<unsigned>(runs), slots},
                             {kAttentionThreads}, Shape::kSharedBytes, stream, args);
       e != cudaSuccess || slots == 1) {
@@ -37,7 +38,8 @@ inline int32_t AttentionRows(const AttentionVectors& vectors, int32_t heads, int
 }
 
 // Attention of `runs` runs of at most QueriesATile(heads, kv_heads, rows) queries.
-// cudaErrorInvalidValue for vectors, or rows, that there is no kernel for.
+// cudaErrorInvalidValue for vectors, or rows, that there is no kernel for, also where there are no
+// runs: so one may ask.
 inline cudaError_t Attention(const AttentionVectors& vectors, int32_t rows, size_t shared_bytes,
                              const AttentionArgs& args, int32_t runs, cudaStream_t stream) {
   const auto is = [&](int32_t key, int32_t value, bool in_key, int32_t tile_rows) {

@@ -38,6 +38,9 @@ struct MatMulArgs {
   const int32_t* gather = nullptr;   // row of x of a pair; null: the pair itself
   void* y = nullptr;                 // float32, or bf16 of the activation
   int64_t y_stride = 0;              // elements
+  // From a run's pair to its next, of GroupedMatMul only: the pairs of a head, one a row, lie
+  // apart.
+  int32_t pair_step = 1;
   ActivationArgs activation;
 };
 
@@ -87,7 +90,7 @@ __device__ __forceinline__ void LoadStage(const MatMulArgs& args, const RowRun& 
     const bool inside = row < run.count && column < args.shape.columns;
     const uint16_t* from = args.x;
     if (inside) {
-      const int pair = run.first + row;
+      const int pair = run.first + row * args.pair_step;
       from += (args.gather == nullptr ? pair : args.gather[pair]) * args.x_stride + column;
     }
     const int at = (chunk / 8 * kRows + row) * kTileRowBytes + SwizzledChunk(row, chunk % 8) * 16;
@@ -169,7 +172,8 @@ __device__ __forceinline__ void Finish(const MatMulArgs& args, const RowRun& run
     for (int i = 0; i < 2; ++i) {
       const int row = j * 8 + SpreadRow(t * 2 + i);
       if (row >= run.count) continue;
-      StoreTwo<kEpilogue>(args, run.first + row, low, sum[j][i] + b0, sum[j][i + 2] + b1);
+      StoreTwo<kEpilogue>(args, run.first + row * args.pair_step, low, sum[j][i] + b0,
+                          sum[j][i + 2] + b1);
     }
   }
 }

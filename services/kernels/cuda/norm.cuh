@@ -43,6 +43,9 @@ __device__ __forceinline__ void StoreFour(float4 x, const OutRows& out, int64_t 
 struct NormArgs {
   FloatRows x;  // out may be it
   int32_t rows = 0, width = 0;
+  // Parts of a row that are normed apart (heads), as far from each other in x, add and out.
+  int32_t pieces = 1;
+  int64_t piece_stride = 0;
   const int32_t* gather = nullptr;  // row of x (and of add) for each of out; null: the same
   const float* add = nullptr;       // [rows, add_stride], added to x first, where it stays
   int64_t add_stride = 0;
@@ -74,16 +77,17 @@ __device__ __forceinline__ float SumOfRow(float x) {
 template <int kThreads>
 __global__ void __launch_bounds__(kRowThreads) RmsNorm(const NormArgs args) {
   const int thread = static_cast<int>(threadIdx.x) % kThreads;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / kThreads) +
-                      static_cast<int>(threadIdx.x) / kThreads;
-  if (row >= args.rows) return;  // all of a warp, or of the block
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * (kRowThreads / kThreads) +
+                       static_cast<int>(threadIdx.x) / kThreads;
+  if (item >= int64_t{args.rows} * args.pieces) return;  // all of a warp, or of the block
+  const int64_t row = item / args.pieces, piece = item % args.pieces * args.piece_stride;
   const int64_t from = args.gather == nullptr ? row : args.gather[row];
-  float* const x = args.x.data + from * args.x.stride;
+  float* const x = args.x.data + from * args.x.stride + piece;
   float squares = 0;
   for (int i = thread * 4; i < args.width; i += kThreads * 4) {
     float4 v = LoadFour(x + i);
     if (args.add != nullptr) {
-      const float4 more = LoadFour(args.add + from * args.add_stride + i);
+      const float4 more = LoadFour(args.add + from * args.add_stride + piece + i);
       v = {v.x + more.x, v.y + more.y, v.z + more.z, v.w + more.w};
       *reinterpret_cast<float4*>(x + i) = v;
     }
@@ -99,7 +103,7 @@ __global__ void __launch_bounds__(kRowThreads) RmsNorm(const NormArgs args) {
       const float4 w = LoadFour(args.weight + i);
       v = {v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w};
     }
-    StoreFour(v, args.out, row * args.out.stride + i);
+    StoreFour(v, args.out, row * args.out.stride + piece + i);
   }
 }
 
@@ -207,13 +211,14 @@ __global__ void __launch_bounds__(kThreads)
 
 inline cudaError_t LaunchRmsNorm(const NormArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return cudaSuccess;
+  const int64_t items = int64_t{args.rows} * args.pieces;
   if (args.width > 1024) {
-    return Launch(RmsNorm<kRowThreads>, {static_cast<unsigned>(args.rows)}, {kRowThreads},
+    return Launch(RmsNorm<kRowThreads>, {static_cast<unsigned>(items)}, {kRowThreads},
                   kRowThreads / 32 * sizeof(float), stream, args);
   }
   constexpr int kRows = kRowThreads / 32;
-  return Launch(RmsNorm<32>, {static_cast<unsigned>((args.rows + kRows - 1) / kRows)},
-                {kRowThreads}, 0, stream, args);
+  return Launch(RmsNorm<32>, {static_cast<unsigned>((items + kRows - 1) / kRows)}, {kRowThreads}, 0,
+                stream, args);
 }
 inline cudaError_t LaunchRope(const RopeArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return cudaSuccess;

@@ -1,0 +1,420 @@
+#include "services/kernels/cuda/backbone.h"
+
+#include <algorithm>
+#include <new>
+
+#include "services/kernels/cuda/expert_block.h"
+#include "services/kernels/cuda/gate.cuh"
+#include "services/kernels/cuda/norm.cuh"
+
+using namespace switchyard::cuda;
+
+namespace {
+
+constexpr int kMostRuns = 65535;  // blocks of a grid's second dimension
+
+// Parts of a buffer, one after the other; of none (null) only their bytes.
+class Parts {
+ public:
+  explicit Parts(unsigned char* base) : base_(base) {}
+  template <typename T>
+  void Take(T*& part, int64_t count) {
+    part = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
+    bytes_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  unsigned char* const base_;
+  size_t bytes_ = 0;
+};
+
+constexpr int32_t Pieces(int32_t rows, int32_t tile) { return (rows + tile - 1) / tile; }
+
+AttentionVectors VectorsOf(const SyCudaBackboneSpec& s) {
+  if (s.mla != 0) return {s.latent + s.rope_dim, s.latent, true};
+  return {s.head_dim, s.head_dim, false};
+}
+int64_t QWidth(const SyCudaBackboneSpec& s) {
+  return int64_t{s.heads} * (s.mla != 0 ? s.nope + s.rope_dim : s.head_dim);
+}
+int64_t KeysAt(const SyCudaBackboneSpec& s) {
+  return s.mla != 0 && s.q_lora > 0 ? s.q_lora : QWidth(s);
+}
+int64_t InWidth(const SyCudaBackboneSpec& s) {
+  return KeysAt(s) + (s.mla != 0 ? s.latent + s.rope_dim : int64_t{2} * s.kv_heads * s.head_dim);
+}
+
+bool Fits(const SyCudaWeights& w, int64_t rows, int64_t columns) {
+  const SyCudaMatrix& m = w.shape;
+  return w.tiles != nullptr && m.format >= SY_CUDA_BF16 && m.format <= SY_CUDA_E2M1 &&
+         m.rows == rows && m.columns == columns && m.columns % 8 == 0 &&
+         (m.format == SY_CUDA_BF16) == (m.group == 0) && m.group % kSlab == 0 &&
+         (m.group_rows == 1 || (m.group_rows > 0 && m.group_rows % 8 == 0));
+}
+
+}  // namespace
+
+SyCudaBackbone::SyCudaBackbone(SyCudaContext& context, const SyCudaBackboneSpec& spec,
+                               const SyCudaLayer* layers)
+    : context_(context),
+      spec_(spec),
+      layers_(layers, layers + spec.layers),
+      vectors_(VectorsOf(spec)),
+      q_width_(QWidth(spec)),
+      in_width_(InWidth(spec)),
+      kv_at_(KeysAt(spec)),
+      value_width_(int64_t{spec.heads} * (spec.mla != 0 ? spec.value : spec.head_dim)) {
+  for (const SyCudaLayer& layer : layers_) {
+    if (layer.down.tiles == nullptr) continue;
+    inner_width_ = std::max<int64_t>(inner_width_, layer.down.shape.columns);
+  }
+}
+
+SyCudaBackbone::~SyCudaBackbone() {
+  cudaSetDevice(context_.device);
+  if (stream_ != nullptr) {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+  if (routed_ != nullptr) cudaEventDestroy(routed_);
+}
+
+int SyCudaBackbone::CheckLayer(int l, SyCudaError* error) const {
+  const SyCudaLayer& layer = layers_[static_cast<size_t>(l)];
+  const bool mla = spec_.mla != 0;
+  const char* what = nullptr;
+  const auto need = [&](bool fits, const char* name) {
+    if (!fits && what == nullptr) what = name;
+  };
+  need(Fits(layer.in, in_width_, spec_.hidden), "in");
+  need(Fits(layer.out, spec_.hidden, value_width_), "out");
+  if (mla && spec_.q_lora > 0) need(Fits(layer.q_b, q_width_, spec_.q_lora), "q_b");
+  if (mla) {
+    need(Fits(layer.key_up, spec_.latent, spec_.nope), "key_up");
+    need(Fits(layer.value_up, spec_.value, spec_.latent), "value_up");
+  }
+  if (layer.moe != 0) {
+    need(Fits(layer.gate, spec_.gate.experts, spec_.hidden) &&
+             layer.gate.shape.format == SY_CUDA_BF16,
+         "gate");
+  }
+  if (layer.moe == 0 || layer.down.tiles != nullptr) {
+    const int64_t inner = layer.down.shape.columns;
+    need(Fits(layer.down, spec_.hidden, inner), "down");
+    need(Fits(layer.gate_up, 2 * inner, spec_.hidden), "gate_up");
+  }
+  need(layer.cache != nullptr && layer.input_norm != nullptr && layer.post_norm != nullptr &&
+           layer.kv_group >= 0 && layer.kv_group < spec_.kv_groups,
+       "cache, norms or kv_group");
+  return what == nullptr
+             ? SY_CUDA_OK
+             : Fail(error, SY_CUDA_INVALID, "layer %d: %s is missing or of another shape", l, what);
+}
+
+int SyCudaBackbone::Check(SyCudaError* error) const {
+  const SyCudaBackboneSpec& s = spec_;
+  const int32_t block = s.block_tokens;
+  if (s.hidden % 8 != 0 || s.rope_dim % 2 != 0 || block <= 0 || (block & (block - 1)) != 0) {
+    return Fail(error, SY_CUDA_INVALID, "hidden %d, rope %d, blocks of %d tokens", s.hidden,
+                s.rope_dim, block);
+  }
+  const int64_t widths[] = {q_width_,     in_width_,        kv_at_,
+                            value_width_, vectors_.key_dim, vectors_.value_dim};
+  if (std::any_of(std::begin(widths), std::end(widths), [](int64_t w) { return w % 8 != 0; })) {
+    return Fail(error, SY_CUDA_INVALID, "vectors of attention whose widths are no multiples of 8");
+  }
+  if (s.gate.experts > kMaxExperts || s.gate.top_k > kMaxTopK || s.gate.top_k > s.gate.experts) {
+    return Fail(error, SY_CUDA_INVALID, "%d of %d experts; at most %d of %d are supported",
+                s.gate.top_k, s.gate.experts, kMaxTopK, kMaxExperts);
+  }
+  if (!Fits(s.lm_head, s.vocab, s.hidden) || s.embedding == nullptr || s.final_norm == nullptr ||
+      s.rope == nullptr) {
+    return Fail(error, SY_CUDA_INVALID, "lm_head, embedding, final_norm or rope is missing");
+  }
+  for (int l = 0; l < s.layers; ++l) {
+    if (const int status = CheckLayer(l, error); status != SY_CUDA_OK) return status;
+  }
+  return SY_CUDA_OK;
+}
+
+int SyCudaBackbone::Prepare(SyCudaError* error) {
+  if (const int status = Check(error); status != SY_CUDA_OK) return status;
+  SY_CUDA_TRY(cudaSetDevice(context_.device));
+  const AttentionArgs none{.heads = spec_.heads, .kv_heads = spec_.mla != 0 ? 1 : spec_.kv_heads};
+  const size_t shared = context_.properties.sharedMemPerBlockOptin;
+  for (const int32_t queries : {1, kMostRows}) {
+    const int32_t rows = AttentionRows(vectors_, none.heads, none.kv_heads, queries, shared);
+    if (switchyard::cuda::Attention(vectors_, rows, shared, none, 0, nullptr) != cudaSuccess) {
+      cudaGetLastError();
+      return Fail(error, SY_CUDA_INVALID, "attention with keys of %d and values of %d",
+                  vectors_.key_dim, vectors_.value_dim);
+    }
+  }
+  SY_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  SY_CUDA_TRY(cudaEventCreateWithFlags(&routed_, cudaEventDisableTiming | cudaEventBlockingSync));
+  SY_CUDA_TRY(PrepareGroupedMatMul<Format::kBf16>());
+  SY_CUDA_TRY(PrepareGroupedMatMul<Format::kE4M3>());
+  SY_CUDA_TRY(PrepareGroupedMatMul<Format::kI8>());
+  SY_CUDA_TRY(PrepareGroupedMatMul<Format::kI4>());
+  SY_CUDA_TRY(PrepareGroupedMatMul<Format::kE2M1>());
+  return UploadMatrices(error);
+}
+
+// [layers][kMaps, then key_up and value_up of each head], then lm_head.
+const Matrix* SyCudaBackbone::MatrixOf(int layer, int map) const {
+  const int64_t of_layer = kMaps + int64_t{2} * spec_.heads;
+  return reinterpret_cast<const Matrix*>(matrices_.data()) + layer * of_layer + map;
+}
+
+int SyCudaBackbone::UploadMatrices(SyCudaError* error) {
+  std::vector<Matrix> all;
+  const auto add = [&](const SyCudaWeights& w, bool bias = true) {
+    all.push_back({static_cast<const unsigned char*>(w.tiles), bias ? w.bias : nullptr});
+  };
+  for (const SyCudaLayer& layer : layers_) {
+    add(layer.in), add(layer.q_b), add(layer.out);
+    add(layer.gate, false);  // SumPlanes adds it, once
+    add(layer.gate_up), add(layer.down);
+    for (const SyCudaWeights* w : {&layer.key_up, &layer.value_up}) {
+      for (int h = 0; h < spec_.heads; ++h) {
+        const auto* const tiles = static_cast<const unsigned char*>(w->tiles);
+        const size_t at = tiles == nullptr ? 0 : ShapeOf(w->shape).bytes() * static_cast<size_t>(h);
+        all.push_back({tiles + at, nullptr});
+      }
+    }
+  }
+  add(spec_.lm_head);
+  const size_t bytes = all.size() * sizeof(Matrix);
+  if (const int status = matrices_.Reserve(bytes, error); status != SY_CUDA_OK) return status;
+  SY_CUDA_TRY(
+      cudaMemcpyAsync(matrices_.data(), all.data(), bytes, cudaMemcpyHostToDevice, stream_));
+  SY_CUDA_TRY(cudaStreamSynchronize(stream_));
+  return SY_CUDA_OK;
+}
+
+// ---- a step ----
+
+int SyCudaBackbone::CheckStep(const SyCudaStep& step, SyCudaError* error) const {
+  if (step.rows <= 0 || step.sequences <= 0 || step.logits < 0) {
+    return Fail(error, SY_CUDA_INVALID, "a step of %d rows of %d sequences, %d logits", step.rows,
+                step.sequences, step.logits);
+  }
+  int32_t row = 0;
+  for (int32_t s = 0; s < step.sequences; ++s) {
+    const int32_t count = step.sequence_rows[s];
+    if (count <= 0 || count > step.rows - row) {
+      return Fail(error, SY_CUDA_INVALID, "sequence %d has %d rows, the step %d", s, count,
+                  step.rows);
+    }
+    for (int32_t i = 0; i < count; ++i, ++row) {
+      const int32_t position = step.positions[row];
+      const bool follows = i == 0 || position == step.positions[row - 1] + 1;
+      if (!follows || position < 0 || position >= spec_.positions || step.tokens[row] < 0 ||
+          step.tokens[row] >= spec_.vocab) {
+        return Fail(error, SY_CUDA_INVALID, "row %d: token %d at position %d", row,
+                    step.tokens[row], position);
+      }
+    }
+  }
+  if (row != step.rows) {
+    return Fail(error, SY_CUDA_INVALID, "sequences have %d rows, the step %d", row, step.rows);
+  }
+  for (int32_t i = 0; i < step.logits; ++i) {
+    if (step.logit_rows[i] >= 0 && step.logit_rows[i] < step.rows) continue;
+    return Fail(error, SY_CUDA_INVALID, "logits of row %d of %d", step.logit_rows[i], step.rows);
+  }
+  return SY_CUDA_OK;
+}
+
+int SyCudaBackbone::Begin(const SyCudaStep& step, SyCudaError* error) {
+  if (const int status = CheckStep(step, error); status != SY_CUDA_OK) return status;
+  SY_CUDA_TRY(cudaSetDevice(context_.device));
+  SY_CUDA_TRY(cudaStreamSynchronize(stream_));  // the step before may still read its buffers
+  rows_ = step.rows, sequences_ = step.sequences, logits_ = step.logits;
+  const auto rows_of = [&](int32_t s) { return step.sequence_rows[s]; };
+  most_rows_ = last_position_ = 0;
+  table_entries_ = 0;
+  for (int32_t s = 0, row = 0; s < sequences_; ++s) {
+    row += rows_of(s);
+    const int32_t last = step.positions[row - 1];
+    most_rows_ = std::max(most_rows_, rows_of(s));
+    last_position_ = std::max(last_position_, last);
+    table_entries_ += last / spec_.block_tokens + 1;
+  }
+  const int32_t kv_heads = spec_.mla != 0 ? 1 : spec_.kv_heads;
+  attention_rows_ = AttentionRows(vectors_, spec_.heads, kv_heads, most_rows_,
+                                  context_.properties.sharedMemPerBlockOptin);
+  const int32_t queries = QueriesATile(spec_.heads, kv_heads, attention_rows_);
+  query_runs_ = 0;
+  for (int32_t s = 0; s < sequences_; ++s) query_runs_ += Pieces(rows_of(s), queries);
+  const int32_t tile = RowsABlock(rows_);
+  row_runs_ = {.count = Pieces(rows_, tile), .tile = tile};
+  plane_runs_ = {.count = Pieces(kPlanes * rows_, kMostRows), .tile = kMostRows};
+  head_runs_ = {.count = spec_.heads * Pieces(rows_, tile), .tile = tile, .step = spec_.heads};
+  logit_runs_ = {.count = Pieces(logits_, RowsABlock(logits_)), .tile = RowsABlock(logits_)};
+  if (std::max(head_runs_.count, query_runs_) > kMostRuns || kPlanes * int64_t{rows_} > 1 << 22) {
+    return Fail(error, SY_CUDA_INVALID, "a step of %d rows is too large; cut it", rows_);
+  }
+  // Splits side by side only where blocks are too few to fill the device.
+  const int32_t blocks = query_runs_ * HeadTiles(spec_.heads, kv_heads, attention_rows_);
+  slots_ = blocks >= 2 * context_.properties.multiProcessorCount
+               ? 1
+               : last_position_ / AttentionArgs{}.split_keys + 1;
+
+  LayInput(nullptr, host_);
+  LayScratch(nullptr);
+  for (const int status : {pinned_.Reserve(host_.bytes, error), in_.Reserve(host_.bytes, error),
+                           scratch_.Reserve(s_.bytes, error)}) {
+    if (status != SY_CUDA_OK) return status;
+  }
+  LayInput(pinned_.data(), host_);
+  LayInput(in_.data(), device_);
+  LayScratch(scratch_.data());
+  std::copy_n(step.tokens, rows_, host_.tokens);
+  std::copy_n(step.positions, rows_, host_.positions);
+  std::copy_n(step.logit_rows, logits_, host_.logit_rows);
+  FillSequences(step);
+  FillRuns();
+  SY_CUDA_TRY(
+      cudaMemcpyAsync(in_.data(), pinned_.data(), host_.bytes, cudaMemcpyHostToDevice, stream_));
+  SY_CUDA_TRY(LaunchEmbed(spec_.embedding, spec_.hidden, device_.tokens, rows_,
+                          {s_.residual, spec_.hidden}, stream_));
+  return SY_CUDA_OK;
+}
+
+void SyCudaBackbone::LayInput(unsigned char* base, Input& in) const {
+  Parts parts(base);
+  parts.Take(in.tokens, rows_);
+  parts.Take(in.positions, rows_);
+  parts.Take(in.logit_rows, logits_);
+  parts.Take(in.tables, spec_.kv_groups * table_entries_);
+  parts.Take(in.table_of_row, spec_.kv_groups * int64_t{rows_});
+  parts.Take(in.queries, spec_.kv_groups * int64_t{query_runs_});
+  parts.Take(in.rows, row_runs_.count);
+  parts.Take(in.planes, plane_runs_.count);
+  parts.Take(in.heads, head_runs_.count);
+  parts.Take(in.logits, logit_runs_.count);
+  in.bytes = parts.bytes();
+}
+
+void SyCudaBackbone::LayScratch(unsigned char* base) {
+  const int64_t rows = rows_, hidden = spec_.hidden, heads = spec_.heads;
+  const int64_t experts = spec_.gate.experts, top_k = spec_.gate.top_k;
+  const int64_t vectors = rows * heads, partials = slots_ == 1 ? 0 : vectors * slots_;
+  Parts parts(base);
+  parts.Take(s_.residual, rows * hidden);
+  parts.Take(s_.normed, rows * hidden);
+  parts.Take(s_.delta, rows * hidden);
+  parts.Take(s_.sums, rows * hidden);
+  parts.Take(s_.x, kPlanes * rows * hidden);
+  parts.Take(s_.in, rows * in_width_);
+  parts.Take(s_.q, rows * q_width_);
+  parts.Take(s_.q_a, rows * spec_.q_lora);
+  parts.Take(s_.heads_in, rows * q_width_);
+  parts.Take(s_.query, vectors * vectors_.key_dim);
+  parts.Take(s_.attended, vectors * vectors_.value_dim);
+  parts.Take(s_.value, rows * value_width_);
+  parts.Take(s_.values, rows * value_width_);
+  parts.Take(s_.inner, rows * inner_width_);
+  parts.Take(s_.plane_logits, kPlanes * rows * experts);
+  parts.Take(s_.gate_logits, rows * experts);
+  parts.Take(s_.ids, rows * top_k);
+  parts.Take(s_.weights, rows * top_k);
+  parts.Take(s_.logits, int64_t{logits_} * spec_.vocab);
+  parts.Take(s_.partial, partials * vectors_.value_dim);
+  parts.Take(s_.stats, partials);
+  s_.bytes = parts.bytes();
+}
+
+void SyCudaBackbone::FillRuns() {
+  const auto fill = [](Runs& runs, RowRun* host, const RowRun* device, int32_t rows) {
+    runs.host = host, runs.device = device;
+    for (int32_t i = 0; i < runs.count; ++i) {
+      const int32_t first = i * runs.tile;
+      host[i] = {0, first, std::min(runs.tile, rows - first)};
+    }
+  };
+  fill(row_runs_, host_.rows, device_.rows, rows_);
+  fill(plane_runs_, host_.planes, device_.planes, kPlanes * rows_);
+  fill(logit_runs_, host_.logits, device_.logits, logits_);
+  // Pair (row, head) is row · heads + head.
+  head_runs_.host = host_.heads, head_runs_.device = device_.heads;
+  for (int32_t i = 0; i < head_runs_.count; ++i) {
+    const RowRun& rows = host_.rows[i / spec_.heads];
+    const int32_t head = i % spec_.heads;
+    host_.heads[i] = {head, rows.first * spec_.heads + head, rows.count};
+  }
+}
+
+void SyCudaBackbone::FillSequences(const SyCudaStep& step) {
+  const int32_t kv_heads = spec_.mla != 0 ? 1 : spec_.kv_heads;
+  const int32_t queries = QueriesATile(spec_.heads, kv_heads, attention_rows_);
+  int64_t table = 0;
+  QueryRun* run = host_.queries;
+  for (int32_t g = 0; g < spec_.kv_groups; ++g) {
+    int64_t* const table_of_row = host_.table_of_row + int64_t{g} * rows_;
+    for (int32_t s = 0, row = 0; s < sequences_; ++s) {
+      const int32_t count = step.sequence_rows[s];
+      const int32_t blocks = step.positions[row + count - 1] / spec_.block_tokens + 1;
+      std::copy_n(step.tables[int64_t{g} * sequences_ + s], blocks, host_.tables + table);
+      std::fill_n(table_of_row + row, count, table);
+      for (int32_t i = 0; i < count; i += queries) {
+        *run++ = {row + i, std::min(queries, count - i), table};
+      }
+      row += count;
+      table += blocks;
+    }
+  }
+}
+
+int SyCudaBackbone::Wait(SyCudaError* error) {
+  SY_CUDA_TRY(cudaStreamSynchronize(stream_));
+  return SY_CUDA_OK;
+}
+
+// ---- the table ----
+
+namespace {
+
+int Create(SyCudaContext* context, const SyCudaBackboneSpec* spec, const SyCudaLayer* layers,
+           SyCudaBackbone** backbone, SyCudaError* error) {
+  *backbone = new (std::nothrow) SyCudaBackbone(*context, *spec, layers);
+  if (*backbone == nullptr) return Fail(error, SY_CUDA_NO_MEMORY, "host memory");
+  const int status = (*backbone)->Prepare(error);
+  if (status != SY_CUDA_OK) {
+    delete *backbone;
+    *backbone = nullptr;
+  }
+  return status;
+}
+
+constexpr SyCudaBackboneApi kBackboneApi = {
+    .version = SY_CUDA_BACKBONE_ABI_VERSION,
+    .create = Create,
+    .destroy = [](SyCudaBackbone* b) { delete b; },
+    .begin = [](SyCudaBackbone* b, const SyCudaStep* step,
+                SyCudaError* error) { return b->Begin(*step, error); },
+    .attention = [](SyCudaBackbone* b, int32_t layer,
+                    SyCudaError* error) { return b->Attention(layer, error); },
+    .dense = [](SyCudaBackbone* b, int32_t layer,
+                SyCudaError* error) { return b->Dense(layer, error); },
+    .route = [](SyCudaBackbone* b, int32_t layer, SyCudaRouted* routed,
+                SyCudaError* error) { return b->Route(layer, routed, error); },
+    .wait_routed = [](SyCudaBackbone* b, SyCudaError* error) { return b->WaitRouted(error); },
+    .shared = [](SyCudaBackbone* b, int32_t layer,
+                 SyCudaError* error) { return b->Shared(layer, error); },
+    .combine = [](SyCudaBackbone* b, int32_t layer,
+                  SyCudaError* error) { return b->Combine(layer, error); },
+    .head = [](SyCudaBackbone* b, const float** logits,
+               SyCudaError* error) { return b->Head(logits, error); },
+    .wait = [](SyCudaBackbone* b, SyCudaError* error) { return b->Wait(error); },
+    .residual = [](SyCudaBackbone* b) { return b->residual(); },
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const SyCudaBackboneApi* SyCudaBackbonePlugin(
+    int32_t version) {
+  return version == SY_CUDA_BACKBONE_ABI_VERSION ? &kBackboneApi : nullptr;
+}
