@@ -111,6 +111,7 @@ class LinkSet {
   std::unordered_set<std::string> names_ ABSL_GUARDED_BY(adding_);
   std::vector<LinkSlot*> slots_;        // under the loop's mutex
   std::vector<LinkSlot::Tenant> gone_;  // under the loop's mutex; for the keeper to destroy
+  absl::Time next_tick_ = absl::InfinitePast();  // under the loop's mutex
   std::vector<LinkEvent> scratch_;
   std::atomic<bool> crowded_ = false;
   std::jthread keeper_;
