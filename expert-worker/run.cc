@@ -5,6 +5,7 @@
 
 #include <iostream>
 
+#include "expert-worker/device/open_device.h"
 #include "expert-worker/held_weights.h"
 #include "expert-worker/presence.h"
 #include "expert-worker/worker.h"
@@ -18,8 +19,6 @@
 #include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
-#include "services/device/cuda.h"
-#include "services/device/device_choice.h"
 #include "services/kernels/kernels.h"
 #include "services/model/fingerprint.h"
 #include "services/model/spec_from_hf.h"
@@ -43,9 +42,6 @@ const config::Program kProgram = {
         "switchyard-expert-worker --model models/tiny-r1 --device cuda:0 --allow-mixed-numerics",
         "switchyard-expert-worker --config worker.json --threads 8 --metrics 127.0.0.1:9200"}};
 
-// Of a device's memory that is left for rows on their way: a sixteenth, and no less than this.
-constexpr uint64_t kLeastScratch = uint64_t{256} << 20;
-constexpr uint64_t kScratchShare = 16;
 constexpr absl::Duration kLookForFailure = absl::Milliseconds(200);
 
 std::string Bytes(uint64_t bytes) { return config::FormatBytes(static_cast<int64_t>(bytes)); }
@@ -54,34 +50,6 @@ absl::StatusOr<uint64_t> BytesOf(std::string_view flag, const std::string& text)
   SY_ASSIGN_OR_RETURN(const int64_t bytes, config::ParseBytes(text));
   if (bytes <= 0) return UsageError("{} {}: must be above 0", flag, text);
   return static_cast<uint64_t>(bytes);
-}
-
-// Opens the device that was asked for and takes what is free of its memory, but for scratch.
-absl::Status ChooseDevice(const config::v1::DeviceKnobs& knobs, WorkerOptions* options) {
-  using Kind = device::DeviceChoice::Kind;
-  absl::StatusOr<device::DeviceChoice> choice = device::ParseDevice(knobs.device());
-  if (!choice.ok()) return Annotate(choice.status(), "--device");
-  if (choice->kind == Kind::kCpu) {
-    if (knobs.has_pinned_memory()) {
-      return UsageError("--pinned-memory is of a GPU; give --device cuda, or leave it out");
-    }
-    return absl::OkStatus();
-  }
-  auto cuda = device::Cuda::Open(knobs.cuda_plugin(), choice->index);
-  if (!cuda.ok() && choice->kind == Kind::kAuto) {
-    log::Info("experts are computed on the CPU: {}", ToStd(cuda.status().message()));
-    return absl::OkStatus();
-  }
-  if (!cuda.ok()) return Annotate(cuda.status(), fmt::format("--device {}", knobs.device()));
-  options->cuda = *std::move(cuda);
-  SY_ASSIGN_OR_RETURN(const uint64_t free, options->cuda->FreeBytes());
-  options->memory_bytes = free - std::min(free, std::max(kLeastScratch, free / kScratchShare));
-  if (knobs.has_pinned_memory()) {
-    SY_ASSIGN_OR_RETURN(options->pinned_bytes, BytesOf("--pinned-memory", knobs.pinned_memory()));
-  }
-  log::Info("{}: {} of {} free", options->cuda->name(), Bytes(free),
-            Bytes(options->cuda->about().memory_bytes));
-  return absl::OkStatus();
 }
 
 absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config) {
@@ -101,7 +69,12 @@ absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config
   options.zone = holding.zone();
   options.check_weights = !config.weights().no_weight_check();
   options.memory_bytes = AvailableMemoryBytes();
-  SY_RETURN_IF_ERROR(ChooseDevice(config.device(), &options));
+  SY_ASSIGN_OR_RETURN(const DeviceUse device, OpenDevice(config.device()));
+  if (device.cuda != nullptr) {
+    options.cuda = device.cuda;
+    options.memory_bytes = device.memory_bytes;
+    options.pinned_bytes = device.pinned_bytes;
+  }
   if (holding.has_experts_memory()) {
     SY_ASSIGN_OR_RETURN(options.memory_bytes,
                         BytesOf("--experts-memory", holding.experts_memory()));

@@ -6,7 +6,8 @@
 
 namespace switchyard::gateway {
 
-void AnnounceAndWait(const Gateway& gateway, rpc::ShutdownSignal& signal) {
+void AnnounceAndWait(const Gateway& gateway, rpc::ShutdownSignal& signal,
+                     const std::function<bool()>& goes_on) {
   std::cout << "http: " << gateway.http_url() << "\n"
             << "grpc: " << gateway.grpc_address() << std::endl;
   std::string told;
@@ -15,7 +16,9 @@ void AnnounceAndWait(const Gateway& gateway, rpc::ShutdownSignal& signal) {
     if (missing.empty()) {
       std::cout << "ready" << std::endl;
       log::Info("model {} is ready", gateway.model().name());
-      signal.Wait();
+      if (!goes_on) return signal.Wait();
+      while (goes_on() && !signal.WaitFor(absl::Milliseconds(200))) {
+      }
       return;
     }
     if (missing != told) log::Info("not ready: {}", told = missing);

@@ -170,6 +170,7 @@ class Router::Impl {
   KvPlan plan_;
   std::unique_ptr<KvStorage> kv_;
   expertwire::NumericsClass numerics_;
+  bool experts_elsewhere_ = false;  // than on this CPU, in this process
   std::unique_ptr<expertwire::LinkSet> links_;
   std::unique_ptr<WorkerLinks> worker_links_;
   std::unique_ptr<LinkDispatcher> dispatcher_;
@@ -232,6 +233,10 @@ absl::Status Router::Impl::Load() {
       .model_fingerprint = model_.fingerprint,
       .activations = options_.dtype,
       .arithmetic = expertwire::ExpertArithmetic(model_.spec, *model_.source, options_.dtype, isa)};
+  if (!shared_.expert_arithmetic.empty() && shared_.expert_arithmetic != numerics_.arithmetic) {
+    numerics_.arithmetic = shared_.expert_arithmetic;
+    experts_elsewhere_ = true;
+  }
   return absl::OkStatus();
 }
 
@@ -295,6 +300,7 @@ std::string Router::Impl::NumericsName() const {
   own.arithmetic = std::string(kernels::ArithmeticClass(options_.dtype, compute_->isa()));
   std::string name = expertwire::NumericsId(own);
   if (kv_dtype != options_.dtype) name += fmt::format("+kv-{}", Name(kv_dtype));
+  if (experts_elsewhere_) name += "+" + numerics_.arithmetic;
   if (!options_.routing.gate()) {
     // A gateway joins the names of routers that differ by commas.
     name += "+" + absl::StrReplaceAll(options_.routing.Name(), {{",", ";"}});

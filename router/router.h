@@ -89,6 +89,7 @@ struct RouterShared {
   };
   std::vector<LocalWorker> workers;
   uint64_t other_weight_bytes = 0;        // of these workers
+  std::string expert_arithmetic;          // of these workers; empty: of this CPU
   telemetry::Metrics* metrics = nullptr;  // null: its own
 };
 

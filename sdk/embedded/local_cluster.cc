@@ -12,9 +12,11 @@
 #include "expert-worker/worker_metrics.h"
 #include "services/base/clock.h"
 #include "services/base/cores.h"
+#include "services/base/logging.h"
 #include "services/base/status.h"
 #include "services/checkpoint/progress.h"
 #include "services/config/build_info.h"
+#include "services/config/units.h"
 #include "services/kernels/kernels.h"
 #include "services/rpc/channel.h"
 #include "services/rpc/server.h"
@@ -52,7 +54,7 @@ class LocalCluster::Impl {
     uint64_t expert_bytes = 0;
     for (size_t i = 0; i < workers_.size(); ++i) {
       SY_RETURN_IF_ERROR(CreateWorker(i));
-      expert_bytes += workers_[i].worker->mapped_bytes();
+      expert_bytes += HostBytes(workers_[i]);
     }
     SY_RETURN_IF_ERROR(router::Router::CheckFits(options_.router, model_, expert_bytes));
     SY_ASSIGN_OR_RETURN(gateway::GatewayFiles files, LoadFilesAndCheckExperts());
@@ -90,6 +92,9 @@ class LocalCluster::Impl {
     options.dtype = options_.router.dtype;
     options.isa = options_.router.isa;
     options.allow_mixed_numerics = options_.router.allow_mixed_numerics;
+    options.cuda = options_.device.cuda;
+    options.memory_bytes = options_.device.memory_bytes / workers_.size();
+    options.pinned_bytes = options_.device.pinned_bytes / workers_.size();
     SY_ASSIGN_OR_RETURN(
         part.worker, worker::Worker::Create(model_.spec, model_.fingerprint, model_.source, options,
                                             options_.sockets ? nullptr : pool_.get()));
@@ -106,6 +111,7 @@ class LocalCluster::Impl {
             return progress(done, total) && (unwanted == nullptr || !*unwanted);
           }));
     }
+    if (options_.device.cuda != nullptr) SY_RETURN_IF_ERROR(BringToDevice(*part.worker));
     part.watch = worker::Watch(*metrics_, *part.worker);
     if (!options_.sockets) return absl::OkStatus();
     // The first time a port is chosen; a worker that comes back takes the same.
@@ -120,6 +126,17 @@ class LocalCluster::Impl {
     return absl::OkStatus();
   }
 
+  absl::Status BringToDevice(worker::Worker& worker) const {
+    const uint64_t held = worker.held_bytes(), room = worker.counters().memory_bytes;
+    log::Info("experts take {} on {}{}", config::FormatBytes(static_cast<int64_t>(held)),
+              options_.device.cuda->name(),
+              held <= room ? ""
+                           : fmt::format(", which has room for {}: those used most stay there",
+                                         config::FormatBytes(static_cast<int64_t>(room))));
+    checkpoint::ConsoleProgress progress("Bringing experts to the GPU");
+    return worker.SettleMemory(std::ref(progress));
+  }
+
   absl::Status StartRouter(size_t index) {
     ServingRouter& serving = routers_[index];
     router::RouterOptions options = options_.router;
@@ -132,14 +149,17 @@ class LocalCluster::Impl {
     shared.model = &model_;
     if (index == 0) shared.metrics = metrics_.get();  // others would report the same series
     for (size_t i = 0; i < workers_.size(); ++i) {
-      shared.other_weight_bytes += workers_[i].worker->mapped_bytes();
+      shared.other_weight_bytes += HostBytes(workers_[i]);
       if (options_.sockets) {
         options.workers.push_back(workers_[i].address);
       } else {
         shared.workers.push_back({fmt::format("local-{}", i), workers_[i].worker.get()});
       }
     }
-    if (!options_.sockets) shared.pool = pool_.get();
+    if (!options_.sockets) {
+      shared.pool = pool_.get();
+      shared.expert_arithmetic = workers_[0].worker->numerics().arithmetic;
+    }
     SY_ASSIGN_OR_RETURN(serving.router, router::Router::Create(options, shared));
     serving.address = serving.router->address();
     return absl::OkStatus();
@@ -189,6 +209,11 @@ class LocalCluster::Impl {
     }
   }
 
+  absl::Status failure() const {
+    for (const Part& part : workers_) SY_RETURN_IF_ERROR(part.worker->failure());
+    return absl::OkStatus();
+  }
+
   void Drain(absl::Duration timeout) {
     const absl::Time end = SteadyNow() + timeout;
     gateway_->Drain(timeout);
@@ -206,6 +231,11 @@ class LocalCluster::Impl {
     telemetry::Metrics::Registration watch;
     std::unique_ptr<rpc::Server> server;
   };
+
+  // Of weights that stay in the host's memory.
+  uint64_t HostBytes(const Part& part) const {
+    return options_.device.cuda != nullptr ? 0 : part.worker->mapped_bytes();
+  }
 
   struct ServingRouter {
     std::string address;  // with sockets
@@ -235,6 +265,7 @@ gateway::Gateway& LocalCluster::gateway() { return *impl_->gateway_; }
 router::Router& LocalCluster::router(int i) { return *impl_->routers_[i].router; }
 worker::Worker& LocalCluster::worker(int i) { return *impl_->workers_[i].worker; }
 absl::Status LocalCluster::WaitReady(absl::Duration timeout) { return impl_->WaitReady(timeout); }
+absl::Status LocalCluster::failure() const { return impl_->failure(); }
 void LocalCluster::StopWorker(int i) { impl_->StopWorker(i); }
 absl::Status LocalCluster::StartWorker(int i) { return impl_->StartWorker(i); }
 void LocalCluster::StopRouter(int i) { impl_->routers_[i].router.reset(); }

@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "expert-worker/device/open_device.h"
 #include "expert-worker/worker.h"
 #include "gateway/gateway.h"
 #include "router/router.h"
@@ -30,6 +31,8 @@ struct LocalClusterOptions {
   gateway::GatewayOptions gateway;
   // Parts of the experts, as WorkerOptions::experts; each becomes one worker.
   std::vector<std::string> parts = {"0/1"};
+  // What computes experts; parts share its memory, and experts that it has no room for come and go.
+  worker::DeviceUse device;
   bool sockets = false;
   int routers = 1;  // more than one: with sockets
 };
@@ -53,6 +56,9 @@ class LocalCluster {
   // The same of a router.
   void StopRouter(int i);
   absl::Status StartRouter(int i);
+
+  // Why no expert can be computed any more: a device that is lost; else OK.
+  absl::Status failure() const;
 
   // Gateway, router, workers: none takes new work, what runs has up to `timeout`.
   void Drain(absl::Duration timeout);

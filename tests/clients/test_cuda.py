@@ -26,15 +26,15 @@ def cluster(parts, *worker_args):
     return processes.Cluster(parts, router_args=MIXED, worker_args=(*DEVICE, *MIXED, "--metrics", "127.0.0.1:0", *worker_args))
 
 
-def metric(worker, name):
-    lines = requests.get(worker.fact("metrics"), timeout=10).text.splitlines()
+def metric(url, name):
+    lines = requests.get(url, timeout=10).text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(name + r"[ {]", line))
 
 
 @pytest.fixture(scope="module")
 def whole():
     with cluster(("0-127",)) as running:
-        assert metric(running.workers[0], "switchyard_worker_device_uploads_total") == 4 * 128
+        assert metric(running.workers[0].fact("metrics"), "switchyard_worker_device_uploads_total") == 4 * 128
         return [ask(running.url, body) for body in (PROBE, {**PROBES[2], "max_tokens": 8})]
 
 
@@ -56,7 +56,7 @@ def test_a_device_that_has_no_room_for_all(whole, memory):
     """A third of the experts at a time, and one."""
     with cluster(("0-127",), "--experts-memory", memory, "--pinned-memory", "12MiB") as running:
         assert [ask(running.url, body) for body in (PROBE, {**PROBES[2], "max_tokens": 8})] == whole
-        worker, = running.workers
+        worker = running.workers[0].fact("metrics")
         assert metric(worker, "switchyard_worker_memory_misses_total") > 0
         uploads, packed = (metric(worker, f"switchyard_worker_device_{name}_total") for name in ("uploads", "packs"))
         assert uploads > packed > 0, "what was packed once is copied again"
@@ -103,3 +103,28 @@ def test_auto_takes_the_cpu_where_there_is_no_driver():
     with processes.worker("0-127", "--device", "auto", "--cuda-plugin", os.devnull) as worker:
         assert worker.fact("ready")
         processes.wait_for(lambda: any("experts are computed on the CPU" in (line or "") for line in worker.log))
+
+
+@pytest.mark.parametrize("args, env", [((), {}), (("--pinned-memory", "12MiB"), {"SIMT_MEMORY_BYTES": str(264 << 20)})],
+                         ids=["all experts fit", "a third fits"])
+def test_one_process_with_a_device(whole, args, env):
+    with processes.serve(*DEVICE, *args, env=env) as server:
+        url = server.fact("http")
+        processes.wait_ready(url)
+        assert [ask(url, body) for body in (PROBE, {**PROBES[2], "max_tokens": 8})] == whole
+        assert (metric(url + "/metrics", "switchyard_worker_memory_misses_total") > 0) == bool(env)
+
+
+def test_a_device_that_is_lost_takes_its_worker_down_and_nobody_else(whole):
+    spare = (*DEVICE, *MIXED)
+    with processes.Process("switchyard-expert-worker", "--model", processes.MODEL, "--listen", "127.0.0.1:0", *spare,
+                           env={"SIMT_LOST_AFTER": "20"}) as lost, processes.worker("0-127", *spare) as other:
+        with processes.router([lost.fact("listening"), other.fact("listening")], *MIXED) as router:
+            with processes.gateway([router.fact("listening")]) as gateway:
+                url = gateway.fact("http")
+                processes.wait_ready(url)
+                for _ in range(8):  # each has its share of the rows
+                    assert ask(url, PROBE) == whole[0]
+                assert lost.process.wait(60) == 1
+                assert "is lost" in "\n".join(filter(None, lost.log))
+                assert ask(url, PROBE) == whole[0]

@@ -20,11 +20,12 @@ const config::Program kProgram = {
     .description = "Serve a model in one process: gateway, router and expert workers.",
     .examples = {"switchyard serve models/tiny-r1",
                  "switchyard serve DIR --http 127.0.0.1:9000 --dtype float32 --kv-memory 4GiB",
+                 "switchyard serve DIR --device cuda --pinned-memory 64GiB",
                  "SWITCHYARD_API_KEY_FILE=keys switchyard serve DIR --http 0.0.0.0:443 "
                  "--tls-cert cert.pem --tls-key key.pem"},
     .positional = "model"};
 
-embedded::LocalClusterOptions OptionsFrom(const config::v1::ServeConfig& config) {
+absl::StatusOr<embedded::LocalClusterOptions> OptionsFrom(const config::v1::ServeConfig& config) {
   embedded::LocalClusterOptions options;
   options.model_dir = config.model().model();
   options.threads = config.compute().threads();
@@ -33,6 +34,7 @@ embedded::LocalClusterOptions OptionsFrom(const config::v1::ServeConfig& config)
   router::ApplyKnobs(config.engine(), &options.router);
   router::ApplyKnobs(config.compute(), &options.router);
   gateway::ApplyKnobs(config.front(), config.tls(), &options.gateway);
+  SY_ASSIGN_OR_RETURN(options.device, worker::OpenDevice(config.device()));
   return options;
 }
 
@@ -43,14 +45,14 @@ absl::Status Serve(const config::v1::ServeConfig& config) {
   rpc::RouteGrpcLogs();
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));
-  const embedded::LocalClusterOptions options = OptionsFrom(config);
+  SY_ASSIGN_OR_RETURN(const embedded::LocalClusterOptions options, OptionsFrom(config));
   const gateway::GatewayOptions& front = options.gateway;
   SY_RETURN_IF_ERROR(rpc::CheckListen(front.grpc_address, front.tls, "--grpc"));
   SY_RETURN_IF_ERROR(rpc::CheckListen(front.http.address, front.tls, "--http"));
   SY_ASSIGN_OR_RETURN(const auto cluster, embedded::LocalCluster::Create(options));
-  gateway::AnnounceAndWait(cluster->gateway(), signal);
+  gateway::AnnounceAndWait(cluster->gateway(), signal, [&] { return cluster->failure().ok(); });
   cluster->Drain(timeout);
-  return absl::OkStatus();
+  return cluster->failure();
 }
 
 }  // namespace

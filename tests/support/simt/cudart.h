@@ -22,6 +22,7 @@ enum cudaError_t : int {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNotReady = 600,
+  cudaErrorLaunchFailure = 719,
 };
 enum cudaMemcpyKind : int {
   cudaMemcpyHostToDevice = 1,
@@ -67,6 +68,7 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
+// After SIMT_LOST_AFTER (of the environment) waits for whole streams the device is lost.
 // SIMT_DEVICES of the environment, or 1; at 0 there is no driver.
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaSetDevice(int device);
