@@ -71,7 +71,7 @@ absl::StatusOr<std::shared_ptr<Cuda>> Cuda::Open(const std::string& plugin, int 
         "install those that were built together",
         plugin.empty() ? kPlugin : plugin);
   }
-  std::shared_ptr<Cuda> cuda(new Cuda(library, api));
+  std::shared_ptr<Cuda> cuda(new Cuda(api));
   SyCudaError error = {};
   SY_RETURN_IF_ERROR(ToStatus(api->open(index, &cuda->context_, &error), error));
   SY_RETURN_IF_ERROR(ToStatus(api->describe(cuda->context_, &cuda->about_, &error), error));

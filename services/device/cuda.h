@@ -38,9 +38,9 @@ class Cuda {
   absl::StatusOr<uint64_t> FreeBytes() const;
 
  private:
-  Cuda(void* library, const SyCudaApi* api) : library_(library), api_(api) {}
+  // The library stays loaded: its threads may outlive any owner.
+  explicit Cuda(const SyCudaApi* api) : api_(api) {}
 
-  void* const library_;  // stays loaded: its threads may outlive any owner
   const SyCudaApi* const api_;
   SyCudaContext* context_ = nullptr;
   SyCudaDevice about_ = {};
