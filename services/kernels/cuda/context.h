@@ -13,6 +13,11 @@ struct SyCudaContext {
 
 namespace switchyard::cuda {
 
+// Whether there are wgmma's instructions: those of sm_90a are no other device's.
+inline bool HasWgmma(const cudaDeviceProp& device) {
+  return device.major == 9 && device.minor == 0;
+}
+
 // Writes "WHAT: why" and gives the ABI's status.
 int Fail(SyCudaError* error, SyCudaStatus status, const char* format, ...)
     __attribute__((format(printf, 3, 4)));

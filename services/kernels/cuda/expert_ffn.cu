@@ -5,6 +5,8 @@
 
 #include "services/kernels/cuda/combine.cuh"
 #include "services/kernels/cuda/grouped_matmul_launch.cuh"
+#include "services/kernels/cuda/grouped_wgmma_launch.cuh"
+#include "services/kernels/cuda/quantize_rows.cuh"
 
 using namespace switchyard::cuda;
 
@@ -35,8 +37,8 @@ cudaError_t PrepareProduct(Format format) {
   return OfFormat(format, [](auto of) { return PrepareGroupedMatMul<of()>(); });
 }
 
-cudaError_t LaunchProduct(int rows, Epilogue epilogue, const MatMulArgs& args, int runs,
-                          cudaStream_t stream) {
+cudaError_t LaunchMma(int rows, Epilogue epilogue, const MatMulArgs& args, int runs,
+                      cudaStream_t stream) {
   return OfFormat(args.shape.format, [&](auto of) {
     return LaunchGroupedMatMul<of()>(rows, epilogue, args, runs, stream);
   });
@@ -45,7 +47,11 @@ cudaError_t LaunchProduct(int rows, Epilogue epilogue, const MatMulArgs& args, i
 }  // namespace
 
 SyCudaFfn::SyCudaFfn(SyCudaContext& context, const SyCudaFfnSpec& spec)
-    : context_(context), spec_(spec), block_(spec) {}
+    : context_(context),
+      spec_(spec),
+      block_(spec),
+      wgmma_(HasWgmma(context.properties) && block_.gate_up.format == block_.down.format &&
+             WgmmaTakes(block_.gate_up) && WgmmaTakes(block_.down)) {}
 
 SyCudaFfn::~SyCudaFfn() {
   cudaSetDevice(context_.device);
@@ -58,6 +64,11 @@ SyCudaFfn::~SyCudaFfn() {
 int SyCudaFfn::Prepare(SyCudaError* error) {
   SY_CUDA_TRY(cudaSetDevice(context_.device));
   SY_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  if (wgmma_) {
+    SY_CUDA_TRY(rows_are_e4m3() ? PrepareGroupedWgmma<Format::kE4M3>()
+                                : PrepareGroupedWgmma<Format::kBf16>());
+    return SY_CUDA_OK;
+  }
   SY_CUDA_TRY(PrepareProduct(block_.gate_up.format));
   SY_CUDA_TRY(PrepareProduct(block_.down.format));
   return SY_CUDA_OK;
@@ -67,7 +78,7 @@ size_t SyCudaFfn::pair_bytes() const {
   const auto hidden = static_cast<size_t>(spec_.hidden),
              width = static_cast<size_t>(spec_.intermediate);
   // The row and its result, what lies between, what is asked for, and its places in the lists.
-  return hidden * (2 + 4 + 4) + width * 2 + 128;
+  return hidden * (2 + 1 + 4 + 4) + width * (2 + 1) + 128;
 }
 
 int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaError* error) {
@@ -79,6 +90,7 @@ int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaErro
   size_ = size;
   copied_ = false;
   runs_ = matrices_ = 0;
+  pairs_ = 0;
   at_ = {};
   const auto part = [this](size_t& at, size_t bytes) {
     at = at_.bytes;
@@ -103,6 +115,7 @@ int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaErro
         out_.Reserve(size.out_bytes, error)}) {
     if (status != SY_CUDA_OK) return status;
   }
+  if (const int status = ReserveQuantized(error); status != SY_CUDA_OK) return status;
   unsigned char* const p = pinned_.data();
   *frame = {.x = reinterpret_cast<uint16_t*>(p + at_.x),
             .gather = reinterpret_cast<int32_t*>(p + at_.gather),
@@ -115,24 +128,55 @@ int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaErro
   return SY_CUDA_OK;
 }
 
-int SyCudaFfn::AddRuns(const SyCudaRun* runs, int32_t count, int rows) {
-  auto* const pieces = reinterpret_cast<RowRun*>(pinned_.data() + at_.runs);
+int SyCudaFfn::ReserveQuantized(SyCudaError* error) {
+  if (!rows_are_e4m3()) return SY_CUDA_OK;
+  const auto reserve = [&](Quantized& to, int32_t rows, int32_t columns) {
+    const size_t groups = static_cast<size_t>(rows) *
+                          static_cast<size_t>((columns + kQuantizeGroup - 1) / kQuantizeGroup);
+    const int status = to.bytes.Reserve(groups * kQuantizeGroup, error);
+    return status != SY_CUDA_OK ? status : to.scales.Reserve(groups * sizeof(float), error);
+  };
+  const int status = reserve(x_e4m3_, size_.rows, spec_.hidden);
+  return status != SY_CUDA_OK ? status : reserve(inner_e4m3_, size_.pairs, spec_.intermediate);
+}
+
+void SyCudaFfn::AddMatrices(const SyCudaRun* runs, int32_t count) {
   auto* const gate_up = reinterpret_cast<Matrix*>(pinned_.data() + at_.matrices);
   Matrix* const down = gate_up + size_.pairs;
-  const int before = runs_;
   for (int32_t r = 0; r < count; ++r) {
     const auto* const block = static_cast<const unsigned char*>(runs[r].expert);
     const auto bias = [&](size_t at) {
       return at == 0 ? nullptr : reinterpret_cast<const float*>(block + at);
     };
-    gate_up[matrices_] = {block, bias(block_.gate_up_bias_at)};
-    down[matrices_] = {block + block_.down_at, bias(block_.down_bias_at)};
-    for (int32_t i = 0; i < runs[r].count; i += rows) {
-      pieces[runs_++] = {matrices_, runs[r].first + i, std::min(rows, runs[r].count - i)};
-    }
-    ++matrices_;
+    gate_up[matrices_ + r] = {block, bias(block_.gate_up_bias_at)};
+    down[matrices_ + r] = {block + block_.down_at, bias(block_.down_bias_at)};
   }
-  return runs_ - before;
+}
+
+void SyCudaFfn::AddPieces(const SyCudaRun* runs, int32_t count) {
+  batches_.clear();
+  int most = 0;
+  for (int32_t r = 0; r < count; ++r) most = std::max(most, runs[r].count);
+  if (!wgmma_) return AddPieces(runs, count, RowsABlock(most), 0);
+  // An expert with few rows is not computed as one with many.
+  for (const int rows : {256, 192, 128, 64, 32, 16, 8}) AddPieces(runs, count, rows, rows);
+}
+
+// With a class, only pieces that are of it: what is left of a run decides.
+void SyCudaFfn::AddPieces(const SyCudaRun* runs, int32_t count, int rows, int class_of_rows) {
+  auto* const pieces = reinterpret_cast<RowRun*>(pinned_.data() + at_.runs);
+  const int first = runs_;
+  for (int32_t r = 0; r < count; ++r) {
+    for (int i = 0, step = rows; i < runs[r].count; i += step) {
+      const int left = runs[r].count - i;
+      if (class_of_rows != 0) step = RowsABlock(block_.gate_up.format, left);
+      if (class_of_rows != 0 && step != class_of_rows) continue;
+      pieces[runs_++] = {matrices_ + r, runs[r].first + i, std::min(step, left)};
+    }
+  }
+  for (int from = first; from < runs_; from += kMostRuns) {
+    batches_.push_back({rows, from, std::min(kMostRuns, runs_ - from)});
+  }
 }
 
 // The whole frame with its first runs, or only further ones.
@@ -160,8 +204,7 @@ cudaError_t SyCudaFfn::CopyIn(int first_run, int runs, int first_matrix, int mat
 }
 
 int SyCudaFfn::Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error) {
-  int most = 0;
-  int64_t pairs = runs_;
+  int64_t pairs = pairs_, first_pair = size_.pairs, end_pair = 0;
   for (int32_t r = 0; r < count; ++r) {
     const SyCudaRun& run = runs[r];
     if (run.expert == nullptr || run.count <= 0 || run.first < 0 ||
@@ -169,30 +212,68 @@ int SyCudaFfn::Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error)
       return Fail(error, SY_CUDA_INVALID, "run %d has pairs %d to %d of %d", r, run.first,
                   run.first + run.count, size_.pairs);
     }
-    most = std::max(most, run.count);
     pairs += run.count;
+    first_pair = std::min<int64_t>(first_pair, run.first);
+    end_pair = std::max<int64_t>(end_pair, run.first + run.count);
   }
   if (pairs > size_.pairs) {
     return Fail(error, SY_CUDA_INVALID, "runs of more pairs than the frame's %d", size_.pairs);
   }
   if (count == 0) return SY_CUDA_OK;
-  const int rows = RowsABlock(most);
+  pairs_ = pairs;
   const int first = runs_, first_matrix = matrices_;
-  const int pieces = AddRuns(runs, count, rows);
-  SY_CUDA_TRY(CopyIn(first, pieces, first_matrix, count));
-  for (int from = 0; from < pieces; from += kMostRuns) {
-    const int status = Multiply(rows, first + from, std::min(kMostRuns, pieces - from), error);
-    if (status != SY_CUDA_OK) return status;
+  AddMatrices(runs, count);
+  AddPieces(runs, count);
+  matrices_ += count;
+  const bool fresh = !copied_;
+  SY_CUDA_TRY(CopyIn(first, runs_ - first, first_matrix, count));
+  if (fresh && rows_are_e4m3()) {
+    SY_CUDA_TRY(Quantize(in_.data() + at_.x, spec_.hidden, 0, size_.rows, &x_e4m3_));
   }
-  return SY_CUDA_OK;
+  return Multiply(first_pair, end_pair, error);
 }
 
-int SyCudaFfn::Multiply(int rows, int first_run, int runs, SyCudaError* error) {
+cudaError_t SyCudaFfn::Quantize(const void* x, int columns, int64_t first, int64_t rows,
+                                Quantized* to) {
+  const int groups = (columns + kQuantizeGroup - 1) / kQuantizeGroup;
+  const int64_t stride = int64_t{groups} * kQuantizeGroup;
+  const QuantizeArgs args{.x = static_cast<const uint16_t*>(x) + first * columns,
+                          .x_stride = columns,
+                          .rows = static_cast<int32_t>(rows),
+                          .columns = columns,
+                          .out = to->bytes.data() + first * stride,
+                          .out_stride = stride,
+                          .scales = reinterpret_cast<float*>(to->scales.data()) + first * groups,
+                          .scale_stride = groups};
+  const int64_t blocks = (rows * groups + kQuantizeGroupsABlock - 1) / kQuantizeGroupsABlock;
+  return Launch(&QuantizeRows, dim3(static_cast<unsigned>(blocks)), dim3(kQuantizeThreads), 0,
+                stream_, args);
+}
+
+cudaError_t SyCudaFfn::LaunchProduct(const MatMulArgs& args, const Quantized& rows,
+                                     Epilogue epilogue, const Batch& batch) {
+  if (!wgmma_) return LaunchMma(batch.rows, epilogue, args, batch.count, stream_);
+  GroupedArgs grouped{.product = args, .runs = batch.count};
+  const int multiprocessors = context_.properties.multiProcessorCount;
+  if (!rows_are_e4m3()) {
+    return LaunchGroupedWgmma<Format::kBf16>(batch.rows, epilogue, grouped, batch.count,
+                                             multiprocessors, stream_);
+  }
+  const int groups = (args.shape.columns + kQuantizeGroup - 1) / kQuantizeGroup;
+  grouped.product.x = reinterpret_cast<const uint16_t*>(rows.bytes.data());
+  grouped.product.x_stride = int64_t{groups} * kQuantizeGroup;
+  grouped.x_scales = reinterpret_cast<const float*>(rows.scales.data());
+  grouped.x_scale_stride = groups;
+  return LaunchGroupedWgmma<Format::kE4M3>(batch.rows, epilogue, grouped, batch.count,
+                                           multiprocessors, stream_);
+}
+
+int SyCudaFfn::Multiply(int64_t first_pair, int64_t end_pair, SyCudaError* error) {
   const unsigned char* const in = in_.data();
   const auto* const matrices = reinterpret_cast<const Matrix*>(in + at_.matrices);
+  const auto* const runs = reinterpret_cast<const RowRun*>(in + at_.runs);
   MatMulArgs args{
       .matrices = matrices,
-      .runs = reinterpret_cast<const RowRun*>(in + at_.runs) + first_run,
       .shape = block_.gate_up,
       .x = reinterpret_cast<const uint16_t*>(in + at_.x),
       .x_stride = spec_.hidden,
@@ -200,7 +281,14 @@ int SyCudaFfn::Multiply(int rows, int first_run, int runs, SyCudaError* error) {
       .y = inner_.data(),
       .y_stride = spec_.intermediate,
       .activation = {.clamped = spec_.clamped != 0, .limit = spec_.limit, .alpha = spec_.alpha}};
-  SY_CUDA_TRY(LaunchProduct(rows, Epilogue::kActivate, args, runs, stream_));
+  for (const Batch& batch : batches_) {
+    args.runs = runs + batch.first;
+    SY_CUDA_TRY(LaunchProduct(args, x_e4m3_, Epilogue::kActivate, batch));
+  }
+  if (rows_are_e4m3()) {
+    SY_CUDA_TRY(Quantize(inner_.data(), spec_.intermediate, first_pair, end_pair - first_pair,
+                         &inner_e4m3_));
+  }
   args.matrices = matrices + size_.pairs;
   args.shape = block_.down;
   args.x = reinterpret_cast<const uint16_t*>(inner_.data());
@@ -208,7 +296,10 @@ int SyCudaFfn::Multiply(int rows, int first_run, int runs, SyCudaError* error) {
   args.gather = nullptr;
   args.y = y_.data();
   args.y_stride = spec_.hidden;
-  SY_CUDA_TRY(LaunchProduct(rows, Epilogue::kStore, args, runs, stream_));
+  for (const Batch& batch : batches_) {
+    args.runs = runs + batch.first;
+    SY_CUDA_TRY(LaunchProduct(args, inner_e4m3_, Epilogue::kStore, batch));
+  }
   return SY_CUDA_OK;
 }
 

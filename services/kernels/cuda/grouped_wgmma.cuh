@@ -34,8 +34,9 @@ struct GroupedArgs {
   // Of e4m3, x is bytes: rows of x_stride (a multiple of 16) with zeros behind the columns up to a
   // whole tile. Scales of weights are for 128 inputs or more. Runs as below.
   MatMulArgs product;
-  const int32_t* run_count = nullptr;  // how many runs: in device memory, so that a graph that is
-                                       // replayed may have others
+  int32_t runs = 0;
+  const int32_t* run_count = nullptr;  // how many runs, if not null: in device memory, so that a
+                                       // graph that is replayed may have others
   const float* x_scales = nullptr;     // e4m3: [row of x][x_scale_stride], one for 128 columns
   int64_t x_scale_stride = 0;
 };
@@ -118,6 +119,12 @@ __device__ __forceinline__ int OutputGroups(const TileShape& shape) {
 }
 
 template <Format kFormat, int kRows>
+__device__ __forceinline__ int Items(const GroupedArgs& args) {
+  const int runs = args.run_count == nullptr ? args.runs : *args.run_count;
+  return runs * OutputGroups<kFormat, kRows>(args.product.shape);
+}
+
+template <Format kFormat, int kRows>
 __device__ __forceinline__ GroupedItem ItemAt(const MatMulArgs& args, int item) {
   const int groups = OutputGroups<kFormat, kRows>(args.shape);
   return {args.runs[item / groups], item % groups * GroupedStage<kFormat, kRows>::kBlockTiles};
@@ -196,7 +203,7 @@ __device__ __forceinline__ void Produce(const GroupedArgs& args, StageRing<kForm
                                         int thread) {
   using Stage = GroupedStage<kFormat, kRows>;
   const MatMulArgs& product = args.product;
-  const int items = *args.run_count * OutputGroups<kFormat, kRows>(product.shape);
+  const int items = Items<kFormat, kRows>(args);
   const int steps = product.shape.column_tiles();
   const auto full = [&](int stages_ago) {
     PublishShared();
@@ -341,7 +348,7 @@ template <Format kFormat, int kRows, Epilogue kEpilogue>
 __device__ __forceinline__ void Consume(const GroupedArgs& args, StageRing<kFormat, kRows> ring) {
   constexpr int kTiles = GroupedStage<kFormat, kRows>::kTiles;
   const MatMulArgs& product = args.product;
-  const int items = *args.run_count * OutputGroups<kFormat, kRows>(product.shape);
+  const int items = Items<kFormat, kRows>(args);
   const int steps = product.shape.column_tiles();
   const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroupThreads;
   for (int i = static_cast<int>(blockIdx.x); i < items; i += static_cast<int>(gridDim.x)) {
@@ -364,6 +371,9 @@ __device__ __forceinline__ void Consume(const GroupedArgs& args, StageRing<kForm
 // kRows rows; one without rows is no item's.
 template <Format kFormat, int kRows, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kGroupedThreads, 1) GroupedWgmma(const GroupedArgs args) {
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  // Never started where there is no wgmma.
+#else
   using Stage = GroupedStage<kFormat, kRows>;
   SY_CUDA_SHARED(shared);
   const StageRing<kFormat, kRows> ring{shared};
@@ -383,6 +393,7 @@ __global__ void __launch_bounds__(kGroupedThreads, 1) GroupedWgmma(const Grouped
     Produce<kFormat, kRows>(args, ring,
                             static_cast<int>(threadIdx.x) - kWarpgroups * kWarpgroupThreads);
   }
+#endif
 }
 
 }  // namespace switchyard::cuda

@@ -64,7 +64,8 @@ int Describe(SyCudaContext* context, SyCudaDevice* out, SyCudaError* error) {
   const cudaDeviceProp& p = context->properties;
   std::snprintf(out->name, sizeof(out->name), "%s", p.name);
   // Within one major the instructions, and so the bits, are taken to be the same.
-  std::snprintf(out->arithmetic, sizeof(out->arithmetic), "cuda-sm%d0-mma", p.major);
+  std::snprintf(out->arithmetic, sizeof(out->arithmetic), "cuda-sm%d0-%s", p.major,
+                HasWgmma(p) ? "wgmma" : "mma");
   out->index = context->device;
   out->major = p.major;
   out->minor = p.minor;

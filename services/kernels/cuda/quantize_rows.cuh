@@ -29,6 +29,9 @@ struct QuantizeArgs {
 
 // grid: (groups of all rows) / kQuantizeGroupsABlock, rounded up.
 __global__ void __launch_bounds__(kQuantizeThreads) QuantizeRows(const QuantizeArgs args) {
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  // Never started where there is no wgmma.
+#else
   const auto thread = static_cast<int>(threadIdx.x);
   const int groups = (args.columns + kQuantizeGroup - 1) / kQuantizeGroup;
   const int64_t at =
@@ -61,6 +64,7 @@ __global__ void __launch_bounds__(kQuantizeThreads) QuantizeRows(const QuantizeA
   *reinterpret_cast<uint2*>(args.out + row * args.out_stride + column) = {
       pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16};
   if (thread % kQuantizeLanes == 0) args.scales[row * args.scale_stride + group] = scale;
+#endif
 }
 
 }  // namespace switchyard::cuda

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -75,10 +76,30 @@ SyCudaMatrix Shape(const cuda::TileShape& s, int rows) {
   return {static_cast<int32_t>(s.format), rows, s.columns, s.group, s.group_rows, s.zeros};
 }
 
+// Every 128 numbers with the scale that makes the largest 448, the largest of e4m3.
+void RoundToE4M3(std::vector<double>* values) {
+  for (size_t first = 0; first < values->size(); first += 128) {
+    double most = 0;
+    for (size_t i = first; i < first + 128; ++i) most = std::max(most, std::fabs((*values)[i]));
+    const float scale = static_cast<float>(most) / 448.0f;
+    for (size_t i = first; i < first + 128; ++i) {
+      const double x = static_cast<float>((*values)[i]) / scale;
+      int exponent = 0;
+      std::frexp(x, &exponent);  // x = m · 2^exponent, m in [1/2, 1): four bits of it
+      const double step = std::ldexp(1.0, std::max(exponent - 4, -9));
+      (*values)[i] = std::nearbyint(x / step) * step * static_cast<double>(scale);
+    }
+  }
+}
+
 class Layer {
  public:
-  Layer(const Form& form, int experts, WeightLayout layout = WeightLayout::kOutIn) {
+  Layer(const Form& form, int experts, WeightLayout layout = WeightLayout::kOutIn,
+        const char* major = "8")
+      : rows_are_e4m3_(form.dtype == DType::kF8E4M3 && *major == '9') {
+    ::setenv("SIMT_MAJOR", major, 1);
     EXPECT_EQ(api_.open(0, &context_, &error_), SY_CUDA_OK) << error_.text;
+    ::unsetenv("SIMT_MAJOR");
     for (int e = 0; e < experts; ++e) {
       const auto seed = static_cast<uint32_t>(10 * e);
       gate_.emplace_back(form, layout, kWidth, kHidden, seed + 1);
@@ -169,23 +190,28 @@ class Layer {
   void Check(const std::vector<Pair>& pairs, const std::vector<float>& y) {
     for (size_t p = 0; p < pairs.size(); ++p) {
       const auto e = static_cast<size_t>(pairs[p].expert);
-      std::vector<double> inner;
+      std::vector<double> x, inner;
+      for (int k = 0; k < kHidden; ++k) {
+        x.push_back(At(x_.data(), DType::kBF16, pairs[p].row * kHidden + k));
+      }
+      if (rows_are_e4m3_) RoundToE4M3(&x);
       for (int i = 0; i < kWidth; ++i) {
         double gate = 0, up = 0;
         for (int k = 0; k < kHidden; ++k) {
-          const double x = At(x_.data(), DType::kBF16, pairs[p].row * kHidden + k);
-          gate += x * gate_[e].At(i, k);
-          up += x * up_[e].At(i, k);
+          gate += x[static_cast<size_t>(k)] * gate_[e].At(i, k);
+          up += x[static_cast<size_t>(k)] * up_[e].At(i, k);
         }
-        inner.push_back(gate / (1 + std::exp(-gate)) * up);
+        const double value = gate / (1 + std::exp(-gate)) * up;
+        inner.push_back(ToFloat(ToBF16(static_cast<float>(value))));
       }
+      if (rows_are_e4m3_) RoundToE4M3(&inner);
       for (int n = 0; n < kHidden; ++n) {
         double sum = 0, size = 0;
         for (int i = 0; i < kWidth; ++i) {
           const double term = inner[static_cast<size_t>(i)] * down_[e].At(n, i);
           sum += term, size += std::fabs(term);
         }
-        // What rounding the activation to bf16 may do.
+        // A few activations may round to another bf16.
         ASSERT_NEAR(static_cast<double>(y[p * kHidden + static_cast<size_t>(n)]), sum,
                     size / 200 + 1e-9)
             << "pair " << p << " output " << n;
@@ -193,6 +219,7 @@ class Layer {
     }
   }
 
+  const bool rows_are_e4m3_;
   const SyCudaApi& api_ = *SyCudaPlugin(SY_CUDA_ABI_VERSION);
   SyCudaContext* context_ = nullptr;
   SyCudaFfn* ffn_ = nullptr;
@@ -234,16 +261,32 @@ TEST(ExpertFfn, EveryFormOfWeights) {
   }
 }
 
+// wgmma for bf16 and, with rows of e4m3, for e4m3; mma.sync for all else.
+TEST(ExpertFfn, EveryFormOnHopper) {
+  for (const Form& form : {kBf16, kE4M3, kE4M3Rows, kForms[0]}) {
+    SCOPED_TRACE(form.name);
+    Layer layer(form, 2, WeightLayout::kOutIn, "9");
+    SyCudaDevice about;
+    ASSERT_EQ(layer.api_.describe(layer.context_, &about, &layer.error_), SY_CUDA_OK);
+    EXPECT_STREQ(about.arithmetic, "cuda-sm90-wgmma");
+    const auto pairs = SomePairs(2, 23, 3);
+    layer.Check(pairs, layer.Compute(pairs));
+  }
+}
+
 TEST(ExpertFfn, WeightsAsRowsOfInputs) {
   Layer layer(kBf16, 2, WeightLayout::kInOut);
   const auto pairs = SomePairs(2, 11, 3);
   layer.Check(pairs, layer.Compute(pairs));
 }
 
-TEST(ExpertFfn, APairHasItsBitsInAnyCompany) {
+class ExpertFfnOn : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(ComputeCapability, ExpertFfnOn, ::testing::Values("8", "9"));
+
+TEST_P(ExpertFfnOn, APairHasItsBitsInAnyCompany) {
   for (const Form& form : {kBf16, kE4M3}) {
     SCOPED_TRACE(form.name);
-    Layer layer(form, 5);
+    Layer layer(form, 5, WeightLayout::kOutIn, GetParam());
     const auto all = SomePairs(5, 150, 9);  // expert 1 has runs of 64, and others few rows
     const std::vector<float> together = layer.Compute(all);
     EXPECT_EQ(FirstDifference(layer.Compute(all, 3), together), -1);
