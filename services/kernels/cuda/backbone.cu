@@ -301,7 +301,9 @@ void SyCudaBackbone::LayInput(unsigned char* base, Input& in) const {
 void SyCudaBackbone::LayScratch(unsigned char* base) {
   const int64_t rows = rows_, hidden = spec_.hidden, heads = spec_.heads;
   const int64_t experts = spec_.gate.experts, top_k = spec_.gate.top_k;
-  const int64_t vectors = rows * heads, partials = slots_ == 1 ? 0 : vectors * slots_;
+  // A query of several splits keeps its sums there, also where one block walks them.
+  const bool one_split = last_position_ < AttentionArgs{}.split_keys;
+  const int64_t vectors = rows * heads, partials = one_split ? 0 : vectors * slots_;
   Parts parts(base);
   parts.Take(s_.residual, rows * hidden);
   parts.Take(s_.normed, rows * hidden);
