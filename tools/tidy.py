@@ -47,7 +47,7 @@ ARROWS = [
 # What may be tracked; any input stands in the corpora of the fuzzers.
 ENDINGS = (".cc", ".h", ".cu", ".cuh", ".inc", ".in", ".proto", ".cmake", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".jinja", ".safetensors", ".xz", ".supp")
 NAMES = ("LICENSE", "Dockerfile", ".gitignore", ".dockerignore", ".clang-format")
-PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/sysroot", "scripts/test", "tests/chaos/run", "tools/bench/side_by_side")
+PROGRAMS = (".ci/run", "scripts/quickstart", "scripts/sysroot", "scripts/test", "tests/chaos/run", "tools/bench/gpu", "tools/bench/side_by_side")
 # Where no wait may end by the wall clock, and the lines that ask for it to tell others.
 PRODUCT = ("services/", "expert-worker/", "router/", "gateway/", "sdk/")
 TOLD = r"ToUnixSeconds|ToChronoTime|FromChrono|Elapsed\(\)|^\s*//"

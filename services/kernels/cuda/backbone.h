@@ -30,6 +30,7 @@ struct SyCudaBackbone {
   int Head(const float** logits, SyCudaError* error);
   int Wait(SyCudaError* error);
   float* residual() const { return s_.residual; }
+  cudaStream_t stream() const { return stream_; }  // for measurements
 
  private:
   using Matrix = switchyard::cuda::Matrix;

@@ -21,6 +21,7 @@ struct SyCudaFfn {
   int Finish(void* out, SyCudaError* error);
   int Wait(SyCudaError* error);
   size_t pair_bytes() const;
+  cudaStream_t stream() const { return stream_; }  // for measurements
 
  private:
   // Where the parts of a frame lie, in bytes from the first of its pinned buffer and of the

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs what measures, and takes its lines of JSON. What fails costs its own figures only."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from . import build, figures
+
+SECONDS = 900  # of one program, the peer's compiling among them
+SMI = "name,driver_version,compute_cap,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu,persistence_mode,mig.mode.current"
+
+
+class NoGpu(Exception):
+    """Why there is none."""
+
+
+def parse_smi(text):
+    """The first device's line of `nvidia-smi --query-gpu=SMI --format=csv,noheader`."""
+    rows = [line for line in text.splitlines() if line.strip()]
+    values = [v.strip() for v in rows[0].split(",")] if rows else []
+    names = SMI.split(",")
+    if len(values) != len(names):
+        raise NoGpu(f"nvidia-smi's answer is not understood: {text.strip()[:200]}")
+    return dict(zip(names, values))
+
+
+def gpu():
+    """What nvidia-smi says of the first device, its clocks of now among it."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        raise NoGpu("no GPU: nvidia-smi was not found")
+    try:
+        done = subprocess.run([smi, f"--query-gpu={SMI}", "--format=csv,noheader"], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise NoGpu("no GPU: nvidia-smi does not answer") from None
+    if done.returncode != 0:
+        raise NoGpu(f"no GPU: {(done.stdout + done.stderr).strip().splitlines()[-1:]}")
+    return parse_smi(done.stdout)
+
+
+def parse(text):
+    """Lines that are objects of JSON with a kind."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("{"):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if "kind" in found:
+                lines.append(found)
+    return lines
+
+
+def run(command, seconds=SECONDS):
+    """(lines, why it failed or None)"""
+    env = dict(os.environ)
+    library, _ = build.pip_cublas()
+    if library is not None:
+        env.setdefault("SWITCHYARD_CUBLASLT", str(library))
+    try:
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=seconds, env=env)
+    except subprocess.TimeoutExpired as e:
+        return parse((e.stdout or b"").decode()), f"{command[1]}: not done after {seconds} s"
+    if done.returncode == 0:
+        return parse(done.stdout), None
+    said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
+    return parse(done.stdout), f"{command[1]}: {said}"
+
+
+def commands(binary, quick):
+    shapes = figures.shapes(quick)
+    peer = [sys.executable, str(build.HERE / "triton_moe.py"), *shapes]
+    return {"limits": [binary, "limits"],
+            "ffn_bf16": [binary, "ffn", "bf16", *shapes], "ffn_e4m3": [binary, "ffn", "e4m3", *shapes],
+            "triton": peer, "mla": [binary, "mla"], "decode": [binary, "decode", "1", "64"],
+            "frame_bf16": [binary, "frame", "bf16"], "frame_e4m3": [binary, "frame", "e4m3"]}
+
+
+def measure(binary, names, quick, say=print):
+    """(lines, reasons) of the programs that figures of these names need."""
+    needed = {p for name in names for p in figures.FIGURES[name].needs}
+    lines, reasons = [], {}
+    for program, command in commands(binary, quick).items():
+        if program not in needed:
+            continue
+        say(f"measuring {program}")
+        found, why = run(command)
+        lines += found
+        if why is not None:
+            reasons[program] = why
+            say(f"  {why}")
+    return lines, reasons
