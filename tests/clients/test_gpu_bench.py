@@ -11,7 +11,7 @@ from processes import ROOT
 
 sys.path[:0] = [str(ROOT / "tools/bench")]
 
-from gpu_bench import build, figures, programs, report  # noqa: E402
+from gpu_bench import build, figures, main, programs, report  # noqa: E402
 
 TOOL = ROOT / "tools/bench/gpu"
 PLUGIN = processes.BIN.parent / "lib/libswitchyard_cuda_emulated.so"
@@ -80,10 +80,11 @@ def test_every_figure_has_its_programs():
 
 
 def test_output_of_others_is_read():
-    smi = programs.parse_smi("NVIDIA H100 80GB HBM3, 580.1, 9.0, 81559 MiB, 345 MHz, 2619 MHz, 1980 MHz, 2619 MHz, 70 W, 700 W, 30, Enabled, Disabled\n")
-    assert smi["name"] == "NVIDIA H100 80GB HBM3" and smi["compute_cap"] == "9.0" and smi["mig.mode.current"] == "Disabled"
+    assert programs.parse_smi("NVIDIA H100 80GB HBM3, 580.1, 9.0\n", programs.SMI)["name"] == "NVIDIA H100 80GB HBM3"
     with pytest.raises(programs.NoGpu, match="not understood"):
-        programs.parse_smi("No devices were found")
+        programs.parse_smi("No devices were found", programs.SMI)
+    assert programs.spread("345, 2619, 70.5, 30\n1980, 2619, 690.1, 61\n1755, 2619, [N/A], 55\n") == {
+        "clocks.sm": [345, 1755, 1980], "clocks.mem": [2619] * 3, "power.draw": [70.5, 380.3, 690.1], "temperature.gpu": [30, 55, 61]}
     assert programs.parse('noise\n{"kind": "a"}\n{"b": 1}\n{broken\n') == [{"kind": "a"}]
     lines, why = programs.run([sys.executable, "-c", "import sys; print('{\"kind\": \"a\"}'); sys.exit('no memory')"])
     assert lines == [{"kind": "a"}] and why == "-c: no memory"
@@ -104,6 +105,30 @@ def test_without_a_gpu_all_figures_are_null(tmp_path):
     only = run("--json", "-", "--only", "mla,frame", "--check", PATH="/nonexistent")
     assert only.returncode == 1 and "missed or not measured: mla_decode_roofline_share" in only.stderr
     assert list(json.loads(only.stdout)["figures"]) == ["mla_decode_roofline_share", "mla_decode16_bandwidth_share", "frame_ratio"]
+
+
+def test_programs_that_fail_cost_their_figures_only(tmp_path, monkeypatch):
+    """All of main, with an nvidia-smi and programs that are scripts."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\ncase "$*" in\n*name*) echo "A GPU, 1.0, 9.0" ;;\n*lms*) echo "1000, 2000, 300, 50"; exec sleep 60 ;;\n'
+                   "*) echo 'Field is not valid'; exit 2 ;;\nesac\n")
+    binary = tmp_path / "gpu_bench"
+    binary.write_text("#!/bin/sh\ncase $1 in\nlimits) echo '" + json.dumps(LIMITS[0]) + "'; echo '" + json.dumps(LIMITS[2]) + "' ;;\n"
+                      "mla) echo '" + json.dumps({"kind": "mla", "heads": 16, "ms": 0.25, "bytes": 4e8, "flop": 1}) + "'; echo broken >&2; exit 1 ;;\nesac\n")
+    for script in (smi, binary):
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(build.Builder, "programs", lambda self: binary)
+    monkeypatch.setattr(main, "toolkit", lambda: "none")
+    out = tmp_path / "out.json"
+    assert main.main(["--only", "mla", "--check", "--json", str(out)]) == 1
+    document = json.loads(out.read_text())
+    assert document["device"] == "A GPU" and document["arch"] == "sm_90a"
+    assert "Field is not valid" in document["clocks"]["before"]["more"]
+    assert document["figures"]["mla_decode16_bandwidth_share"]["value"] == pytest.approx(0.8)
+    assert document["figures"]["mla_decode_roofline_share"]["reason"] == "mla: broken"
+    meanwhile = [x for x in document["samples"] if x["kind"] == "clocks"]
+    assert [x["program"] for x in meanwhile] == ["limits", "mla"]
 
 
 def test_words_that_mean_nothing_are_refused():

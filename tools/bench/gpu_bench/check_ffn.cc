@@ -411,7 +411,9 @@ void CheckFfn(Check& check) {
     CheckCase(check, form, hidden, width, {quick ? 9 : 33, quick ? 3 : 8, 2, Spread::kUniform});
   }
   if (quick) {
-    CheckCase(check, kForms[0], hidden, width, {70, 3, 1, Spread::kOne});
+    // Rows of one expert for which there are several kernels, and what is left of them.
+    CheckCase(check, kForms[0], hidden, width, {300, 3, 1, Spread::kOne});
+    CheckCase(check, kForms[2], hidden, width, {200, 2, 1, Spread::kOne});
     return CheckCase(check, kForms[2], hidden, width, {70, 4, 1, Spread::kHalfEmpty});
   }
   for (const int form : {0, 2, 6}) {

@@ -1,43 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs what measures, and takes its lines of JSON. What fails costs its own figures only."""
+import contextlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 
 from . import build, figures
 
 SECONDS = 900  # of one program, the peer's compiling among them
-SMI = "name,driver_version,compute_cap,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu,persistence_mode,mig.mode.current"
+SMI = "name,driver_version,compute_cap"
+MORE = "memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu,persistence_mode,mig.mode.current"
+SAMPLED = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
 class NoGpu(Exception):
     """Why there is none."""
 
 
-def parse_smi(text):
-    """The first device's line of `nvidia-smi --query-gpu=SMI --format=csv,noheader`."""
+def find_smi():
+    for name in ("nvidia-smi", "/usr/bin/nvidia-smi", "/usr/local/nvidia/bin/nvidia-smi"):
+        if shutil.which(name):
+            return shutil.which(name)
+    raise NoGpu("no GPU: nvidia-smi was not found")
+
+
+def parse_smi(text, names):
+    """The first device's line of an answer in CSV."""
     rows = [line for line in text.splitlines() if line.strip()]
     values = [v.strip() for v in rows[0].split(",")] if rows else []
-    names = SMI.split(",")
-    if len(values) != len(names):
-        raise NoGpu(f"nvidia-smi's answer is not understood: {text.strip()[:200]}")
-    return dict(zip(names, values))
+    if len(values) != len(names.split(",")):
+        raise NoGpu(f"no GPU: nvidia-smi's answer is not understood: {text.strip()[:200]}")
+    return dict(zip(names.split(","), values))
 
 
-def gpu():
-    """What nvidia-smi says of the first device, its clocks of now among it."""
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
-        raise NoGpu("no GPU: nvidia-smi was not found")
+def ask_smi(names):
     try:
-        done = subprocess.run([smi, f"--query-gpu={SMI}", "--format=csv,noheader"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([find_smi(), f"--query-gpu={names}", "--format=csv,noheader"], capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         raise NoGpu("no GPU: nvidia-smi does not answer") from None
     if done.returncode != 0:
-        raise NoGpu(f"no GPU: {(done.stdout + done.stderr).strip().splitlines()[-1:]}")
-    return parse_smi(done.stdout)
+        raise NoGpu("no GPU: nvidia-smi says " + ((done.stdout + done.stderr).strip().splitlines() or ["nothing"])[-1])
+    return parse_smi(done.stdout, names)
+
+
+def gpu():
+    """What nvidia-smi says of the first device, its clocks of now among it, as far as it knows them."""
+    found = ask_smi(SMI)
+    try:
+        found.update(ask_smi(MORE))
+    except NoGpu as e:
+        found["more"] = str(e)
+    return found
+
+
+def spread(text):
+    """Of lines of SAMPLED without units: {field: [lowest, median, highest]}."""
+    columns = {}
+    for line in text.splitlines():
+        for name, value in zip(SAMPLED.split(","), line.split(",")):
+            try:
+                columns.setdefault(name, []).append(float(value))
+            except ValueError:
+                continue
+    return {name: [min(v), statistics.median(v), max(v)] for name, v in columns.items()}
+
+
+@contextlib.contextmanager
+def clocks(into):
+    """Clocks, power and temperature while something runs, every half second."""
+    with tempfile.TemporaryFile("w+") as out:
+        smi = subprocess.Popen([find_smi(), f"--query-gpu={SAMPLED}", "--format=csv,noheader,nounits", "-i", "0", "-lms", "500"],
+                               stdout=out, stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            smi.terminate()
+            smi.wait()
+            out.seek(0)
+            into.update(spread(out.read()))
 
 
 def parse(text):
@@ -87,8 +131,10 @@ def measure(binary, names, quick, say=print):
         if program not in needed:
             continue
         say(f"measuring {program}")
-        found, why = run(command)
-        lines += found
+        meanwhile = {}
+        with clocks(meanwhile):
+            found, why = run(command)
+        lines += [*found, {"kind": "clocks", "program": program, **meanwhile}]
         if why is not None:
             reasons[program] = why
             say(f"  {why}")

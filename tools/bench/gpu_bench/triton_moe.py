@@ -267,6 +267,27 @@ def vllm_ms(layer, x, ids, weights, top_k, experts):
         return None
 
 
+def torch_ms(layer, x, ids, weights, top_k, experts):
+    """The same of PyTorch's grouped products, where it has them; told beside, as it is no fused MoE."""
+    if layer.fmt != "bf16" or not hasattr(torch, "_grouped_mm"):
+        return None
+    order = torch.argsort(ids)
+    rows, ends = order // top_k, torch.cumsum(torch.bincount(ids, minlength=experts), 0).to(torch.int32)
+    w = weights[order].to(torch.bfloat16)[:, None]
+    gate_up, down = layer.gate_up[:experts].transpose(-2, -1), layer.down[:experts].transpose(-2, -1)
+
+    def forward():
+        both = torch._grouped_mm(x[rows], gate_up, offs=ends)
+        inner = torch.nn.functional.silu(both[:, :INTERMEDIATE]) * both[:, INTERMEDIATE:]
+        return torch.zeros_like(x).index_add_(0, rows, torch._grouped_mm(inner, down, offs=ends) * w)
+
+    try:
+        return median_ms(forward)
+    except Exception as e:
+        print(f"torch: {e}", file=sys.stderr)
+        return None
+
+
 def main(words):
     shapes = [shape_of(w) for w in words]
     torch.manual_seed(1)
@@ -290,7 +311,8 @@ def main(words):
                 continue
             own, vllm = ms, vllm_ms(layer, x, ids, weights, shape["top_k"], shape["experts"])
             ms = ms if vllm is None else min(ms, vllm)
-            say(**line, ms=ms, own_ms=own, vllm_ms=vllm, config=config, torch=torch.__version__, triton=triton.__version__)
+            of_torch = torch_ms(layer, x, ids, weights, shape["top_k"], shape["experts"])
+            say(**line, ms=ms, own_ms=own, vllm_ms=vllm, torch_ms=of_torch, config=config, torch=torch.__version__, triton=triton.__version__)
         del layer
         torch.cuda.empty_cache()
 
