@@ -119,6 +119,7 @@ def test_programs_that_fail_cost_their_figures_only(tmp_path, monkeypatch):
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(build.Builder, "programs", lambda self: binary)
+    monkeypatch.setattr(build, "cublas", lambda: None)
     monkeypatch.setattr(main, "toolkit", lambda: "none")
     out = tmp_path / "out.json"
     assert main.main(["--only", "mla", "--check", "--json", str(out)]) == 1

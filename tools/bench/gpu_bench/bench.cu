@@ -151,6 +151,20 @@ std::vector<cudaGraphNode_t> Neighbours(cudaGraphNode_t node, bool before) {
   return nodes;
 }
 
+bool IsCopyWithHost(cudaGraphNode_t node) {
+  cudaGraphNodeType type;
+  SY_BENCH_CUDA(cudaGraphNodeGetType(node, &type));
+  if (type != cudaGraphNodeTypeMemcpy) return false;
+  cudaMemcpy3DParms copy;
+  SY_BENCH_CUDA(cudaGraphMemcpyNodeGetParams(node, &copy));
+  for (const void* const end : {copy.srcPtr.ptr, copy.dstPtr.ptr}) {
+    cudaPointerAttributes memory;
+    SY_BENCH_CUDA(cudaPointerGetAttributes(&memory, end));
+    if (memory.type != cudaMemoryTypeDevice) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void Kernels::RemoveCopies() {
@@ -158,9 +172,7 @@ void Kernels::RemoveCopies() {
   std::vector<cudaGraphNode_t> nodes(nodes_);
   SY_BENCH_CUDA(cudaGraphGetNodes(graph_, nodes.data(), &nodes_));
   for (const cudaGraphNode_t node : nodes) {
-    cudaGraphNodeType type;
-    SY_BENCH_CUDA(cudaGraphNodeGetType(node, &type));
-    if (type == cudaGraphNodeTypeKernel) continue;
+    if (!IsCopyWithHost(node)) continue;
     // What came behind it comes behind what was before it.
     for (const cudaGraphNode_t from : Neighbours(node, true)) {
       for (const cudaGraphNode_t to : Neighbours(node, false)) {

@@ -129,8 +129,8 @@ class Stopwatch {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
-// What `enqueue` starts on a stream, as a graph without its copies: what they brought lies where an
-// earlier run left it.
+// What `enqueue` starts on a stream, as a graph without the copies from and to the host: what they
+// brought lies where an earlier run left it.
 class Kernels {
  public:
   template <typename F>

@@ -54,6 +54,13 @@ def pip_cublas():
     return library, header and header.parent
 
 
+def cublas():
+    """A libcublasLt that the loader may not know, or None."""
+    toolkit = find_nvcc().resolve().parents[1]
+    found = [pip_cublas()[0], *(toolkit / folder / "libcublasLt.so" for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"))]
+    return next((p for p in found if p is not None and p.exists()), None)
+
+
 def include_flags(nvcc):
     """-I of cuBLASLt's header where the toolkit has none."""
     folders = [nvcc.resolve().parents[1] / "include", *nvcc.resolve().parents[1].glob("targets/*/include")]

@@ -60,7 +60,6 @@ void Check::End() {
 
 void* Check::Put(const void* bytes, size_t size) {
   void *pinned = nullptr, *device = nullptr;
-  size = size == 0 ? 16 : size;
   if (!Ok(api_.allocate(context_, SY_CUDA_DEVICE, size, &device, &error_), "allocate")) {
     return nullptr;
   }

@@ -84,7 +84,7 @@ struct CublasLt {
                                     "libcublasLt.so." + major, std::string("libcublasLt.so")}) {
       if (!file.empty() && library == nullptr) library = dlopen(file.c_str(), RTLD_NOW);
     }
-    if (library == nullptr) return "libcublasLt.so." + major + " was not found";
+    if (library == nullptr) return std::string("no cuBLASLt: ") + dlerror();
     std::string missing;
 #define SY_LT(name)                                                  \
   name = reinterpret_cast<decltype(&::name)>(dlsym(library, #name)); \

@@ -98,12 +98,8 @@ def parse(text):
     return lines
 
 
-def run(command, seconds=SECONDS):
+def run(command, seconds=SECONDS, env=None):
     """(lines, why it failed or None)"""
-    env = dict(os.environ)
-    library, _ = build.pip_cublas()
-    if library is not None:
-        env.setdefault("SWITCHYARD_CUBLASLT", str(library))
     try:
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=seconds, env=env)
     except subprocess.TimeoutExpired as e:
@@ -125,6 +121,8 @@ def commands(binary, quick):
 
 def measure(binary, names, quick, say=print):
     """(lines, reasons) of the programs that figures of these names need."""
+    library = os.environ.get("SWITCHYARD_CUBLASLT") or build.cublas()
+    env = {**os.environ, "SWITCHYARD_CUBLASLT": str(library or "")}
     needed = {p for name in names for p in figures.FIGURES[name].needs}
     lines, reasons = [], {}
     for program, command in commands(binary, quick).items():
@@ -133,7 +131,7 @@ def measure(binary, names, quick, say=print):
         say(f"measuring {program}")
         meanwhile = {}
         with clocks(meanwhile):
-            found, why = run(command)
+            found, why = run(command, env=env)
         lines += [*found, {"kind": "clocks", "program": program, **meanwhile}]
         if why is not None:
             reasons[program] = why
