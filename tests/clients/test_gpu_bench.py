@@ -138,18 +138,24 @@ def test_words_that_mean_nothing_are_refused():
     assert run("--test", PATH="/nonexistent").stderr == "gpu: no GPU: nvidia-smi was not found\n"
 
 
-# A plugin that changes a bit of each frame's first number.
+# A plugin that changes a bit of each frame's first number, and of each step's.
 WRONG = r"""
 #include <dlfcn.h>
 #include "services/kernels/cuda/backbone_abi.h"
 static void* real = dlopen(PLUGIN, RTLD_NOW);
 static const SyCudaApi* api = ((SyCudaPluginFunction)dlsym(real, "SyCudaPlugin"))(SY_CUDA_ABI_VERSION);
+static const SyCudaBackboneApi* backbone = ((SyCudaBackbonePluginFunction)dlsym(real, "SyCudaBackbonePlugin"))(SY_CUDA_BACKBONE_ABI_VERSION);
 static unsigned char* last;
+static int Change(int status) { if (last) last[0] ^= 1, last = 0; return status; }
 static int Finish(SyCudaFfn* ffn, void* out, SyCudaError* error) { last = (unsigned char*)out; return api->ffn_finish(ffn, out, error); }
-static int Wait(SyCudaFfn* ffn, SyCudaError* error) { int status = api->ffn_wait(ffn, error); if (last) last[0] ^= 1, last = 0; return status; }
+static int Wait(SyCudaFfn* ffn, SyCudaError* error) { return Change(api->ffn_wait(ffn, error)); }
+static int Head(SyCudaBackbone* b, const float** logits, SyCudaError* error) {
+  int status = backbone->head(b, logits, error); last = (unsigned char*)*logits; return status;
+}
+static int WaitStep(SyCudaBackbone* b, SyCudaError* error) { return Change(backbone->wait(b, error)); }
 extern "C" const SyCudaApi* SyCudaPlugin(int32_t) { static SyCudaApi wrong = *api; wrong.ffn_finish = Finish, wrong.ffn_wait = Wait; return &wrong; }
-extern "C" const SyCudaBackboneApi* SyCudaBackbonePlugin(int32_t version) {
-  return ((SyCudaBackbonePluginFunction)dlsym(real, "SyCudaBackbonePlugin"))(version);
+extern "C" const SyCudaBackboneApi* SyCudaBackbonePlugin(int32_t) {
+  static SyCudaBackboneApi wrong = *backbone; wrong.head = Head, wrong.wait = WaitStep; return &wrong;
 }
 """
 
@@ -164,6 +170,8 @@ def test_the_checker_passes_what_is_right_and_finds_a_wrong_bit(tmp_path):
     subprocess.run([build.find_cxx(), "-std=c++20", "-shared", "-fPIC", f"-I{ROOT}", f'-DPLUGIN="{PLUGIN}"', source, "-ldl", "-o", wrong], check=True)
     found = run(*words, wrong)
     assert found.returncode == 1 and "FAILED" in found.stdout and "have other bits alone" in found.stdout, found.stdout + found.stderr
+    found = run("--test", "--quick", "--build-dir", tmp_path, "--only", "latents", "--plugin", wrong)
+    assert found.returncode == 1 and "logits have other bits" in found.stdout, found.stdout + found.stderr
     assert "no case is named like" in run("--test", "--build-dir", tmp_path, "--only", "nonsense", "--plugin", PLUGIN).stderr
 
 

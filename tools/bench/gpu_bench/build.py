@@ -74,14 +74,14 @@ def digest(*parts):
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def headers():
-    return sorted(p for folder in (KERNELS, HERE) for p in folder.iterdir() if p.suffix in (".h", ".cuh"))
+def headers(*folders):
+    return digest(*(p.read_bytes() for folder in folders for p in sorted(folder.iterdir()) if p.suffix in (".h", ".cuh")))
 
 
 class Builder:
     def __init__(self, directory, arch, jobs=os.cpu_count(), say=print):
         self.directory, self.arch, self.jobs, self.say = directory, arch, jobs, say
-        self.of_headers = digest(*(p.read_bytes() for p in headers()))
+        self.of_kernels, self.of_all = headers(KERNELS), headers(KERNELS, HERE)
 
     def run(self, command, output):
         """Makes `output` by a command that writes it, unless it is there."""
@@ -100,7 +100,7 @@ class Builder:
         flags = ["-std=c++20", "-O3", gencode(self.arch), f"-I{ROOT}", "-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-missing-field-initializers", *include_flags(nvcc)]
 
         def one(source):
-            name = digest(nvcc, flags, self.of_headers, source.read_bytes())
+            name = digest(nvcc, flags, self.of_kernels if source.parent == KERNELS else self.of_all, source.read_bytes())
             return self.run([nvcc, *flags, "-c", source], self.directory / f"{source.stem}-{name}.o")
 
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
@@ -123,5 +123,5 @@ class Builder:
     def checker(self):
         """Needs no CUDA compiler: it knows the plugin by its tables."""
         cxx, sources = find_cxx(), sorted(HERE.glob("check*.cc"))
-        name = digest(cxx, CXX_FLAGS, self.of_headers, *(s.read_bytes() for s in sources))
+        name = digest(cxx, CXX_FLAGS, self.of_all, *(s.read_bytes() for s in sources))
         return self.run([cxx, *CXX_FLAGS, f"-I{ROOT}", *sources, "-ldl"], self.directory / f"gpu_check-{name}")
