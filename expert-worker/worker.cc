@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -11,6 +13,7 @@
 #include "expert-worker/compute/batcher.h"
 #include "expert-worker/compute/cpu_backend.h"
 #include "expert-worker/device/cuda_backend.h"
+#include "expert-worker/device/pinned_rows.h"
 #include "expert-worker/store/expert_set.h"
 #include "expert-worker/store/expert_store.h"
 #include "services/base/check.h"
@@ -34,6 +37,19 @@ uint64_t Micros(absl::Duration d) {
 
 }  // namespace
 
+// A batch from when it is taken out of those that wait until it is answered. A device has two of
+// them: it copies the rows of one while it computes the other's.
+struct Worker::Lane {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Batcher> batcher;
+  std::vector<Pending> batch;
+  std::vector<Answer> answers;
+  int32_t layer = -1;  // of the batch; under the worker's mutex
+  absl::Time started;
+  uint64_t left = 0;   // pairs that waited then
+  bool tight = false;  // not all that was held had room then
+};
+
 struct Worker::Parts {
   Parts(const ModelSpec& model, WorkerOptions o, std::unique_ptr<ExpertStore> s,
         std::unique_ptr<DeviceMemory> d, kernels::Isa isa, std::unique_ptr<kernels::ThreadPool> own,
@@ -48,14 +64,13 @@ struct Worker::Parts {
         tiers(*store, memory, {.memory_bytes = options.memory_bytes}),
         own_pool(std::move(own)),
         compute(isa, pool),
-        backend(MakeBackend()),
-        batcher(
-            spec, tiers, holdings,
-            [this](ExpertId id, const absl::Status& why) { loader.OnLost(id, why); }, *backend),
+        lanes(device_memory ? 2 : 1),
         loader(*store, holdings, tiers,
                {.bytes_per_s = options.load_bytes_per_s,
                 .check_weights = options.check_weights,
-                .spare_named = [this](std::vector<ExpertId>* ids) { SpareNamed(ids); }}) {}
+                .spare_named = [this](std::vector<ExpertId>* ids) { SpareNamed(ids); }}) {
+    for (Lane& lane : lanes) MakeLane(&lane);
+  }
 
   const ModelSpec spec;
   const WorkerOptions options;
@@ -71,19 +86,16 @@ struct Worker::Parts {
   pb::Hello hello;  // constant once created; without what is held
 
   // Of the thread that computes.
-  const std::unique_ptr<Backend> backend;
-  Batcher batcher;
+  std::vector<Lane> lanes;
+  std::deque<Lane*> computing;  // the oldest first
   std::string last_failure;
-  std::vector<Pending> batch;
-  std::vector<Answer> answers;
 
   mutable absl::Mutex mutex;
   std::vector<Pending> waiting ABSL_GUARDED_BY(mutex);
   uint64_t waiting_pairs ABSL_GUARDED_BY(mutex) = 0;
-  int32_t computing_layer ABSL_GUARDED_BY(mutex) = -1;
 
   std::atomic<bool> draining = false;
-  std::atomic<bool> computing = false;
+  std::atomic<int> batches = 0;  // taken and not answered
   std::atomic<bool> device_lost = false;
   std::atomic<uint64_t> parts = 0, rows = 0, computations = 0, merged = 0, cancelled = 0;
   std::array<std::atomic<uint64_t>, 6> segments{};
@@ -91,13 +103,16 @@ struct Worker::Parts {
   std::unique_ptr<expertwire::GrpcServer> server;
   Loader loader;  // its thread uses what is above
 
-  std::unique_ptr<Backend> MakeBackend();
+  void MakeLane(Lane* lane);
   void OnFailure(const absl::Status& why);
   // Takes out those that calls name, which wait or are being computed.
   void SpareNamed(std::vector<ExpertId>* ids);
   void Prefetch(const Call& call);
-  uint64_t TakeBatch();
-  void Computed();
+  Lane* FreeLane();
+  uint64_t TakeBatch(Lane* lane);
+  bool StartNext();
+  void FinishOldest();
+  void EndBatch(Lane* lane);
   bool Settle(const Pending& pending, absl::Time now);
   std::string Misfit(const Call& call) const;
   void Reply(const Pending& pending, Answer answer);
@@ -157,11 +172,13 @@ void Worker::Register(grpc::ServerBuilder& builder) {
   SY_CHECK(parts_->server == nullptr);
   const WorkerOptions& o = parts_->options;
   parts_->server = std::make_unique<expertwire::GrpcServer>(
-      *this, expertwire::GrpcServerOptions{.grant = o.grant,
-                                           .max_routers = o.max_routers,
-                                           .shared_memory = o.shared_memory,
-                                           .max_frame_bytes = o.max_frame_bytes,
-                                           .busy_poll = o.busy_poll});
+      *this, expertwire::GrpcServerOptions{
+                 .grant = o.grant,
+                 .max_routers = o.max_routers,
+                 .shared_memory = o.shared_memory,
+                 .rows = parts_->device_memory ? std::make_shared<PinnedRows>(o.cuda) : nullptr,
+                 .max_frame_bytes = o.max_frame_bytes,
+                 .busy_poll = o.busy_poll});
   parts_->server->Register(builder);
 }
 
@@ -177,7 +194,7 @@ bool Worker::Drained() const {
     absl::MutexLock lock(&parts_->mutex);
     if (!parts_->waiting.empty()) return false;
   }
-  return !parts_->computing.load() && (!parts_->server || parts_->server->Idle());
+  return parts_->batches.load() == 0 && (!parts_->server || parts_->server->Idle());
 }
 
 void Worker::Stop() {
@@ -324,13 +341,20 @@ void Worker::Parts::SpareNamed(std::vector<ExpertId>* ids) {
   }
   std::erase_if(*ids, [&](ExpertId id) {
     mutex.AssertHeld();
-    return id.layer == computing_layer || named.contains({id.layer, id.expert});
+    const auto computed = [id](const Lane& lane) { return lane.layer == id.layer; };
+    return std::any_of(lanes.begin(), lanes.end(), computed) ||
+           named.contains({id.layer, id.expert});
   });
 }
 
-std::unique_ptr<Backend> Worker::Parts::MakeBackend() {
-  if (device_memory) return std::make_unique<CudaBackend>(spec, *device_memory);
-  return std::make_unique<CpuBackend>(spec, options.dtype, compute);
+void Worker::Parts::MakeLane(Lane* lane) {
+  if (device_memory) {
+    lane->backend = std::make_unique<CudaBackend>(spec, *device_memory);
+  } else {
+    lane->backend = std::make_unique<CpuBackend>(spec, options.dtype, compute);
+  }
+  const auto on_lost = [this](ExpertId id, const absl::Status& why) { loader.OnLost(id, why); };
+  lane->batcher = std::make_unique<Batcher>(spec, tiers, holdings, on_lost, *lane->backend);
 }
 
 // Routers turn to others for what was not computed; a lost device ends the process (run.cc).
@@ -346,17 +370,23 @@ void Worker::Parts::Prefetch(const Call& call) {
   for (const expertwire::Segment& segment : call.segments) tiers.Want(call.layer, segment.expert);
 }
 
-// Moves the most urgent part into `batch`, and of its layer as many others as may be merged;
-// returns the pairs that stay behind.
-uint64_t Worker::Parts::TakeBatch() {
-  batch.clear();
+Worker::Lane* Worker::Parts::FreeLane() {
+  for (Lane& lane : lanes) {
+    if (lane.batch.empty()) return &lane;
+  }
+  return nullptr;
+}
+
+// Moves the most urgent part into the lane's batch, and of its layer as many others as may be
+// merged; returns the pairs that stay behind.
+uint64_t Worker::Parts::TakeBatch(Lane* lane) {
   absl::MutexLock lock(&mutex);
   if (waiting.empty()) return 0;
   const auto first = std::max_element(
       waiting.begin(), waiting.end(),
       [](const Pending& a, const Pending& b) { return a.call.priority < b.call.priority; });
   const int32_t layer = first->call.layer;
-  const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / backend->bytes_a_pair());
+  const size_t pairs_max = std::max<size_t>(1, options.merge_bytes / lane->backend->bytes_a_pair());
   size_t pairs = first->call.row_index.size();
   const auto joins = [&](const Pending& p) {
     if (&p == &*first) return true;
@@ -368,7 +398,7 @@ uint64_t Worker::Parts::TakeBatch() {
   auto kept = waiting.begin();
   for (auto it = waiting.begin(); it != waiting.end(); ++it) {
     if (joins(*it)) {
-      batch.push_back(std::move(*it));
+      lane->batch.push_back(std::move(*it));
     } else {
       if (kept != it) *kept = std::move(*it);
       ++kept;
@@ -376,15 +406,16 @@ uint64_t Worker::Parts::TakeBatch() {
   }
   waiting.erase(kept, waiting.end());
   waiting_pairs -= pairs;
-  computing_layer = layer;
-  computing.store(true);
+  lane->layer = layer;
+  batches.fetch_add(1);
   return waiting_pairs;
 }
 
-void Worker::Parts::Computed() {
+void Worker::Parts::EndBatch(Lane* lane) {
+  lane->batch.clear();
   absl::MutexLock lock(&mutex);
-  computing_layer = -1;
-  computing.store(false);
+  lane->layer = -1;
+  batches.fetch_sub(1);
 }
 
 // Why a well-formed part cannot be this model's; empty if it can.
@@ -421,36 +452,64 @@ void Worker::Parts::Reply(const Pending& pending, Answer answer) {
   pending.sink->OnAnswer(std::move(answer));
 }
 
+// Whether anything waited and a lane was free for it.
+bool Worker::Parts::StartNext() {
+  // A batch whose experts have no room waits for that of another's, which this thread finishes.
+  const bool tight = tiers.tight();
+  if (!computing.empty() && (tight || computing.front()->tight)) return false;
+  Lane* const lane = FreeLane();
+  if (lane == nullptr) return false;
+  lane->tight = tight;
+  lane->left = TakeBatch(lane);
+  if (lane->batch.empty()) return false;
+  lane->started = SteadyNow();
+  std::erase_if(lane->batch,
+                [&](const Pending& pending) { return Settle(pending, lane->started); });
+  if (lane->batch.empty()) {
+    EndBatch(lane);
+    return true;
+  }
+  for (const Pending& pending : lane->batch) {
+    pending.sink->OnComputing(pending.call.call_id, pending.call.attempt);
+  }
+  lane->batcher->Start(lane->batch, &lane->answers);
+  computing.push_back(lane);
+  return true;
+}
+
+void Worker::Parts::FinishOldest() {
+  Lane* const lane = computing.front();
+  computing.pop_front();
+  const absl::StatusOr<int64_t> run = lane->batcher->Finish();
+  if (!run.ok()) OnFailure(run.status());
+  const int64_t pairs = run.value_or(0);
+  const uint64_t took_us = Micros(SteadyNow() - lane->started);
+  rows.fetch_add(static_cast<uint64_t>(pairs), std::memory_order_relaxed);
+  computations.fetch_add(1, std::memory_order_relaxed);
+  const std::vector<Pending>& batch = lane->batch;
+  if (batch.size() > 1) merged.fetch_add(batch.size(), std::memory_order_relaxed);
+  batch_rows.Add(static_cast<uint64_t>(pairs));
+  compute_us.Add(took_us);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    Answer& answer = lane->answers[i];
+    answer.queue_us = Micros(lane->started - batch[i].arrived);
+    answer.compute_us = took_us;
+    answer.load = static_cast<float>(lane->left);
+    queue_us.Add(answer.queue_us);
+    Reply(batch[i], std::move(answer));
+  }
+  EndBatch(lane);
+}
+
 bool Worker::Compute() {
   Parts& p = *parts_;
-  const uint64_t left = p.TakeBatch();
-  if (p.batch.empty()) return false;
-  const absl::Time start = SteadyNow();
-  std::erase_if(p.batch, [&](const Pending& pending) { return p.Settle(pending, start); });
-  if (!p.batch.empty()) {
-    for (const Pending& pending : p.batch) {
-      pending.sink->OnComputing(pending.call.call_id, pending.call.attempt);
-    }
-    const absl::StatusOr<int64_t> run = p.batcher.Run(p.batch, &p.answers);
-    if (!run.ok()) p.OnFailure(run.status());
-    const int64_t pairs = run.value_or(0);
-    const uint64_t compute_us = Micros(SteadyNow() - start);
-    p.rows.fetch_add(static_cast<uint64_t>(pairs), std::memory_order_relaxed);
-    p.computations.fetch_add(1, std::memory_order_relaxed);
-    if (p.batch.size() > 1) p.merged.fetch_add(p.batch.size(), std::memory_order_relaxed);
-    p.batch_rows.Add(static_cast<uint64_t>(pairs));
-    p.compute_us.Add(compute_us);
-    for (size_t i = 0; i < p.batch.size(); ++i) {
-      Answer& answer = p.answers[i];
-      answer.queue_us = Micros(start - p.batch[i].arrived);
-      answer.compute_us = compute_us;
-      answer.load = static_cast<float>(left);
-      p.queue_us.Add(answer.queue_us);
-      p.Reply(p.batch[i], std::move(answer));
-    }
+  const bool started = p.StartNext();
+  if (p.computing.empty()) return started;
+  if (p.computing.front()->batcher->Done()) {
+    p.FinishOldest();
+  } else if (!started) {
+    std::this_thread::yield();
   }
-  p.batch.clear();
-  p.Computed();
   return true;
 }
 

@@ -131,6 +131,7 @@ class Worker : public expertwire::CallHandler {
   bool Compute() override;
 
  private:
+  struct Lane;
   struct Parts;
   explicit Worker(std::unique_ptr<Parts> parts);
 

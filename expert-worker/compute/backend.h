@@ -32,7 +32,7 @@ struct PartWork {
   std::vector<uint32_t> first, order;
 };
 
-// Parts of one layer, of any number of routers.
+// Parts of one layer, of any number of routers. What it refers to is the caller's, who keeps it.
 struct Batch {
   int32_t layer = 0;
   std::span<const Pending> parts;
@@ -42,16 +42,20 @@ struct Batch {
   std::span<const ExpertRun> runs;  // tile [0, pairs), by expert ascending
 };
 
-// One thread at a time.
+// One thread at a time. Of one batch at a time; several of a device overlap theirs.
 class Backend {
  public:
   virtual ~Backend() = default;
 
-  // y[p] = FFN(x[gather[p]]), and of these each part's sums and rows, as its layout has them, into
-  // the payload of its answer, where it has any. What a part gets does not depend on its company.
-  // An error ends the batch without payloads: RESOURCE_EXHAUSTED where there is no room for it,
-  // DATA_LOSS where the device is lost for good.
-  virtual absl::Status Compute(const Batch& batch, std::span<expertwire::Answer> answers) = 0;
+  // Begins y[p] = FFN(x[gather[p]]), and of these each part's sums and rows, as its layout has
+  // them, into the payload of its answer, where it has any. What a part gets does not depend on its
+  // company. What `batch` and `answers` lead to stays until Finish.
+  virtual void Start(const Batch& batch, std::span<expertwire::Answer> answers) = 0;
+  // Whether Finish would not wait.
+  virtual bool Done() { return true; }
+  // Waits for the end. An error ends the batch without payloads: RESOURCE_EXHAUSTED where there is
+  // no room for it, DATA_LOSS where the device is lost for good.
+  virtual absl::Status Finish() = 0;
   // Scratch that a pair takes.
   virtual size_t bytes_a_pair() const = 0;
 };

@@ -43,27 +43,32 @@ Batcher::Batcher(const ModelSpec& spec, Tiers& tiers, const Holdings& holdings, 
       on_lost_(std::move(on_lost)),
       backend_(backend) {}
 
-absl::StatusOr<int64_t> Batcher::Run(std::span<const Pending> parts, std::vector<Answer>* answers) {
+void Batcher::Start(std::span<const Pending> parts, std::vector<Answer>* answers) {
+  parts_ = parts;
+  answers_ = answers;
   answers->clear();
   if (work_.size() < parts.size()) work_.resize(parts.size());
   tiers_.Begin(Tiers::Clock::now());
   FindPieces(parts, answers);
-  const int64_t pairs = MakeRuns(parts);
-  absl::Status status;
-  if (pairs > 0) {
+  pairs_ = MakeRuns(parts);
+  if (pairs_ > 0) {
     for (size_t p = 0; p < parts.size(); ++p) LayOut(parts[p].call, &work_[p], &(*answers)[p]);
-    status = backend_.Compute({.layer = parts[0].call.layer,
-                               .parts = parts,
-                               .work = std::span(work_).first(parts.size()),
-                               .base = base_,
-                               .gather = gather_,
-                               .runs = runs_},
-                              *answers);
+    backend_.Start({.layer = parts[0].call.layer,
+                    .parts = parts,
+                    .work = std::span(work_).first(parts.size()),
+                    .base = base_,
+                    .gather = gather_,
+                    .runs = runs_},
+                   *answers);
   }
-  tiers_.End();
-  if (status.ok()) return pairs;
-  for (size_t p = 0; p < parts.size(); ++p) {
-    (*answers)[p] = AnswerAll(parts[p].call, pb::NOT_HERE, std::string(status.message()));
+  tiers_.End();  // a device holds itself what it computes with
+}
+
+absl::StatusOr<int64_t> Batcher::Finish() {
+  const absl::Status status = pairs_ > 0 ? backend_.Finish() : absl::OkStatus();
+  if (status.ok()) return pairs_;
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    (*answers_)[p] = AnswerAll(parts_[p].call, pb::NOT_HERE, std::string(status.message()));
   }
   return status;
 }

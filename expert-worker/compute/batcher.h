@@ -30,11 +30,13 @@ class Batcher {
   Batcher(const ModelSpec& spec, Tiers& tiers, const Holdings& holdings, OnLost on_lost,
           Backend& backend);
 
-  // `parts` are of one layer, well formed, of this model's hidden size and dtype. Fills all of an
-  // answer but its times and load. Returns the number of pairs computed, or why the backend
-  // computed none: no segment of the answers is OK then.
-  absl::StatusOr<int64_t> Run(std::span<const Pending> parts,
-                              std::vector<expertwire::Answer>* answers);
+  // Begins with `parts`, which are of one layer, well formed, of this model's hidden size and
+  // dtype, and stay until Finish, as `answers` do.
+  void Start(std::span<const Pending> parts, std::vector<expertwire::Answer>* answers);
+  bool Done() { return pairs_ == 0 || backend_.Done(); }
+  // All of an answer but its times and load is there afterwards. Returns the number of pairs
+  // computed, or why the backend computed none: no segment of the answers is OK then.
+  absl::StatusOr<int64_t> Finish();
 
  private:
   struct RunPiece {  // a segment, on its way into a run
@@ -59,6 +61,9 @@ class Batcher {
   Backend& backend_;
   expertwire::RowBufferPool buffers_;
 
+  std::span<const Pending> parts_;
+  std::vector<expertwire::Answer>* answers_ = nullptr;
+  int64_t pairs_ = 0;
   std::vector<PartWork> work_;  // [parts], reused
   std::vector<RunPiece> pieces_;
   std::vector<ExpertRun> runs_;

@@ -17,13 +17,12 @@ CpuBackend::CpuBackend(const ModelSpec& spec, DType activations, const kernels::
       compute_(compute),
       ffn_(spec, activations, compute) {}
 
-absl::Status CpuBackend::Compute(const Batch& batch, std::span<Answer> answers) {
+void CpuBackend::Start(const Batch& batch, std::span<Answer> answers) {
   const float* const y = ffn_.Run(GatherRows(batch.parts), batch.gather.data(), batch.runs,
                                   static_cast<int64_t>(batch.gather.size()));
   for (size_t p = 0; p < batch.parts.size(); ++p) {
     WriteAnswer(batch.parts[p].call, batch.work[p], y, &answers[p]);
   }
-  return absl::OkStatus();
 }
 
 kernels::Rows CpuBackend::GatherRows(std::span<const Pending> parts) {

@@ -10,7 +10,9 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(const ModelSpec& spec, DType activations, const kernels::Compute& compute);
 
-  absl::Status Compute(const Batch& batch, std::span<expertwire::Answer> answers) override;
+  // Computes it all.
+  void Start(const Batch& batch, std::span<expertwire::Answer> answers) override;
+  absl::Status Finish() override { return absl::OkStatus(); }
   size_t bytes_a_pair() const override { return ffn_.bytes_a_pair() + row_bytes_; }
 
  private:

@@ -1,4 +1,5 @@
-// Experts on a CUDA device: a batch's rows go there in one copy, its answers come back in one.
+// Experts on a CUDA device: a batch's rows go there as they came, and its answers come back to
+// where they are sent from, while other batches are computed.
 #pragma once
 
 #include <vector>
@@ -15,32 +16,38 @@ class CudaBackend final : public Backend {
   CudaBackend(const ModelSpec& spec, DeviceMemory& memory);
   ~CudaBackend() override;
 
-  absl::Status Compute(const Batch& batch, std::span<expertwire::Answer> answers) override;
+  void Start(const Batch& batch, std::span<expertwire::Answer> answers) override;
+  bool Done() override;
+  absl::Status Finish() override;
   size_t bytes_a_pair() const override;
 
  private:
-  // Where not all experts have room at once, some after the other.
-  absl::Status ComputeFrame(const Batch& batch, std::span<const expertwire::Answer> answers,
-                            const SyCudaFrameSize& size);
-  absl::Status Begin(const Batch& batch, std::span<const expertwire::Answer> answers,
-                     const SyCudaFrameSize& size);
-  absl::Status PinRuns(const Batch& batch, size_t first);
+  // Where not all experts have room at once, some after the other: all but the last are waited for.
+  absl::Status ComputeFrame();
+  absl::Status ComputeRuns(bool first, bool last);
+  absl::Status Begin();
+  absl::Status PinRuns(size_t first);
   void Unpin();
-  absl::Status MakeOut(size_t bytes);
-  SyCudaFrameSize SizeOf(const Batch& batch, std::span<const expertwire::Answer> answers);
-  void Fill(const Batch& batch, std::span<const expertwire::Answer> answers,
-            const SyCudaFrame& frame) const;
+  void TakePayloads();
+  void WaitForDevice(absl::Status* status);
+  SyCudaFrameSize SizeOf();
+  absl::Status SendRows(const SyCudaFrame& frame);
+  void Fill(const SyCudaFrame& frame) const;
 
   const int64_t hidden_;
   DeviceMemory& memory_;
   const SyCudaApi& api_;
   SyCudaFfn* ffn_ = nullptr;  // once an expert was there
+  expertwire::RowBufferPool buffers_;
+  // Of the batch.
+  Batch batch_;
+  std::span<expertwire::Answer> answers_;
+  absl::Status status_;
+  bool on_device_ = false;
   std::vector<ExpertId> pinned_;
   std::vector<SyCudaRun> runs_;
-  std::vector<size_t> out_at_;  // [parts] of a payload among those of all
-  device::CudaBlock out_;       // pinned
-  size_t out_bytes_ = 0;        // its size
-  expertwire::RowBufferPool buffers_;
+  std::vector<size_t> out_at_;  // [parts] of a payload among the outputs of all
+  std::vector<SyCudaOut> outs_;
 };
 
 }  // namespace switchyard::worker

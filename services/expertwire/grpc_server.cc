@@ -63,8 +63,10 @@ void StripRows(Answer* answer, pb::SegmentStatus status, std::string error) {
 
 struct GrpcServer::Impl {
   class Peer;
+  static constexpr size_t kIdleRowBytes = 64u << 20;
 
-  Impl(CallHandler& h, const GrpcServerOptions& o) : handler(h), options(o), control(h) {
+  Impl(CallHandler& h, const GrpcServerOptions& o)
+      : handler(h), options(o), control(h), pool(kIdleRowBytes, o.rows) {
     limits.max_frame_bytes = o.max_frame_bytes;
     limits.max_answer_bytes = o.max_frame_bytes;
     if (o.shared_memory) OpenMailbox();

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "services/expertwire/expert_link.h"
 #include "services/expertwire/handshake.h"
+#include "services/expertwire/row_buffer.h"
 
 namespace grpc {
 class ServerBuilder;
@@ -24,9 +25,10 @@ class ServerBuilder;
 namespace switchyard::expertwire {
 
 struct GrpcServerOptions {
-  CreditGrant grant;          // to each router
-  int max_routers = 64;       // more are refused
-  bool shared_memory = true;  // is offered to routers of this host
+  CreditGrant grant;                  // to each router
+  int max_routers = 64;               // more are refused
+  bool shared_memory = true;          // is offered to routers of this host
+  std::shared_ptr<BlockSource> rows;  // where frames that come are put; null: the heap
   size_t max_frame_bytes = 64u << 20;
   // A stream whose hello has not come by then is ended; so is, after `end_patience`, one whose peer
   // does not end it once it was refused, or does not read how it ended.

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/synchronization/mutex.h"
 
 namespace switchyard::expertwire {
@@ -14,6 +15,8 @@ namespace {
 constexpr std::align_val_t kAlignment{64};
 constexpr size_t kSmallest = 64;
 constexpr size_t kSmallOrders = 16;  // up to 64 KiB
+// Of a source, whose blocks may be dear (pinned memory comes in pages), only those from 4 KiB on.
+constexpr size_t kSmallestSourced = 12;
 
 size_t OrderOf(size_t bytes) {
   return static_cast<size_t>(std::bit_width(std::max(bytes, kSmallest) - 1));
@@ -24,22 +27,52 @@ size_t OrderOf(size_t bytes) {
 // Idle blocks by the power of two that they are large. Small ones have as much room as large ones:
 // a prompt's rows push no headers out.
 struct BlockPool::Shelves {
-  explicit Shelves(size_t keep) : keep_bytes(keep) {}
+  Shelves(size_t keep, std::shared_ptr<BlockSource> from)
+      : keep_bytes(keep), source(std::move(from)) {}
   size_t& IdleBytes(size_t order) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     return idle_bytes[order > kSmallOrders];
   }
+  std::byte* Allocate(size_t order);
+  void Free(std::byte* block);
 
   const size_t keep_bytes;
-  absl::Mutex mutex;
+  const std::shared_ptr<BlockSource> source;
+  mutable absl::Mutex mutex;
   std::array<std::vector<std::byte*>, 64> free ABSL_GUARDED_BY(mutex);
   size_t idle_bytes[2] ABSL_GUARDED_BY(mutex) = {};
+  absl::flat_hash_set<const std::byte*> sourced ABSL_GUARDED_BY(mutex);  // blocks, of the source
 };
 
-BlockPool::BlockPool(size_t keep_bytes) : shelves_(std::make_unique<Shelves>(keep_bytes)) {}
+std::byte* BlockPool::Shelves::Allocate(size_t order) {
+  if (source != nullptr && order >= kSmallestSourced) {
+    if (std::byte* block = source->Allocate(size_t{1} << order); block != nullptr) {
+      absl::MutexLock lock(&mutex);
+      sourced.insert(block);
+      return block;
+    }
+  }
+  return static_cast<std::byte*>(::operator new (size_t{1} << order, kAlignment));
+}
+
+void BlockPool::Shelves::Free(std::byte* block) {
+  if (source != nullptr) {
+    absl::MutexLock lock(&mutex);
+    if (sourced.erase(block) > 0) return source->Free(block);
+  }
+  ::operator delete(block, kAlignment);
+}
+
+BlockPool::BlockPool(size_t keep_bytes, std::shared_ptr<BlockSource> source)
+    : shelves_(std::make_unique<Shelves>(keep_bytes, std::move(source))) {}
 
 BlockPool::~BlockPool() {
-  for (auto& list : shelves_->free) {
-    for (std::byte* block : list) ::operator delete(block, kAlignment);
+  std::array<std::vector<std::byte*>, 64> all;
+  {
+    absl::MutexLock lock(&shelves_->mutex);
+    all.swap(shelves_->free);
+  }
+  for (const auto& list : all) {
+    for (std::byte* block : list) shelves_->Free(block);
   }
 }
 
@@ -54,7 +87,13 @@ std::byte* BlockPool::Take(size_t bytes) {
       return block;
     }
   }
-  return static_cast<std::byte*>(::operator new (size_t{1} << order, kAlignment));
+  return shelves_->Allocate(order);
+}
+
+MemoryKind BlockPool::KindOf(const std::byte* block) const {
+  if (shelves_->source == nullptr) return MemoryKind::kHost;
+  absl::MutexLock lock(&shelves_->mutex);
+  return shelves_->sourced.contains(block) ? shelves_->source->kind() : MemoryKind::kHost;
 }
 
 void BlockPool::Give(std::byte* block, size_t bytes) {
@@ -68,15 +107,17 @@ void BlockPool::Give(std::byte* block, size_t bytes) {
       return;
     }
   }
-  ::operator delete(block, kAlignment);
+  shelves_->Free(block);
 }
 
 RowBuffer RowBufferPool::Take(size_t bytes) {
-  return RowBuffer(std::shared_ptr<std::byte>(
-                       blocks_->Take(bytes),
-                       [blocks = blocks_, bytes](std::byte* block) { blocks->Give(block, bytes); },
-                       PoolAllocator<std::byte>(blocks_)),
-                   bytes);
+  std::byte* const block = blocks_->Take(bytes);
+  const MemoryKind kind = blocks_->KindOf(block);
+  return RowBuffer(
+      std::shared_ptr<std::byte>(
+          block, [blocks = blocks_, bytes](std::byte* taken) { blocks->Give(taken, bytes); },
+          PoolAllocator<std::byte>(blocks_)),
+      bytes, kind);
 }
 
 }  // namespace switchyard::expertwire

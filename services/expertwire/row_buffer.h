@@ -19,8 +19,8 @@ class RowBuffer {
  public:
   RowBuffer() = default;
   // Shares `owner`, which keeps [data, data + bytes) alive.
-  RowBuffer(std::shared_ptr<std::byte> owner, size_t bytes)
-      : owner_(std::move(owner)), data_(owner_.get()), bytes_(bytes) {}
+  RowBuffer(std::shared_ptr<std::byte> owner, size_t bytes, MemoryKind kind = MemoryKind::kHost)
+      : owner_(std::move(owner)), data_(owner_.get()), bytes_(bytes), kind_(kind) {}
   // The caller keeps the memory until every copy of this buffer is gone.
   static RowBuffer Borrow(const void* data, size_t bytes) {
     RowBuffer buffer;
@@ -41,7 +41,7 @@ class RowBuffer {
   // Only for whoever took the buffer from a pool, before it is handed on.
   std::byte* mutable_data() { return data_; }
   size_t bytes() const { return bytes_; }
-  MemoryKind kind() const { return MemoryKind::kHost; }
+  MemoryKind kind() const { return kind_; }
 
   template <typename T>
   const T* as() const {
@@ -52,18 +52,31 @@ class RowBuffer {
   std::shared_ptr<std::byte> owner_;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  MemoryKind kind_ = MemoryKind::kHost;
+};
+
+// Memory of a kind that large blocks of a pool come from. Thread-safe.
+class BlockSource {
+ public:
+  virtual ~BlockSource() = default;
+  virtual MemoryKind kind() const = 0;
+  // 64-byte aligned; null where there is none to be had: the block is of the heap then.
+  virtual std::byte* Allocate(size_t bytes) = 0;
+  virtual void Free(std::byte* block) = 0;
 };
 
 // Where the blocks of a RowBufferPool lie. Thread-safe.
 class BlockPool {
  public:
-  explicit BlockPool(size_t keep_bytes);
+  // `source` may be null: all blocks are of the heap.
+  explicit BlockPool(size_t keep_bytes, std::shared_ptr<BlockSource> source = nullptr);
   ~BlockPool();
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
 
   // At least `bytes`, 64-byte aligned, uninitialised. Give takes it back, with the same size.
   std::byte* Take(size_t bytes);
+  MemoryKind KindOf(const std::byte* block) const;
   void Give(std::byte* block, size_t bytes);
 
  private:
@@ -113,8 +126,9 @@ using PooledVector = std::vector<T, PoolAllocator<T>>;
 // Thread-safe; blocks may outlive it.
 class RowBufferPool {
  public:
-  explicit RowBufferPool(size_t keep_bytes = 64u << 20)
-      : blocks_(std::make_shared<BlockPool>(keep_bytes)) {}
+  explicit RowBufferPool(size_t keep_bytes = 64u << 20,
+                         std::shared_ptr<BlockSource> source = nullptr)
+      : blocks_(std::make_shared<BlockPool>(keep_bytes, std::move(source))) {}
   // Uninitialised.
   RowBuffer Take(size_t bytes);
   // An empty list whose memory comes from here.

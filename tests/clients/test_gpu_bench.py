@@ -147,7 +147,9 @@ static const SyCudaApi* api = ((SyCudaPluginFunction)dlsym(real, "SyCudaPlugin")
 static const SyCudaBackboneApi* backbone = ((SyCudaBackbonePluginFunction)dlsym(real, "SyCudaBackbonePlugin"))(SY_CUDA_BACKBONE_ABI_VERSION);
 static unsigned char* last;
 static int Change(int status) { if (last) last[0] ^= 1, last = 0; return status; }
-static int Finish(SyCudaFfn* ffn, void* out, SyCudaError* error) { last = (unsigned char*)out; return api->ffn_finish(ffn, out, error); }
+static int Finish(SyCudaFfn* ffn, const SyCudaOut* outs, int32_t count, SyCudaError* error) {
+  last = (unsigned char*)outs[0].to; return api->ffn_finish(ffn, outs, count, error);
+}
 static int Wait(SyCudaFfn* ffn, SyCudaError* error) { return Change(api->ffn_wait(ffn, error)); }
 static int Head(SyCudaBackbone* b, const float** logits, SyCudaError* error) {
   int status = backbone->head(b, logits, error); last = (unsigned char*)*logits; return status;

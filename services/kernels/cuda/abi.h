@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define SY_CUDA_ABI_VERSION 1
+#define SY_CUDA_ABI_VERSION 2
 
 enum SyCudaStatus {
   SY_CUDA_OK = 0,
@@ -74,19 +74,19 @@ typedef struct SyCudaFrameSize {
   int32_t sums;       /* outputs that are sums of pairs, in bf16; zeros without entries */
   int32_t entries;    /* pairs in them */
   int32_t copies;     /* outputs that are a pair's result, in float32 */
-  uint64_t out_bytes; /* of all outputs, as they lie in `out` */
+  uint64_t out_bytes; /* of all outputs */
 } SyCudaFrameSize;
 
 /* Pinned memory that the caller fills before the first ffn_compute. */
 typedef struct SyCudaFrame {
-  uint16_t* x;         /* [rows, hidden] bf16 */
+  uint16_t* x;         /* [rows, hidden] bf16, for rows that do not lie in pinned memory */
   int32_t* gather;     /* [pairs]: row of x; an expert's pairs stand together */
   int32_t* sum_first;  /* [sums + 1]: entries of sum s are [sum_first[s], sum_first[s + 1]) */
   int32_t* entry_pair; /* [entries] */
   float* entry_weight; /* [entries] */
-  uint64_t* sum_at;    /* [sums]: byte of `out`, a multiple of 4; [hidden] of bf16 */
+  uint64_t* sum_at;    /* [sums]: byte of the outputs, a multiple of 4; [hidden] of bf16 */
   int32_t* copy_pair;  /* [copies]; -1: zeros */
-  uint64_t* copy_at;   /* [copies]: byte of `out`, a multiple of 8; [hidden] of float32 */
+  uint64_t* copy_at;   /* [copies]: byte of the outputs, a multiple of 8; [hidden] of float32 */
 } SyCudaFrame;
 
 /* Pairs [first, first + count) are of the expert whose block lies at `expert` on the device. */
@@ -94,6 +94,12 @@ typedef struct SyCudaRun {
   const void* expert;
   int32_t first, count;
 } SyCudaRun;
+
+/* Bytes [at, at + bytes) of the outputs, and where on the host they go. */
+typedef struct SyCudaOut {
+  void* to; /* pinned: the copy is the device's own */
+  uint64_t at, bytes;
+} SyCudaOut;
 
 enum SyCudaMemory { SY_CUDA_DEVICE = 0, SY_CUDA_PINNED = 1 };
 
@@ -121,14 +127,20 @@ typedef struct SyCudaApi {
   /* Device memory that a pair takes while a frame is computed. */
   uint64_t (*ffn_pair_bytes)(const SyCudaFfn* ffn);
 
-  /* A frame: begin, then compute for all of its experts (at once, or some at a time, waiting
-   * between so that memory may change hands), then finish, then wait. */
+  /* A frame: begin, then rows, then compute for all of its experts (at once, or some at a time,
+   * waiting between so that memory may change hands), then finish, then wait. All but wait return
+   * at once; what pointers lead to stays until then. */
   int (*ffn_begin)(SyCudaFfn* ffn, const SyCudaFrameSize* size, SyCudaFrame* frame,
                    SyCudaError* error);
+  /* Rows [first, first + count) of x, from pinned memory: the frame's own or any other. */
+  int (*ffn_rows)(SyCudaFfn* ffn, int32_t first, int32_t count, const void* rows,
+                  SyCudaError* error);
   int (*ffn_compute)(SyCudaFfn* ffn, const SyCudaRun* runs, int32_t count, SyCudaError* error);
-  /* Sums and copies into `out`, pinned memory of the frame's out_bytes. */
-  int (*ffn_finish)(SyCudaFfn* ffn, void* out, SyCudaError* error);
-  /* Until everything that was begun is done. */
+  /* Sums and copies, to the host. */
+  int (*ffn_finish)(SyCudaFfn* ffn, const SyCudaOut* outs, int32_t count, SyCudaError* error);
+  /* Whether everything that was begun is done, or fails. */
+  int (*ffn_poll)(SyCudaFfn* ffn, int32_t* done, SyCudaError* error);
+  /* Until it is. */
   int (*ffn_wait)(SyCudaFfn* ffn, SyCudaError* error);
 } SyCudaApi;
 

@@ -179,7 +179,7 @@ void SyCudaFfn::AddPieces(const SyCudaRun* runs, int32_t count, int rows, int cl
   }
 }
 
-// The whole frame with its first runs, or only further ones.
+// All lists with the first runs, or only further ones.
 cudaError_t SyCudaFfn::CopyIn(int first_run, int runs, int first_matrix, int matrices) {
   const auto copy = [this](size_t at, size_t bytes) {
     return cudaMemcpyAsync(in_.data() + at, pinned_.data() + at, bytes, cudaMemcpyHostToDevice,
@@ -187,7 +187,7 @@ cudaError_t SyCudaFfn::CopyIn(int first_run, int runs, int first_matrix, int mat
   };
   if (!copied_) {
     copied_ = true;
-    return copy(0, at_.bytes);
+    return copy(at_.gather, at_.bytes - at_.gather);
   }
   const auto n = [](int count) { return static_cast<size_t>(count); };
   if (const cudaError_t error =
@@ -201,6 +201,16 @@ cudaError_t SyCudaFfn::CopyIn(int first_run, int runs, int first_matrix, int mat
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
+}
+
+int SyCudaFfn::Rows(int32_t first, int32_t count, const void* rows, SyCudaError* error) {
+  if (first < 0 || count <= 0 || count > size_.rows - first || copied_) {
+    return Fail(error, SY_CUDA_INVALID, "rows %d to %d of %d", first, first + count, size_.rows);
+  }
+  const size_t row = 2 * static_cast<size_t>(spec_.hidden);
+  SY_CUDA_TRY(cudaMemcpyAsync(in_.data() + at_.x + static_cast<size_t>(first) * row, rows,
+                              static_cast<size_t>(count) * row, cudaMemcpyHostToDevice, stream_));
+  return SY_CUDA_OK;
 }
 
 int SyCudaFfn::Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error) {
@@ -303,7 +313,12 @@ int SyCudaFfn::Multiply(int64_t first_pair, int64_t end_pair, SyCudaError* error
   return SY_CUDA_OK;
 }
 
-int SyCudaFfn::Finish(void* out, SyCudaError* error) {
+int SyCudaFfn::Finish(const SyCudaOut* outs, int32_t count, SyCudaError* error) {
+  for (int32_t i = 0; i < count; ++i) {
+    if (outs[i].at > size_.out_bytes || outs[i].bytes > size_.out_bytes - outs[i].at) {
+      return Fail(error, SY_CUDA_INVALID, "output %d ends beyond the frame's outputs", i);
+    }
+  }
   const unsigned char* const in = in_.data();
   const CombineArgs args{.y = reinterpret_cast<const float*>(y_.data()),
                          .hidden = spec_.hidden,
@@ -323,8 +338,18 @@ int SyCudaFfn::Finish(void* out, SyCudaError* error) {
   if (size_.copies > 0) {
     SY_CUDA_TRY(Launch(&CopyPairs, grid(size_.copies), dim3(kCombineThreads), 0, stream_, args));
   }
-  SY_CUDA_TRY(cudaMemcpyAsync(out, out_.data(), size_.out_bytes, cudaMemcpyDeviceToHost, stream_));
+  for (int32_t i = 0; i < count; ++i) {
+    SY_CUDA_TRY(cudaMemcpyAsync(outs[i].to, out_.data() + outs[i].at, outs[i].bytes,
+                                cudaMemcpyDeviceToHost, stream_));
+  }
   return SY_CUDA_OK;
+}
+
+int SyCudaFfn::Poll(int32_t* done, SyCudaError* error) {
+  const cudaError_t status = cudaStreamQuery(stream_);
+  *done = status != cudaErrorNotReady;
+  return status == cudaErrorNotReady || status == cudaSuccess ? SY_CUDA_OK
+                                                              : Fail(error, status, "the frame");
 }
 
 int SyCudaFfn::Wait(SyCudaError* error) {

@@ -1,6 +1,6 @@
-// The feed-forward of many experts over the rows of a frame, on a stream of its own: what came is
-// copied in, gate and up with the activation, down, sums, and one copy out. Several of them on one
-// device overlap each other's copies and products.
+// The feed-forward of many experts over the rows of a frame, on a stream of its own: rows and lists
+// are copied in, gate and up with the activation, down, sums, and a copy out. Several of them on
+// one device overlap each other's copies and products.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,15 +17,17 @@ struct SyCudaFfn {
 
   int Prepare(SyCudaError* error);
   int Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaError* error);
+  int Rows(int32_t first, int32_t count, const void* rows, SyCudaError* error);
   int Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error);
-  int Finish(void* out, SyCudaError* error);
+  int Finish(const SyCudaOut* outs, int32_t count, SyCudaError* error);
+  int Poll(int32_t* done, SyCudaError* error);
   int Wait(SyCudaError* error);
   size_t pair_bytes() const;
   cudaStream_t stream() const { return stream_; }  // for measurements
 
  private:
   // Where the parts of a frame lie, in bytes from the first of its pinned buffer and of the
-  // device's alike: one copy takes them all.
+  // device's alike: one copy takes all but the rows.
   struct Layout {
     size_t x = 0, gather = 0, sum_first = 0, entry_pair = 0, entry_weight = 0, sum_at = 0,
            copy_pair = 0, copy_at = 0;

@@ -154,10 +154,14 @@ constexpr SyCudaApi kApi = {
     .ffn_pair_bytes = [](const SyCudaFfn* ffn) -> uint64_t { return ffn->pair_bytes(); },
     .ffn_begin = [](SyCudaFfn* ffn, const SyCudaFrameSize* size, SyCudaFrame* frame,
                     SyCudaError* error) { return ffn->Begin(*size, frame, error); },
+    .ffn_rows = [](SyCudaFfn* ffn, int32_t first, int32_t count, const void* rows,
+                   SyCudaError* error) { return ffn->Rows(first, count, rows, error); },
     .ffn_compute = [](SyCudaFfn* ffn, const SyCudaRun* runs, int32_t count,
                       SyCudaError* error) { return ffn->Compute(runs, count, error); },
-    .ffn_finish = [](SyCudaFfn* ffn, void* out,
-                     SyCudaError* error) { return ffn->Finish(out, error); },
+    .ffn_finish = [](SyCudaFfn* ffn, const SyCudaOut* outs, int32_t count,
+                     SyCudaError* error) { return ffn->Finish(outs, count, error); },
+    .ffn_poll = [](SyCudaFfn* ffn, int32_t* done,
+                   SyCudaError* error) { return ffn->Poll(done, error); },
     .ffn_wait = [](SyCudaFfn* ffn, SyCudaError* error) { return ffn->Wait(error); },
 };
 

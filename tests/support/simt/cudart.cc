@@ -177,6 +177,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   simt::DoUntil(*stream, stream->put);
   return cudaSuccess;
 }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  if (stream->done < stream->put) simt::DoUntil(*stream, stream->done + 1);
+  return stream->done < stream->put ? cudaErrorNotReady : cudaStreamSynchronize(stream);
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const std::lock_guard lock(mutex);
   simt::Enqueue(stream, [of = event->stream, at = event->at] {

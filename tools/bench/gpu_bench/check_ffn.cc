@@ -285,7 +285,7 @@ bool Layer::Compute(const std::vector<Pair>& pairs, int waves, Results& out) {
   }
   std::memset(landed, 0xff, bytes);  // NaNs: what is not written shows
   Fill(pairs, order, place, frame);
-  bool ok = true;
+  bool ok = check_.Ok(api.ffn_rows(ffn_, 0, rows_, frame.x, error), "ffn_rows");
   for (int w = 0; w < waves && ok; ++w) {
     const size_t from = runs.size() * static_cast<size_t>(w) / static_cast<size_t>(waves);
     const size_t to = runs.size() * static_cast<size_t>(w + 1) / static_cast<size_t>(waves);
@@ -294,7 +294,8 @@ bool Layer::Compute(const std::vector<Pair>& pairs, int waves, Results& out) {
                   "ffn_compute");
     if (ok && waves > 1) ok = check_.Ok(api.ffn_wait(ffn_, error), "ffn_wait");
   }
-  ok = ok && check_.Ok(api.ffn_finish(ffn_, landed, error), "ffn_finish") &&
+  const SyCudaOut all{landed, 0, bytes};
+  ok = ok && check_.Ok(api.ffn_finish(ffn_, &all, 1, error), "ffn_finish") &&
        check_.Ok(api.ffn_wait(ffn_, error), "ffn_wait");
   const auto* const floats = static_cast<const float*>(landed);
   const size_t numbers = pairs.size() * hidden;

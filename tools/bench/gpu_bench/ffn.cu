@@ -75,12 +75,16 @@ void Frame::Begin() {
   }
 }
 
+void Frame::SendRows() {
+  gpu_.Ok(gpu_.api().ffn_rows(experts_.ffn(), 0, rows_, frame_.x, gpu_.error()), "ffn_rows");
+}
 void Frame::Compute() {
   gpu_.Ok(gpu_.api().ffn_compute(experts_.ffn(), runs_.data(), touched(), gpu_.error()),
           "ffn_compute");
 }
 void Frame::Finish() {
-  gpu_.Ok(gpu_.api().ffn_finish(experts_.ffn(), out_, gpu_.error()), "ffn_finish");
+  const SyCudaOut out{out_, 0, out_bytes()};
+  gpu_.Ok(gpu_.api().ffn_finish(experts_.ffn(), &out, 1, gpu_.error()), "ffn_finish");
 }
 void Frame::Wait() { gpu_.Ok(gpu_.api().ffn_wait(experts_.ffn(), gpu_.error()), "ffn_wait"); }
 
@@ -98,6 +102,7 @@ std::unique_ptr<Kernels> KernelsOf(Experts& experts, Frame& frame) {
   for (size_t i = 0; i < frame.x_bytes() / 2; ++i) {  // magnitudes about 1
     frame.x()[i] = static_cast<uint16_t>((random.Bits() & 0x80ff) | 0x3f00);
   }
+  frame.SendRows();
   frame.Compute();
   frame.Finish();
   frame.Wait();

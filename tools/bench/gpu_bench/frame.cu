@@ -62,6 +62,7 @@ void Answer(Shared& shared, Frame& frame, pid_t child) {
     Await(shared.asked, i + 1, child);
     frame.Begin();
     std::memcpy(frame.x(), shared.rows, kRowBytes);
+    frame.SendRows();
     frame.Compute();
     frame.Finish();
     frame.Wait();

@@ -40,7 +40,8 @@ class Frame {
   Frame(Gpu& gpu, Experts& experts, int rows, int count, int top_k, uint64_t seed);
 
   // The frame's calls, which return at once.
-  void Begin();  // lists; rows are the caller's
+  void Begin();  // lists; rows are the caller's, who writes them to x()
+  void SendRows();
   void Compute();
   void Finish();
   void Wait();

@@ -20,6 +20,44 @@ TEST(RowBufferPool, LendsABlockAgainOnceNobodyHoldsIt) {
   EXPECT_EQ(pool.Take(8192).data(), block);  // of the same power of two
 }
 
+// Gives two blocks, and counts those that come back.
+class TwoBlocks final : public BlockSource {
+ public:
+  MemoryKind kind() const override { return MemoryKind::kPinned; }
+  std::byte* Allocate(size_t bytes) override {
+    return given++ < 2 ? static_cast<std::byte*>(::operator new (bytes, std::align_val_t{64}))
+                       : nullptr;
+  }
+  void Free(std::byte* block) override {
+    ++freed;
+    ::operator delete (block, std::align_val_t{64});
+  }
+  int given = 0, freed = 0;
+};
+
+TEST(RowBufferPool, LargeBlocksAreOfTheSourceWhileItHasAny) {
+  const auto source = std::make_shared<TwoBlocks>();
+  RowBuffer outlives;
+  {
+    RowBufferPool pool(1 << 20, source);
+    EXPECT_EQ(pool.Take(100).kind(), MemoryKind::kHost);
+    EXPECT_EQ(source->given, 0);
+    RowBuffer a = pool.Take(5000), b = pool.Take(70000), c = pool.Take(5000);
+    EXPECT_EQ(a.kind(), MemoryKind::kPinned);
+    EXPECT_EQ(b.Slice(64, 100).kind(), MemoryKind::kPinned);
+    EXPECT_EQ(c.kind(), MemoryKind::kHost);
+    const std::byte* const block = a.data();
+    a = RowBuffer();
+    outlives = pool.Take(6000);  // the same
+    EXPECT_EQ(outlives.data(), block);
+    EXPECT_EQ(outlives.kind(), MemoryKind::kPinned);
+    EXPECT_EQ(source->freed, 0);
+  }
+  EXPECT_EQ(source->freed, 0);  // the last buffer keeps its pool
+  outlives = RowBuffer();
+  EXPECT_EQ(source->freed, 2);
+}
+
 TEST(RowBufferPool, KeepsNoMoreThanItMay) {
   RowBufferPool none(0);
   RowBuffer a = none.Take(100);

@@ -162,7 +162,12 @@ class Layer {
         .rows = kRowsOfAll, .pairs = n, .copies = n, .out_bytes = out_.size()};
     SyCudaFrame frame;
     EXPECT_EQ(api_.ffn_begin(ffn_, &size, &frame, &error_), SY_CUDA_OK) << error_.text;
-    std::memcpy(frame.x, x_.data(), x_.size());
+    // Some rows from the frame's memory, the others from elsewhere.
+    const size_t staged = 30 * kHidden * 2;
+    std::memcpy(frame.x, x_.data(), staged);
+    EXPECT_EQ(api_.ffn_rows(ffn_, 0, 30, frame.x, &error_), SY_CUDA_OK) << error_.text;
+    EXPECT_EQ(api_.ffn_rows(ffn_, 30, kRowsOfAll - 30, x_.data() + staged, &error_), SY_CUDA_OK)
+        << error_.text;
     for (size_t p = 0; p < pairs.size(); ++p) {
       frame.gather[p] = order[p].row;
       frame.copy_pair[p] = place[p];
@@ -180,8 +185,14 @@ class Layer {
         EXPECT_EQ(api_.ffn_wait(ffn_, &error_), SY_CUDA_OK);
       }
     }
-    EXPECT_EQ(api_.ffn_finish(ffn_, out_.data(), &error_), SY_CUDA_OK) << error_.text;
-    EXPECT_EQ(api_.ffn_wait(ffn_, &error_), SY_CUDA_OK) << error_.text;
+    const size_t half = out_.size() / 8 * 4;
+    const SyCudaOut outs[] = {{out_.data(), 0, half},
+                              {out_.data() + half, half, out_.size() - half}};
+    EXPECT_EQ(api_.ffn_finish(ffn_, outs, 2, &error_), SY_CUDA_OK) << error_.text;
+    int32_t done = 0;
+    while (done == 0) {
+      EXPECT_EQ(api_.ffn_poll(ffn_, &done, &error_), SY_CUDA_OK) << error_.text;
+    }
     std::vector<float> y(pairs.size() * kHidden);
     std::memcpy(y.data(), out_.data(), out_.size());
     return y;
@@ -313,7 +324,8 @@ TEST(ExpertFfn, SumsAreChainsInOrder) {
                              .out_bytes = out.size()};
   SyCudaFrame frame;
   ASSERT_EQ(layer.api_.ffn_begin(layer.ffn_, &size, &frame, &layer.error_), SY_CUDA_OK);
-  std::memcpy(frame.x, layer.x_.data(), layer.x_.size());
+  ASSERT_EQ(layer.api_.ffn_rows(layer.ffn_, 0, kRowsOfAll, layer.x_.data(), &layer.error_),
+            SY_CUDA_OK);
   const int32_t entries[] = {0, 2, 3};
   const float weights[] = {0.3f, 0.7f, -2.0f};
   for (int i = 0; i < 4; ++i) frame.gather[i] = pairs[static_cast<size_t>(i)].row;
@@ -326,7 +338,9 @@ TEST(ExpertFfn, SumsAreChainsInOrder) {
   const SyCudaRun runs[] = {
       {layer.blocks_[0], 0, 2}, {layer.blocks_[1], 2, 1}, {layer.blocks_[2], 3, 1}};
   ASSERT_EQ(layer.api_.ffn_compute(layer.ffn_, runs, 3, &layer.error_), SY_CUDA_OK);
-  ASSERT_EQ(layer.api_.ffn_finish(layer.ffn_, out.data(), &layer.error_), SY_CUDA_OK);
+  const SyCudaOut whole{out.data(), 0, out.size()}, beyond{out.data(), 8, out.size()};
+  EXPECT_EQ(layer.api_.ffn_finish(layer.ffn_, &beyond, 1, &layer.error_), SY_CUDA_INVALID);
+  ASSERT_EQ(layer.api_.ffn_finish(layer.ffn_, &whole, 1, &layer.error_), SY_CUDA_OK);
   ASSERT_EQ(layer.api_.ffn_wait(layer.ffn_, &layer.error_), SY_CUDA_OK);
   for (int c = 0; c < kHidden; ++c) {
     float sum = 0;
@@ -356,6 +370,7 @@ TEST(ExpertFfn, WhatCannotBeIsSaid) {
   const SyCudaFrameSize size{.rows = 1, .pairs = 2, .copies = 0, .out_bytes = 0};
   SyCudaFrame frame;
   ASSERT_EQ(layer.api_.ffn_begin(layer.ffn_, &size, &frame, &layer.error_), SY_CUDA_OK);
+  EXPECT_EQ(layer.api_.ffn_rows(layer.ffn_, 0, 2, layer.x_.data(), &layer.error_), SY_CUDA_INVALID);
   const SyCudaRun beyond{layer.blocks_[0], 1, 2};
   EXPECT_EQ(layer.api_.ffn_compute(layer.ffn_, &beyond, 1, &layer.error_), SY_CUDA_INVALID);
   const SyCudaRun twice[] = {{layer.blocks_[0], 0, 2}, {layer.blocks_[0], 0, 2}};
