@@ -277,15 +277,25 @@ bool Layer::Compute(const std::vector<Pair>& pairs, int waves, Results& out) {
                              .copies = n + 1,
                              .out_bytes = bytes};
   SyCudaFrame frame;
-  void* landed = nullptr;
+  void *landed = nullptr, *rows = nullptr;
   if (!check_.Ok(api.allocate(check_.context(), SY_CUDA_PINNED, bytes, &landed, error),
+                 "allocate") ||
+      !check_.Ok(api.allocate(check_.context(), SY_CUDA_PINNED, x_.size() * 2, &rows, error),
                  "allocate") ||
       !check_.Ok(api.ffn_begin(ffn_, &size, &frame, error), "ffn_begin")) {
     return false;
   }
   std::memset(landed, 0xff, bytes);  // NaNs: what is not written shows
   Fill(pairs, order, place, frame);
-  bool ok = check_.Ok(api.ffn_rows(ffn_, 0, rows_, frame.x, error), "ffn_rows");
+  // Some rows lie in memory of their own.
+  const int32_t first = rows_ / 2;
+  std::memcpy(rows, x_.data(), x_.size() * 2);
+  bool ok =
+      check_.Ok(
+          api.ffn_rows(ffn_, first, rows_ - first,
+                       static_cast<uint16_t*>(rows) + static_cast<size_t>(first) * hidden, error),
+          "ffn_rows") &&
+      (first == 0 || check_.Ok(api.ffn_rows(ffn_, 0, first, frame.x, error), "ffn_rows"));
   for (int w = 0; w < waves && ok; ++w) {
     const size_t from = runs.size() * static_cast<size_t>(w) / static_cast<size_t>(waves);
     const size_t to = runs.size() * static_cast<size_t>(w + 1) / static_cast<size_t>(waves);
@@ -294,8 +304,10 @@ bool Layer::Compute(const std::vector<Pair>& pairs, int waves, Results& out) {
                   "ffn_compute");
     if (ok && waves > 1) ok = check_.Ok(api.ffn_wait(ffn_, error), "ffn_wait");
   }
-  const SyCudaOut all{landed, 0, bytes};
-  ok = ok && check_.Ok(api.ffn_finish(ffn_, &all, 1, error), "ffn_finish") &&
+  const SyCudaOut outs[] = {
+      {landed, 0, copies_bytes},
+      {static_cast<char*>(landed) + copies_bytes, copies_bytes, bytes - copies_bytes}};
+  ok = ok && check_.Ok(api.ffn_finish(ffn_, outs, 2, error), "ffn_finish") &&
        check_.Ok(api.ffn_wait(ffn_, error), "ffn_wait");
   const auto* const floats = static_cast<const float*>(landed);
   const size_t numbers = pairs.size() * hidden;
@@ -305,6 +317,7 @@ bool Layer::Compute(const std::vector<Pair>& pairs, int waves, Results& out) {
   std::memcpy(out.sums.data(), static_cast<const char*>(landed) + copies_bytes,
               out.sums.size() * 2);
   api.release(check_.context(), SY_CUDA_PINNED, landed);
+  api.release(check_.context(), SY_CUDA_PINNED, rows);
   return ok;
 }
 
