@@ -16,12 +16,12 @@ namespace {
 // Blocks start on a cache line, so that a token's record of usual width never straddles one more.
 constexpr int64_t kBlockAlignment = 64;
 
-int64_t BlockStrideBytes(const ModelSpec& spec, DType dtype) {
+}  // namespace
+
+int64_t KvStorage::BlockStrideBytes(const ModelSpec& spec, DType dtype) {
   const int64_t bytes = KvRecordBytes(spec, dtype) * kBlockTokens;
   return (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
 }
-
-}  // namespace
 
 int64_t KvStorage::BlockBytes(const ModelSpec& spec, DType dtype) {
   return BlockStrideBytes(spec, dtype) * KvLayoutOf(spec).layers_per_block;

@@ -28,6 +28,8 @@ class KvStorage {
   KvStorage(KvStorage&&) noexcept;
   KvStorage& operator=(KvStorage&&) noexcept;
 
+  // From block to block of a slot.
+  static int64_t BlockStrideBytes(const ModelSpec& spec, DType dtype);
   // Bytes of one block, in all of its slots.
   static int64_t BlockBytes(const ModelSpec& spec, DType dtype);
 

@@ -64,6 +64,7 @@ struct TileShape {
   int32_t group_rows = 1;  // rows that do: 1, or 8 (and any more, repeated)
   bool zeros = false;      // kI4: each group of a row has a zero point
 
+  bool operator==(const TileShape&) const = default;
   SY_CUDA_BOTH int32_t tile_columns() const { return TileColumns(format); }
   SY_CUDA_BOTH int32_t row_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
   SY_CUDA_BOTH int32_t column_tiles() const {

@@ -334,11 +334,7 @@ TEST(CudaBackboneErrors, WhatDoesNotFitIsNamed) {
   DeviceModel device(model.spec, model.weights);
   const SyCudaBackboneApi& api = device.backbone_api();
   SyCudaError& error = device.error();
-  const SyCudaBackboneSpec spec = device.SpecOf(model.weights);
-  std::vector<SyCudaLayer> layers;
-  for (int l = 0; l < model.spec.num_layers(); ++l) {
-    layers.push_back(device.LayerOf(l, model.weights.layers[static_cast<size_t>(l)]));
-  }
+  auto [spec, layers] = device.Pack(model.weights);
   SyCudaBackbone* none = nullptr;
   layers[1].out.shape.columns += 8;
   EXPECT_EQ(api.create(device.context(), &spec, layers.data(), &none, &error), SY_CUDA_INVALID);
