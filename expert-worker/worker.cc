@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <deque>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -69,6 +68,7 @@ struct Worker::Parts {
                {.bytes_per_s = options.load_bytes_per_s,
                 .check_weights = options.check_weights,
                 .spare_named = [this](std::vector<ExpertId>* ids) { SpareNamed(ids); }}) {
+    computing.reserve(lanes.size());
     for (Lane& lane : lanes) MakeLane(&lane);
   }
 
@@ -87,7 +87,7 @@ struct Worker::Parts {
 
   // Of the thread that computes.
   std::vector<Lane> lanes;
-  std::deque<Lane*> computing;  // the oldest first
+  std::vector<Lane*> computing;  // the oldest first; as many as lanes at most
   std::string last_failure;
 
   mutable absl::Mutex mutex;
@@ -479,7 +479,7 @@ bool Worker::Parts::StartNext() {
 
 void Worker::Parts::FinishOldest() {
   Lane* const lane = computing.front();
-  computing.pop_front();
+  computing.erase(computing.begin());
   const absl::StatusOr<int64_t> run = lane->batcher->Finish();
   if (!run.ok()) OnFailure(run.status());
   const int64_t pairs = run.value_or(0);
