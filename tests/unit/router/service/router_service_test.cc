@@ -326,6 +326,7 @@ TEST_F(RouterServiceTest, GatewaysHearNothingOfARouterWhoseEngineHangs) {
     return true;
   };
   EXPECT_TRUE(beats_at(now));
+  ASSERT_TRUE(Until([&] { return engine_->Pulse().asleep; }));  // its thread may only begin
   EXPECT_TRUE(beats_at(now += absl::Hours(1))) << "an idle engine does not hang";
   // One that takes its turns while a step waits does not either.
   runner_->Hold();
