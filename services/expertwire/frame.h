@@ -19,7 +19,7 @@ namespace pb = ::switchyard::internal::v1;
 
 inline constexpr uint32_t kWireVersion = 1;
 // Of what may be said beside calls: frames of later ones are not sent to a peer.
-inline constexpr uint32_t kWireRevision = 1;
+inline constexpr uint32_t kWireRevision = 2;
 
 // The rows of one expert: row_index and weights [begin, begin + count) of the call.
 struct Segment {

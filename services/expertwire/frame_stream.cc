@@ -237,8 +237,12 @@ void FrameStream::WriteToPipe(std::optional<Frame> last) {
   PumpShared();
 }
 
+void FrameStream::ReadPipe() { reads_pipe_ = pipe_ != nullptr; }
+
 void FrameStream::Unshare() {
-  if (!shares_memory_) pipe_.reset();
+  if (shares_memory_) return;
+  reads_pipe_ = false;
+  pipe_.reset();
 }
 
 // An empty frame on gRPC's stream completes a read of the peer's.
@@ -252,12 +256,14 @@ void FrameStream::Ring() {
 }
 
 bool FrameStream::Arm(bool by_bell) {
-  return pipe_ == nullptr || pipe_->Arm(leaving_.has_value(), by_bell);
+  // As long as it is not read, the frame that changes that wakes this side.
+  if (pipe_ == nullptr || (!reads_pipe_ && !leaving_)) return true;
+  return pipe_->Arm(leaving_.has_value(), by_bell);
 }
 
 bool FrameStream::Poll() {
   bool any = false;
-  for (int i = 0; i < kFramesAPoll && in_loop_ && pipe_ != nullptr; ++i) {
+  for (int i = 0; i < kFramesAPoll && in_loop_ && reads_pipe_; ++i) {
     absl::StatusOr<bool> whole = ReadShared();
     if (whole.ok() && !*whole) break;
     any = true;

@@ -53,6 +53,8 @@ class FrameStream final : public Pollable {
   void WriteToPipe(std::optional<Frame> last);
   // Lets go of a pipe that was not written to.
   void Unshare();
+  // From now on: everything that the peer sent over gRPC's stream has come.
+  void ReadPipe();
   // As OnEnd, by this side; the owner is not told.
   void End();
 
@@ -145,6 +147,7 @@ class FrameStream final : public Pollable {
   bool reading_ = false, writing_ = false, ended_ = false;
 
   std::unique_ptr<SharedPipe> pipe_;
+  bool reads_pipe_ = false;
   bool in_loop_ = false;                // looks at the pipe
   bool shares_memory_ = false;          // writes to it
   bool must_ring_ = false;              // once the write that is on its way is through

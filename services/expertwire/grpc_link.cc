@@ -196,7 +196,11 @@ void GrpcLink::Lane::OfferMemory(const pb::Hello& hello) {
 void GrpcLink::Lane::OnMemory(const pb::SharedMemory& taken) {
   if (nonce_ == 0 || stream_.shares_memory()) return;
   if (taken.nonce() != nonce_) return stream_.Unshare();
-  stream_.WriteToPipe(std::nullopt);
+  stream_.ReadPipe();
+  // The last one over TCP, behind which the worker reads the pipe: one of revision 1 does before.
+  std::optional<Frame> last;
+  if (link_.peer()->revision() >= 2) last = Frame{.body = taken};
+  stream_.WriteToPipe(std::move(last));
   link_.shares_memory_.store(true, std::memory_order_relaxed);
   log::Info("worker {}: over shared memory", link_.name());
 }

@@ -207,6 +207,8 @@ class GrpcServer::Impl::Peer final : public AnswerSink,
   absl::Status refusal_;
   bool first_lane_ = true;
   bool hears_holds_ = false;
+  uint32_t revision_ = 0;
+  uint64_t nonce_ = 0;          // of the shared memory
   uint64_t holds_version_ = 0;  // that was said
   bool open_stream_ = false, hello_seen_ = false, greeted_ = false, finishing_ = false,
        gone_ = false;
@@ -255,6 +257,7 @@ void GrpcServer::Impl::Peer::Finish(const absl::Status& status) {
 
 void GrpcServer::Impl::Peer::Greet(const pb::Hello& hello) {
   first_lane_ = hello.lane() == 0;
+  revision_ = hello.revision();
   router_ = {hello.incarnation(), hello.peer_id().substr(0, 128)};
   id_ = fmt::format("router {}{}", router_.second, first_lane_ ? "" : " (bulk)");
   holds_version_ = server_.handler.holds_version();  // before the hello, which may then be newer
@@ -323,6 +326,7 @@ void GrpcServer::Impl::Peer::OnFrame(Frame frame) {
 }
 
 void GrpcServer::Impl::Peer::TakeMemory(uint64_t nonce) {
+  if (stream_.shares_memory() && nonce == nonce_) return stream_.ReadPipe();  // its last over TCP
   if (!server_.mailbox || stream_.shares_memory()) return;
   pb::SharedMemory taken;
   absl::StatusOr<UniqueFd> fd = server_.mailbox->Take(nonce);
@@ -333,7 +337,9 @@ void GrpcServer::Impl::Peer::TakeMemory(uint64_t nonce) {
     return stream_.Send({.body = std::move(taken)});  // nonce 0: not taken
   }
   taken.set_nonce(nonce);
+  nonce_ = nonce;
   stream_.ReadFrom(*std::move(pipe));
+  if (revision_ < 2) stream_.ReadPipe();  // such a router does not say when
   stream_.WriteToPipe(Frame{.body = std::move(taken)});
   log::Info("{}: over shared memory", id_);
 }
