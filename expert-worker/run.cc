@@ -69,7 +69,7 @@ absl::StatusOr<WorkerOptions> OptionsFrom(const config::v1::WorkerConfig& config
   options.zone = holding.zone();
   options.check_weights = !config.weights().no_weight_check();
   options.memory_bytes = AvailableMemoryBytes();
-  SY_ASSIGN_OR_RETURN(const DeviceUse device, OpenDevice(config.device()));
+  SY_ASSIGN_OR_RETURN(const DeviceUse device, OpenDevice(config.device(), config.pinned()));
   if (device.cuda != nullptr) {
     options.cuda = device.cuda;
     options.memory_bytes = device.memory_bytes;

@@ -10,29 +10,20 @@
 #include "router/draft/ngram_drafter.h"
 #include "router/fleet/balancer.h"
 #include "router/fleet/fleet.h"
-#include "router/graph/decoder.h"
-#include "router/graph/weights.h"
-#include "router/kv/kv_storage.h"
-#include "router/kv_plan.h"
+#include "router/forward_pass.h"
 #include "router/placement_source.h"
 #include "router/service/load_report.h"
 #include "router/worker_links.h"
 #include "services/base/check.h"
 #include "services/base/clock.h"
-#include "services/base/cores.h"
 #include "services/base/logging.h"
-#include "services/base/memory.h"
 #include "services/base/status.h"
 #include "services/checkpoint/content_digest.h"
-#include "services/checkpoint/progress.h"
-#include "services/checkpoint/weight_check.h"
-#include "services/config/units.h"
 #include "services/expertwire/arithmetic.h"
 #include "services/expertwire/link_set.h"
 #include "services/model/fingerprint.h"
 #include "services/model/memory_plan.h"
 #include "services/model/spec_from_hf.h"
-#include "services/model/tensor_names.h"
 #include "services/model/text_fingerprint.h"
 #include "services/rpc/server.h"
 
@@ -47,64 +38,11 @@ constexpr absl::Duration kWatchEvery = absl::Milliseconds(25);
 // back, or the takeover of its experts, should be noticed by nobody.
 constexpr absl::Duration kGrace = absl::Seconds(10);
 
-// Of a model that outlives it.
-StoredTensorOf StoredIn(const OpenedModel& model) {
-  return [&model](std::string_view name) {
-    const checkpoint::TensorInfo* tensor = model.source->Find(name);
-    return tensor == nullptr ? StoredTensor(model.spec.weight_dtype)
-                             : StoredTensor(tensor->dtype, tensor->scale_bytes);
-  };
-}
-
-WeightBytes BackboneBytesOf(const OpenedModel& model) {
-  return BackboneBytes(model.spec, StoredIn(model));
-}
-
-absl::Status CheckBackbone(const OpenedModel& model) {
-  std::vector<checkpoint::TensorRange> ranges;
-  for (const TensorRef& tensor : AllTensors(BackboneTensorsOf(model.spec))) {
-    ranges.push_back({.name = tensor.name});
-  }
-  checkpoint::ConsoleProgress progress("Reading the router's weights");
-  return checkpoint::CheckWeights(*model.source, ranges, std::ref(progress));
-}
-
 PlacementSourceOptions PlacementFrom(const RouterOptions& options) {
   return {.from = options.placement,
           .balances = options.balances,
           .router_id = options.router_id,
           .etcd = options.etcd};
-}
-
-DType KvDType(const RouterOptions& options) { return options.kv_dtype.value_or(options.dtype); }
-
-KvRequest KvRequestOf(const RouterOptions& options, const OpenedModel& model,
-                      uint64_t other_weight_bytes) {
-  return {.kv_bytes = options.kv_bytes,
-          .max_model_len = options.max_model_len,
-          .weight_bytes = BackboneBytesOf(model).total() + other_weight_bytes,
-          .available_bytes = AvailableMemoryBytes()};
-}
-
-absl::StatusOr<KvPlan> PlanMemory(const RouterOptions& options, const OpenedModel& model,
-                                  uint64_t other_weight_bytes) {
-  const KvRequest request = KvRequestOf(options, model, other_weight_bytes);
-  const DType kv_dtype = KvDType(options);
-  SY_ASSIGN_OR_RETURN(const KvPlan plan, PlanKv(model.spec, kv_dtype, request));
-  const uint64_t all = KvBytesPerToken(model.spec, kv_dtype);
-  const uint64_t kept = KvBytesPerKeptToken(model.spec, kv_dtype);
-  log::Info(
-      "{} of weights, {} of KV cache ({}): {} tokens of {} in {}{}, up to {} a sequence; {} of "
-      "memory available",
-      config::FormatBytes(static_cast<int64_t>(request.weight_bytes)),
-      config::FormatBytes(plan.bytes),
-      options.kv_bytes > 0 ? "--kv-memory" : "half of what is free; --kv-memory changes it",
-      plan.tokens, config::FormatBytes(static_cast<int64_t>(all)), Name(kv_dtype),
-      kept == all ? ""
-                  : fmt::format(" ({} behind the sliding windows)",
-                                config::FormatBytes(static_cast<int64_t>(kept))),
-      plan.max_model_len, config::FormatBytes(static_cast<int64_t>(request.available_bytes)));
-  return plan;
 }
 
 }  // namespace
@@ -140,8 +78,9 @@ class Router::Impl {
   void Stop(absl::Duration grace);
 
   rpc::Server& server() { return *server_; }
-  int max_model_len() const { return plan_.max_model_len; }
+  int max_model_len() const { return pass_->plan().max_model_len; }
   EngineSnapshot Snapshot() const { return engine_->Snapshot(); }
+  absl::Status failure() const { return pass_->failure(); }
 
  private:
   absl::Status FollowPlacement();
@@ -164,11 +103,7 @@ class Router::Impl {
   SteadyCondVar drain_ended_;
   telemetry::Metrics own_metrics_;
   OpenedModel model_;
-  std::unique_ptr<kernels::ThreadPool> own_pool_;
-  std::unique_ptr<kernels::Compute> compute_;
-  RouterWeights weights_;
-  KvPlan plan_;
-  std::unique_ptr<KvStorage> kv_;
+  std::unique_ptr<ForwardPass> pass_;
   expertwire::NumericsClass numerics_;
   bool experts_elsewhere_ = false;  // than on this CPU, in this process
   std::unique_ptr<expertwire::LinkSet> links_;
@@ -177,7 +112,6 @@ class Router::Impl {
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<PlacementSource> placement_;
   std::unique_ptr<Balancer> balancer_;  // null: without --balance
-  std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<RouterMetrics> metrics_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<LoadReport> load_;
@@ -203,36 +137,13 @@ absl::Status Router::Impl::Load() {
   } else {
     SY_ASSIGN_OR_RETURN(model_, OpenModel(options_.model_dir));
   }
-  SY_RETURN_IF_ERROR(CheckRouting(options_.routing, model_.spec));
-  if (options_.routing.depends_on_batch()) {
-    log::Warning("--routing-policy {}: tokens depend on what else is computed at the time",
-                 options_.routing.Name());
-  }
-  SY_ASSIGN_OR_RETURN(plan_, PlanMemory(options_, model_, shared_.other_weight_bytes));
-  SY_ASSIGN_OR_RETURN(weights_, RouterWeights::Load(model_.spec, *model_.source));
-  if (options_.weight_check) SY_RETURN_IF_ERROR(CheckBackbone(model_));
-  SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options_.isa));
-  kernels::ThreadPool* pool = shared_.pool;
-  if (pool == nullptr) {
-    const int threads = options_.threads > 0 ? options_.threads : UsableCores();
-    own_pool_ = std::make_unique<kernels::ThreadPool>(threads);
-    pool = own_pool_.get();
-  }
-  compute_ = std::make_unique<kernels::Compute>(isa, *pool);
-  if (model_.spec.skipped_layers > 0) {
-    log::Info("{} layers beyond num_hidden_layers (multi-token prediction) are skipped",
-              model_.spec.skipped_layers);
-  }
-  log::Info("{}: {} layers, {} experts a MoE layer; {} on {}, {} threads", model_.spec.architecture,
-            model_.spec.num_layers(), model_.spec.experts.count, Name(options_.dtype),
-            kernels::Name(isa), pool->threads());
-  SY_ASSIGN_OR_RETURN(KvStorage kv,
-                      KvStorage::Create(model_.spec, KvDType(options_), plan_.blocks));
-  kv_ = std::make_unique<KvStorage>(std::move(kv));
+  SY_ASSIGN_OR_RETURN(pass_, ForwardPass::Load(options_, shared_, model_));
+  const kernels::Isa isa = pass_->compute().isa();
   numerics_ = {
       .model_fingerprint = model_.fingerprint,
       .activations = options_.dtype,
       .arithmetic = expertwire::ExpertArithmetic(model_.spec, *model_.source, options_.dtype, isa)};
+  if (options_.cuda != nullptr) numerics_.arithmetic = pass_->arithmetic();
   if (!shared_.expert_arithmetic.empty() && shared_.expert_arithmetic != numerics_.arithmetic) {
     numerics_.arithmetic = shared_.expert_arithmetic;
     experts_elsewhere_ = true;
@@ -254,17 +165,10 @@ absl::Status Router::Impl::Connect() {
                                                           .shared_memory = options_.shared_memory},
                                                          *links_));
   dispatcher_ = std::make_unique<LinkDispatcher>(
-      model_.spec, options_.dtype, *links_, compute_->pool(),
+      model_.spec, options_.dtype, *links_, pass_->compute().pool(),
       DispatchOptions{.patience = options_.expert_patience, .hedge = options_.hedge});
   SY_RETURN_IF_ERROR(FollowPlacement());
-  const DecoderOptions decoder{.dtype = options_.dtype,
-                               .max_positions = plan_.max_model_len,
-                               .routing = options_.routing,
-                               .lost_experts = options_.lost_experts};
-  SY_RETURN_IF_ERROR(decoder.Validate());
-  decoder_ =
-      std::make_unique<Decoder>(decoder, model_.spec, weights_, *compute_, *kv_, *dispatcher_);
-  return absl::OkStatus();
+  return pass_->MakeRunner(*dispatcher_);
 }
 
 absl::Status Router::Impl::FollowPlacement() {
@@ -297,7 +201,7 @@ absl::Status Router::Impl::FollowPlacement() {
 std::string Router::Impl::NumericsName() const {
   const DType kv_dtype = KvDType(options_);
   expertwire::NumericsClass own = numerics_;
-  own.arithmetic = std::string(kernels::ArithmeticClass(options_.dtype, compute_->isa()));
+  own.arithmetic = pass_->arithmetic();
   std::string name = expertwire::NumericsId(own);
   if (kv_dtype != options_.dtype) name += fmt::format("+kv-{}", Name(kv_dtype));
   if (experts_elsewhere_) name += "+" + numerics_.arithmetic;
@@ -312,8 +216,8 @@ std::string Router::Impl::NumericsName() const {
 absl::Status Router::Impl::Serve() {
   telemetry::Metrics& metrics = shared_.metrics != nullptr ? *shared_.metrics : own_metrics_;
   metrics_ = std::make_unique<RouterMetrics>(metrics, options_.expert_metrics);
-  const EngineOptions engine{.max_model_len = plan_.max_model_len,
-                             .kv_blocks = plan_.blocks,
+  const EngineOptions engine{.max_model_len = pass_->plan().max_model_len,
+                             .kv_blocks = pass_->plan().blocks,
                              .max_batch_tokens = options_.max_batch_tokens,
                              .max_running = options_.max_running,
                              .max_queue = options_.max_queue,
@@ -322,16 +226,16 @@ absl::Status Router::Impl::Serve() {
                              .max_drafts = options_.speculate_ngram,
                              .make_drafter = [] { return std::make_unique<NgramDrafter>(); }};
   SY_RETURN_IF_ERROR(engine.Validate());
-  engine_ = std::make_unique<Engine>(engine, *decoder_, metrics_.get());
+  engine_ = std::make_unique<Engine>(engine, pass_->runner(), metrics_.get());
   RouterServiceOptions service;
   pb::RouterHello& hello = service.hello;
   hello.set_router_id(options_.router_id);
   SY_ASSIGN_OR_RETURN(*hello.mutable_text_fingerprint(), TextFingerprint(options_.model_dir));
   hello.set_model_fingerprint(model_.fingerprint);
   hello.set_numerics_id(NumericsName());
-  hello.set_max_model_len(plan_.max_model_len);
+  hello.set_max_model_len(pass_->plan().max_model_len);
   hello.set_vocab(model_.spec.vocab);
-  hello.set_top_k(decoder_->routing_width());
+  hello.set_top_k(pass_->routing_width());
   for (int layer = 0; layer < model_.spec.num_layers(); ++layer) {
     if (model_.spec.layers[layer].moe) hello.add_moe_layers(layer);
   }
@@ -340,19 +244,21 @@ absl::Status Router::Impl::Serve() {
   load_->Look(CounterWindows::Clock::now());
   service_ = std::make_unique<RouterService>(
       service, *engine_,
-      RouterService::Hooks{
-          .describe =
-              [this](v1::RouterExperts* out) {
-                load_->Describe(CounterWindows::Clock::now(), out);
-                LoadReport::Describe(*fleet_, balancer_.get(), out->mutable_placement());
-                LoadReport::Describe(decoder_->routing(), out->mutable_dispatch());
-                out->set_routing_policy(options_.routing.Name());
-                out->set_batch_dependent(options_.routing.depends_on_batch());
-                SetRunsOn(expertwire::RunsOn(compute_->isa(), compute_->pool().threads()),
-                          out->mutable_runs_on());
-              },
-          .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
-          .on_slow = [this] { metrics_->OnSlow(); }});
+      RouterService::Hooks{.describe =
+                               [this](v1::RouterExperts* out) {
+                                 load_->Describe(CounterWindows::Clock::now(), out);
+                                 LoadReport::Describe(*fleet_, balancer_.get(),
+                                                      out->mutable_placement());
+                                 LoadReport::Describe(pass_->routing(), out->mutable_dispatch());
+                                 out->set_routing_policy(options_.routing.Name());
+                                 out->set_batch_dependent(options_.routing.depends_on_batch());
+                                 pb::RunsOn runs_on = expertwire::RunsOn(
+                                     pass_->compute().isa(), pass_->compute().pool().threads());
+                                 if (options_.cuda != nullptr) runs_on.set_isa(pass_->arithmetic());
+                                 SetRunsOn(runs_on, out->mutable_runs_on());
+                               },
+                           .on_refused = [this](const absl::Status& s) { metrics_->OnRefused(s); },
+                           .on_slow = [this] { metrics_->OnSlow(); }});
   SY_ASSIGN_OR_RETURN(server_, rpc::Server::Start({.listen = options_.listen,
                                                    .flag = "--listen",
                                                    .tls = options_.tls,
@@ -362,7 +268,7 @@ absl::Status Router::Impl::Serve() {
                                                     builder.RegisterService(service_.get());
                                                   }));
   registration_ = metrics_->Watch(model_.spec, *engine_, *service_, *dispatcher_, *fleet_,
-                                  decoder_->routing(), compute_->pool());
+                                  pass_->routing(), pass_->compute().pool());
   const bool of_experts = options_.expert_metrics != ExpertMetrics::kOff;
   links_registration_ =
       metrics.AddCollector("router", [this, of_experts](telemetry::Samples& samples) {
@@ -478,9 +384,7 @@ void Router::Impl::Stop(absl::Duration grace) {
 
 absl::Status Router::CheckFits(const RouterOptions& options, const OpenedModel& model,
                                uint64_t other_weight_bytes) {
-  SY_RETURN_IF_ERROR(CheckRouting(options.routing, model.spec));
-  return PlanKv(model.spec, KvDType(options), KvRequestOf(options, model, other_weight_bytes))
-      .status();
+  return ForwardPass::Check(options, model, other_weight_bytes);
 }
 
 absl::StatusOr<std::unique_ptr<Router>> Router::Create(const RouterOptions& options,
@@ -506,6 +410,7 @@ Router::~Router() = default;
 const std::string& Router::address() const { return impl_->server().address(); }
 grpc::Server& Router::server() { return impl_->server().grpc(); }
 int Router::max_model_len() const { return impl_->max_model_len(); }
+absl::Status Router::failure() const { return impl_->failure(); }
 EngineSnapshot Router::Snapshot() const { return impl_->Snapshot(); }
 void Router::BeginDrain() { impl_->BeginDrain(); }
 bool Router::WaitDrained(absl::Duration timeout) { return impl_->WaitDrained(timeout); }

@@ -18,6 +18,7 @@
 #include "router/service/router_metrics.h"
 #include "services/checkpoint/tensor_source.h"
 #include "services/config/routing_policy.h"
+#include "services/device/cuda.h"
 #include "services/expertwire/expert_link.h"
 #include "services/kernels/thread_pool.h"
 #include "services/model/spec.h"
@@ -69,6 +70,10 @@ struct RouterOptions {
   std::shared_ptr<discovery::EtcdClient> etcd;    // where further ones are announced; null: none
   std::string listen;                             // empty: in-process only
   security::TlsFiles tls;                         // of the listener, and shown to the workers
+  // What computes all but the experts; null: the CPU. It takes bf16 alone, and the gate's own
+  // choice.
+  std::shared_ptr<const device::Cuda> cuda;
+  std::string device_flag = "--device";  // that chose it, for errors
 };
 
 // A checkpoint that was opened and identified.
@@ -113,6 +118,8 @@ class Router {
   grpc::Server& server();              // for in-process channels
   int max_model_len() const;
   EngineSnapshot Snapshot() const;
+  // Why nothing can be computed any more: DATA_LOSS of a device that is lost; else OK.
+  absl::Status failure() const;
 
   // Not ready from now on; requests that run go on.
   void BeginDrain();

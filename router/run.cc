@@ -17,6 +17,7 @@
 #include "services/config/build_info.h"
 #include "services/config/load.h"
 #include "services/config/units.h"
+#include "services/device/device_choice.h"
 #include "services/discovery/etcd_client.h"
 #include "services/kernels/kernels.h"
 #include "services/rpc/server.h"
@@ -35,7 +36,11 @@ const config::Program kProgram = {
     .examples = {"switchyard-router --model models/tiny-r1 --workers "
                  "127.0.0.1:8200,127.0.0.1:8201 --listen 127.0.0.1:8100",
                  "switchyard-router --config router.json --kv-memory 4GiB --metrics 127.0.0.1:9100",
+                 "switchyard-router --model DIR --workers dns:workers:8200 --device cuda:0",
                  "SWITCHYARD_WORKERS=unix:/run/worker.sock switchyard-router --model DIR"}};
+
+// How soon a lost device ends the process.
+constexpr absl::Duration kLookForFailure = absl::Milliseconds(100);
 
 RouterOptions OptionsFrom(const config::v1::RouterConfig& config) {
   RouterOptions options;
@@ -107,6 +112,9 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
   rpc::RouteGrpcLogs();
   RouterOptions options = OptionsFrom(config);
   SY_RETURN_IF_ERROR(ApplyKnobs(config.balance(), &options));
+  SY_ASSIGN_OR_RETURN(options.cuda,
+                      device::OpenChosen("--device", config.device().device(),
+                                         config.device().cuda_plugin(), "attention is"));
   SY_ASSIGN_OR_RETURN(options.etcd, discovery::EtcdClient::Create(config.etcd()));
   SY_RETURN_IF_ERROR(rpc::CheckListen(options.listen, options.tls, "--listen"));
   SY_RETURN_IF_ERROR(telemetry::Exposer::CheckAddress(config.metrics()));
@@ -114,9 +122,10 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
   auto metrics = std::make_shared<telemetry::Metrics>();
   SY_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::ChooseIsa(options.isa));
   const int threads = options.threads > 0 ? options.threads : UsableCores();
-  metrics->AddProcess(
-      "router", config::Version(), config::Commit(),
-      {{"isa", std::string(kernels::Name(isa))}, {"threads", std::to_string(threads)}});
+  metrics->AddProcess("router", config::Version(), config::Commit(),
+                      {{"isa", options.cuda != nullptr ? options.cuda->about().arithmetic
+                                                       : std::string(kernels::Name(isa))},
+                       {"threads", std::to_string(threads)}});
   ReadyLine line;  // outlives the router
   SY_ASSIGN_OR_RETURN(const auto router, Router::Create(options, {.metrics = metrics.get()},
                                                         [&line](bool ready, const std::string&) {
@@ -129,11 +138,13 @@ absl::Status RunRouter(const config::v1::RouterConfig& config) {
     std::cout << "metrics: " << exposer->url() << std::endl;
   }
   line.OnListening();
-  signal.Wait();
+  while (router->failure().ok() && !signal.WaitFor(kLookForFailure)) {
+  }
   SY_ASSIGN_OR_RETURN(const absl::Duration timeout,
                       config::ParseDuration(config.drain().drain_timeout()));
-  Drain(*router, timeout, signal);
-  return absl::OkStatus();
+  // With a lost device there is nothing to wait for: every step fails.
+  Drain(*router, router->failure().ok() ? timeout : absl::ZeroDuration(), signal);
+  return router->failure();
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ ARROWS = [
     ("services/checkpoint/", FLOOR1),
     ("services/tokenizer/", FLOOR1),
     ("services/kernels/", FLOOR1),
-    ("services/device/", FLOOR1 + ["services/kernels/cuda/abi.h"]),
+    ("services/device/", FLOOR1 + ["services/kernels/cuda/abi.h", "services/kernels/cuda/backbone_abi.h"]),
     ("services/rpc/", FLOOR1 + PROTOS),
     ("services/expertwire/", FLOOR2 + PROTOS),
     ("services/placement/", FLOOR2 + PROTOS),

@@ -20,6 +20,7 @@ struct DeviceUse {
 // With --device auto and none that can be used, none, and the log says why. Errors name the flag:
 // INVALID_ARGUMENT of what cannot be meant, FAILED_PRECONDITION where driver, plugin, device or
 // architecture is missing.
-absl::StatusOr<DeviceUse> OpenDevice(const config::v1::DeviceKnobs& knobs);
+absl::StatusOr<DeviceUse> OpenDevice(const config::v1::DeviceKnobs& knobs,
+                                     const config::v1::PinnedKnobs& pinned);
 
 }  // namespace switchyard::worker

@@ -209,40 +209,7 @@ absl::StatusOr<SyCudaWeights> Packer::GateUp(const MlpWeights& w) {
 }
 
 absl::StatusOr<SyCudaBackboneSpec> Packer::Spec(const RouterWeights& weights) {
-  const AttentionSpec& a = spec_.attention;
-  const GateSpec& g = spec_.gate;
-  SyCudaBackboneSpec out{.hidden = spec_.hidden,
-                         .vocab = spec_.vocab,
-                         .layers = spec_.num_layers(),
-                         .norm_eps = spec_.norm_eps,
-                         .mla = a.kind == AttentionKind::kMla,
-                         .heads = a.heads,
-                         .kv_heads = a.kv_heads,
-                         .head_dim = a.head_dim,
-                         .qk_norm = static_cast<int32_t>(a.qk_norm),
-                         .clip_qkv = a.clip_qkv,
-                         .q_lora = a.q_lora_rank,
-                         .latent = a.kv_lora_rank,
-                         .nope = a.qk_nope_head_dim,
-                         .value = a.v_head_dim,
-                         .lora_norm_eps = a.lora_norm_eps,
-                         .rope_dim = a.rope.dim,
-                         .rope_interleaved = a.rope.layout == RopeLayout::kInterleaved,
-                         .positions = static_cast<int32_t>(place_.positions),
-                         .softmax_scale = a.softmax_scale,
-                         .gate = {.experts = spec_.experts.count,
-                                  .top_k = g.top_k,
-                                  .score = static_cast<int32_t>(g.score),
-                                  .group_score = static_cast<int32_t>(g.group_score),
-                                  .groups = g.groups,
-                                  .topk_groups = g.topk_groups,
-                                  .normalise = g.normalise,
-                                  .normalise_eps = g.normalise_eps,
-                                  .scale = g.scale},
-                         .kv_groups = kv_.groups(),
-                         .block_tokens = kBlockTokens,
-                         .block_stride_bytes = static_cast<uint64_t>(
-                             KvStorage::BlockStrideBytes(spec_, DType::kBF16))};
+  SyCudaBackboneSpec out = SizesOf(spec_, place_.positions);
   SY_ASSIGN_OR_RETURN(out.rope, Rope());
   absl::StatusOr<const uint16_t*> embedding = Embedding(weights.embedding);
   if (!embedding.ok()) return Annotate(embedding.status(), "the embedding");
@@ -277,11 +244,8 @@ absl::Status Packer::Attention(const GqaWeights& g, SyCudaLayer* layer) {
 }
 
 absl::StatusOr<SyCudaLayer> Packer::Layer(int l, const LayerWeights& w) {
-  const KvLayout::Place place = kv_.layers[static_cast<size_t>(l)];
-  const int64_t slot_bytes = KvStorage::BlockStrideBytes(spec_, DType::kBF16) * place_.blocks;
   SyCudaLayer layer{.window = spec_.layers[static_cast<size_t>(l)].window,
-                    .kv_group = place.group,
-                    .cache = place_.cache + place.slot * slot_bytes,
+                    .kv_group = kv_.layers[static_cast<size_t>(l)].group,
                     .moe = spec_.layers[static_cast<size_t>(l)].moe};
   SY_ASSIGN_OR_RETURN(layer.input_norm, Vector(w.input_norm));
   SY_ASSIGN_OR_RETURN(layer.post_norm, Vector(w.post_attention_norm));
@@ -302,8 +266,53 @@ absl::StatusOr<SyCudaLayer> Packer::Layer(int l, const LayerWeights& w) {
 
 }  // namespace
 
+SyCudaBackboneSpec SizesOf(const ModelSpec& spec, int64_t positions) {
+  const AttentionSpec& a = spec.attention;
+  const GateSpec& g = spec.gate;
+  return {
+      .hidden = spec.hidden,
+      .vocab = spec.vocab,
+      .layers = spec.num_layers(),
+      .norm_eps = spec.norm_eps,
+      .mla = a.kind == AttentionKind::kMla,
+      .heads = a.heads,
+      .kv_heads = a.kv_heads,
+      .head_dim = a.head_dim,
+      .qk_norm = static_cast<int32_t>(a.qk_norm),
+      .clip_qkv = a.clip_qkv,
+      .q_lora = a.q_lora_rank,
+      .latent = a.kv_lora_rank,
+      .nope = a.qk_nope_head_dim,
+      .value = a.v_head_dim,
+      .lora_norm_eps = a.lora_norm_eps,
+      .rope_dim = a.rope.dim,
+      .rope_interleaved = a.rope.layout == RopeLayout::kInterleaved,
+      .positions = static_cast<int32_t>(positions),
+      .softmax_scale = a.softmax_scale,
+      .gate = {.experts = spec.experts.count,
+               .top_k = g.top_k,
+               .score = static_cast<int32_t>(g.score),
+               .group_score = static_cast<int32_t>(g.group_score),
+               .groups = g.groups,
+               .topk_groups = g.topk_groups,
+               .normalise = g.normalise,
+               .normalise_eps = g.normalise_eps,
+               .scale = g.scale},
+      .kv_groups = KvLayoutOf(spec).groups(),
+      .block_tokens = kBlockTokens,
+      .block_stride_bytes = static_cast<uint64_t>(KvStorage::BlockStrideBytes(spec, DType::kBF16))};
+}
+
 int64_t DeviceKvBytes(const ModelSpec& spec, int64_t blocks) {
   return KvStorage::BlockBytes(spec, DType::kBF16) * blocks;
+}
+
+void PlaceCache(const ModelSpec& spec, std::byte* cache, int64_t blocks, PackedBackbone* backbone) {
+  const KvLayout layout = KvLayoutOf(spec);
+  const int64_t slot_bytes = KvStorage::BlockStrideBytes(spec, DType::kBF16) * blocks;
+  for (size_t l = 0; l < backbone->layers.size(); ++l) {
+    backbone->layers[l].cache = cache + layout.layers[l].slot * slot_bytes;
+  }
 }
 
 absl::StatusOr<PackedBackbone> PackBackbone(const ModelSpec& spec, const RouterWeights& weights,

@@ -1,20 +1,14 @@
 #include "router/graph/decoder.h"
 
 #include <algorithm>
+#include <tuple>
 
+#include "router/graph/step_parts.h"
 #include "services/base/check.h"
 #include "services/base/clock.h"
 #include "services/base/status.h"
 
 namespace switchyard::router {
-namespace {
-
-int CountMoeLayers(const ModelSpec& spec) {
-  return static_cast<int>(
-      std::count_if(spec.layers.begin(), spec.layers.end(), [](const auto& l) { return l.moe; }));
-}
-
-}  // namespace
 
 absl::Status DecoderOptions::Validate() const {
   if (dtype != DType::kF32 && dtype != DType::kBF16) {
@@ -66,37 +60,17 @@ void Decoder::Start(const StepBatch& batch) {
   result_.routed_experts.resize(traced);
   result_.routed_weights.resize(traced);
 
-  const int64_t cut = CutRow();
+  const int64_t cut = CutRow(batch);
   BeginPart(0, cut, parts_[0]);
   BeginPart(cut, batch.rows(), parts_[1]);
 }
 
-int64_t Decoder::CutRow() const {
-  const int64_t rows = batch_->rows();
-  if (batch_->micro_batches == 1) return rows;
-  const auto starts_sequence = [this, &tables = batch_->block_tables.front()](int64_t row) {
-    const size_t r = static_cast<size_t>(row);
-    return tables[r] != tables[r - 1] || batch_->positions[r] != batch_->positions[r - 1] + 1;
-  };
-  for (int64_t away = 0; away < rows; ++away) {
-    for (const int64_t row : {rows / 2 - away, rows / 2 + away}) {
-      if (row > 0 && row < rows && starts_sequence(row)) return row;
-    }
-  }
-  return rows;
-}
-
 void Decoder::BeginPart(int64_t begin, int64_t end, MicroBatch& part) {
-  const auto range = [&](const std::vector<int32_t>& rows, size_t& from, size_t& to) {
-    const auto first = std::lower_bound(rows.begin(), rows.end(), begin);
-    from = static_cast<size_t>(first - rows.begin());
-    to = static_cast<size_t>(std::lower_bound(first, rows.end(), end) - rows.begin());
-  };
   part.begin = begin;
   part.rows = end - begin;
   part.layer = part.moe_layer = 0;
-  range(batch_->logit_rows, part.logits_begin, part.logits_end);
-  range(batch_->trace_rows, part.trace_begin, part.trace_end);
+  std::tie(part.logits_begin, part.logits_end) = IndicesOf(batch_->logit_rows, begin, end);
+  std::tie(part.trace_begin, part.trace_end) = IndicesOf(batch_->trace_rows, begin, end);
   part.stage = part.rows == 0 ? Stage::kDone : Stage::kAttention;
   if (part.rows > 0) Embed(part);
 }

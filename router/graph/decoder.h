@@ -79,7 +79,6 @@ class Decoder : public ModelRunner {
     MoeRows moe;
   };
 
-  int64_t CutRow() const;
   void BeginPart(int64_t begin, int64_t end, MicroBatch& part);
   void Embed(MicroBatch& part);
   // Takes a micro-batch one stage further; false if it has to wait.

@@ -10,6 +10,7 @@
 
 #include "expert-worker/held_weights.h"
 #include "expert-worker/worker_metrics.h"
+#include "router/forward_pass.h"
 #include "services/base/clock.h"
 #include "services/base/cores.h"
 #include "services/base/logging.h"
@@ -51,6 +52,7 @@ class LocalCluster::Impl {
     pool_ = std::make_unique<kernels::ThreadPool>(threads);
     workers_.resize(options_.parts.size());
     // What is wrong is said before all weights are read, which may take minutes.
+    SY_RETURN_IF_ERROR(ShareDevice());
     uint64_t expert_bytes = 0;
     for (size_t i = 0; i < workers_.size(); ++i) {
       SY_RETURN_IF_ERROR(CreateWorker(i));
@@ -61,6 +63,19 @@ class LocalCluster::Impl {
     routers_.resize(static_cast<size_t>(options_.routers));
     for (size_t i = 0; i < routers_.size(); ++i) SY_RETURN_IF_ERROR(StartRouter(i));
     return StartGateway(std::move(files));
+  }
+
+  // Leaves the router's part of the memory of a device that computes both.
+  absl::Status ShareDevice() {
+    worker::DeviceUse& experts = options_.device;
+    router::RouterOptions& router = options_.router;
+    if (router.cuda == nullptr || router.cuda != experts.cuda) return absl::OkStatus();
+    SY_RETURN_IF_ERROR(router::Router::CheckFits(router, model_, 0));
+    SY_ASSIGN_OR_RETURN(const router::DeviceShare share,
+                        router::ForwardPass::ShareOf(router, model_, experts.memory_bytes));
+    router.kv_bytes = static_cast<int64_t>(share.kv_bytes);
+    experts.memory_bytes -= std::min(experts.memory_bytes, share.bytes);
+    return absl::OkStatus();
   }
 
   // Texts and experts at the same time. What is wrong with the texts ends the reading of experts.
@@ -211,6 +226,7 @@ class LocalCluster::Impl {
 
   absl::Status failure() const {
     for (const Part& part : workers_) SY_RETURN_IF_ERROR(part.worker->failure());
+    for (const ServingRouter& r : routers_) SY_RETURN_IF_ERROR(r.router->failure());
     return absl::OkStatus();
   }
 
@@ -242,7 +258,7 @@ class LocalCluster::Impl {
     std::unique_ptr<router::Router> router;
   };
 
-  const LocalClusterOptions options_;
+  LocalClusterOptions options_;  // memory is shared out at the start
   std::shared_ptr<telemetry::Metrics> metrics_;
   router::OpenedModel model_;
   std::unique_ptr<kernels::ThreadPool> pool_;

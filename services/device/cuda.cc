@@ -41,6 +41,13 @@ absl::StatusOr<void*> LoadLibrary(const std::string& plugin) {
       why);
 }
 
+absl::Status OtherVersion(const std::string& plugin) {
+  return FailedPrecondition(
+      "the CUDA plugin {} is of another version than this program; "
+      "install those that were built together",
+      plugin);
+}
+
 }  // namespace
 
 absl::Status ToStatus(int code, const SyCudaError& error, std::string_view what) {
@@ -65,13 +72,8 @@ absl::StatusOr<std::shared_ptr<Cuda>> Cuda::Open(const std::string& plugin, int 
   SY_ASSIGN_OR_RETURN(void* const library, LoadLibrary(plugin));
   const auto get = reinterpret_cast<SyCudaPluginFunction>(::dlsym(library, "SyCudaPlugin"));
   const SyCudaApi* const api = get == nullptr ? nullptr : get(SY_CUDA_ABI_VERSION);
-  if (api == nullptr) {
-    return FailedPrecondition(
-        "the CUDA plugin {} is of another version than this program; "
-        "install those that were built together",
-        plugin.empty() ? kPlugin : plugin);
-  }
-  std::shared_ptr<Cuda> cuda(new Cuda(api));
+  if (api == nullptr) return OtherVersion(plugin.empty() ? kPlugin : plugin);
+  std::shared_ptr<Cuda> cuda(new Cuda(library, api));
   SyCudaError error = {};
   SY_RETURN_IF_ERROR(ToStatus(api->open(index, &cuda->context_, &error), error));
   SY_RETURN_IF_ERROR(ToStatus(api->describe(cuda->context_, &cuda->about_, &error), error));
@@ -80,6 +82,14 @@ absl::StatusOr<std::shared_ptr<Cuda>> Cuda::Open(const std::string& plugin, int 
 
 Cuda::~Cuda() {
   if (context_ != nullptr) api_->close(context_);
+}
+
+absl::StatusOr<const SyCudaBackboneApi*> Cuda::backbone_api() const {
+  const auto get =
+      reinterpret_cast<SyCudaBackbonePluginFunction>(::dlsym(library_, "SyCudaBackbonePlugin"));
+  const SyCudaBackboneApi* const api = get == nullptr ? nullptr : get(SY_CUDA_BACKBONE_ABI_VERSION);
+  if (api == nullptr) return OtherVersion(kPlugin);
+  return api;
 }
 
 std::string Cuda::name() const { return fmt::format("{} (cuda:{})", about_.name, about_.index); }

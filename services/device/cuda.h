@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "services/kernels/cuda/abi.h"
+#include "services/kernels/cuda/backbone_abi.h"
 
 namespace switchyard::device {
 
@@ -30,6 +31,8 @@ class Cuda {
   Cuda& operator=(const Cuda&) = delete;
 
   const SyCudaApi& api() const { return *api_; }
+  // FAILED_PRECONDITION where the plugin has none of this version.
+  absl::StatusOr<const SyCudaBackboneApi*> backbone_api() const;
   SyCudaContext* context() const { return context_; }
   // As it was when it was opened.
   const SyCudaDevice& about() const { return about_; }
@@ -39,8 +42,9 @@ class Cuda {
 
  private:
   // The library stays loaded: its threads may outlive any owner.
-  explicit Cuda(const SyCudaApi* api) : api_(api) {}
+  Cuda(void* library, const SyCudaApi* api) : library_(library), api_(api) {}
 
+  void* const library_;
   const SyCudaApi* const api_;
   SyCudaContext* context_ = nullptr;
   SyCudaDevice about_ = {};

@@ -1,5 +1,6 @@
 """Workers that compute on CUDA devices, and what they say where they cannot: the worker's own binary with the plugin that
 emulates a device on the CPU. Kernels and host code are those of libswitchyard_cuda.so; only the hardware is not."""
+import concurrent.futures
 import os
 import re
 
@@ -15,8 +16,8 @@ MIXED = ("--allow-mixed-numerics",)
 PROBE = {**PROBES[0], "max_tokens": 8}
 
 
-def refused(*args, env=None):
-    with processes.Process("switchyard-expert-worker", "--model", processes.MODEL, "--listen", "127.0.0.1:0", *args, env=env) as process:
+def refused(*args, env=None, program="switchyard-expert-worker"):
+    with processes.Process(program, "--model", processes.MODEL, "--listen", "127.0.0.1:0", *args, env=env) as process:
         status = process.process.wait(60)
         processes.wait_for(lambda: None in process.log)
         return status, "\n".join(filter(None, process.log))
@@ -107,8 +108,8 @@ def test_auto_takes_the_cpu_where_there_is_no_driver():
 
 @pytest.mark.parametrize("args, env", [((), {}), (("--pinned-memory", "12MiB"), {"SIMT_MEMORY_BYTES": str(264 << 20)})],
                          ids=["all experts fit", "a third fits"])
-def test_one_process_with_a_device(whole, args, env):
-    with processes.serve(*DEVICE, *args, env=env) as server:
+def test_one_process_with_experts_on_a_device(whole, args, env):
+    with processes.serve(*DEVICE, "--backbone-device", "cpu", *args, env=env) as server:
         url = server.fact("http")
         processes.wait_ready(url)
         assert [ask(url, body) for body in (PROBE, {**PROBES[2], "max_tokens": 8})] == whole
@@ -128,3 +129,87 @@ def test_a_device_that_is_lost_takes_its_worker_down_and_nobody_else(whole):
                 assert lost.process.wait(60) == 1
                 assert "is lost" in "\n".join(filter(None, lost.log))
                 assert ask(url, PROBE) == whole[0]
+
+
+SHORT = {**PROBES[0], "max_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def router_on_a_device():
+    """A router on a device before workers on devices: one class, nothing is mixed."""
+    with processes.Cluster(("0-127",), router_args=DEVICE, worker_args=DEVICE) as running:
+        yield running
+
+
+def test_a_router_on_a_device_answers_as_the_cpu_does(router_on_a_device, embedded):
+    tokens, log_probabilities = ask(embedded.url, SHORT)
+    on_device = ask(router_on_a_device.url, SHORT)
+    assert on_device[0] == tokens
+    assert on_device[1] == pytest.approx(log_probabilities, abs=0.15)  # the bf16 of CPUs is as far from float32
+    fingerprint = requests.post(router_on_a_device.url + "/v1/completions", json=SHORT, timeout=300).json()["system_fingerprint"]
+    assert "mixed" not in fingerprint
+
+
+def test_requests_beside_each_other_on_a_device(router_on_a_device):
+    """Steps of several sequences in two micro-batches, prefixes that are shared: the same answers as alone."""
+    bodies = [SHORT, {**PROBES[2], "max_tokens": 3}, SHORT]
+    alone = [ask(router_on_a_device.url, body) for body in bodies[:2]]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        together = list(pool.map(lambda body: ask(router_on_a_device.url, body), bodies))
+    assert together == [*alone, alone[0]]
+
+
+@pytest.mark.parametrize("args, env", [((), {}), (("--pinned-memory", "12MiB", "--kv-memory", "8MiB", "--max-batch-tokens", "256"),
+                                                   {"SIMT_MEMORY_BYTES": str(368 << 20)})], ids=["all fits", "a part of the experts fits"])
+def test_one_process_on_a_device(router_on_a_device, args, env):
+    """However cut: the bits of a cluster whose router and workers are on devices."""
+    with processes.serve(*DEVICE, *args, env=env) as server:
+        url = server.fact("http")
+        processes.wait_ready(url)
+        assert ask(url, SHORT) == ask(router_on_a_device.url, SHORT)
+        assert (metric(url + "/metrics", "switchyard_worker_memory_misses_total") > 0) == bool(env)
+
+
+def test_what_one_process_cannot_do_on_a_device_is_said():
+    with processes.serve(*DEVICE, "--kv-dtype", "int8") as server:
+        status = server.process.wait(60)
+        processes.wait_for(lambda: None in server.log)
+        assert status == 2 and "or use --backbone-device cpu" in "\n".join(filter(None, server.log)), server.log
+
+
+def test_a_router_on_a_device_before_workers_on_cpus(embedded):
+    with processes.Cluster(("0-60", "61-127"), router_args=(*DEVICE, *MIXED), worker_args=MIXED) as running:
+        assert ask(running.url, SHORT)[0] == ask(embedded.url, SHORT)[0]
+
+
+@pytest.mark.parametrize("args, env, said", [
+    ((*DEVICE, "--dtype", "float32"), {}, "--dtype float32: a GPU computes in bfloat16"),
+    ((*DEVICE, "--kv-dtype", "int8"), {}, "--kv-dtype: on a GPU"),
+    ((*DEVICE, "--routing-policy", "cumulative:p=0.9"), {}, "--routing-policy cumulative:p=0.9"),
+    ((*DEVICE, "--lost-experts", "next-best"), {}, "--lost-experts next-best: on a GPU"),
+    (("--device", "cuda:1", "--cuda-plugin", PLUGIN), {}, "--device cuda:1: there is no device 1"),
+    (DEVICE, {"SIMT_MEMORY_BYTES": str(3 << 20)}, "the router's weights on emulated device (cuda:0)"),
+    (DEVICE, {"SIMT_MEMORY_BYTES": str(90 << 20)}, "give less --max-batch-tokens"),
+    ((*DEVICE, "--kv-memory", "1GiB"), {}, "--kv-memory 1.0 GiB: the model needs 1.00 GiB"),
+], ids=lambda v: str(v)[-30:])
+def test_what_a_router_cannot_do_on_a_device_is_said(args, env, said):
+    status, log = refused("--workers", "127.0.0.1:1", *args, env=env, program="switchyard-router")
+    assert status != 0 and said in log, log
+
+
+def test_a_router_whose_device_is_lost_ends_and_another_goes_on(embedded):
+    """Nobody notices: the gateway takes its requests to the other router, here one of the same class."""
+    with processes.worker("0-127", *MIXED) as worker:
+        at = worker.fact("listening")
+        with processes.Process("switchyard-router", "--model", processes.MODEL, "--workers", at, "--listen", "127.0.0.1:0", *DEVICE, *MIXED,
+                               env={"SIMT_LOST_AFTER": "12"}) as lost, processes.router([at], *DEVICE, *MIXED) as other:
+            with processes.gateway([lost.fact("listening"), other.fact("listening")]) as gateway:
+                url = gateway.fact("http")
+                processes.wait_ready(url)
+                body = {**PROBE, "max_tokens": 10}
+                with concurrent.futures.ThreadPoolExecutor() as pool:  # both routers get some
+                    answers = list(pool.map(lambda _: ask(url, body), range(4)))
+                assert all(answer == answers[0] for answer in answers)
+                assert answers[0][0] == ask(embedded.url, body)[0]
+                assert lost.process.wait(60) == 1
+                assert "is lost" in "\n".join(filter(None, lost.log))

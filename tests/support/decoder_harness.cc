@@ -60,24 +60,30 @@ DecoderHarness::DecoderHarness(const LoadedModel& model, const router::RouterWei
       compute_(options.isa, pool_),
       kv_(PoisonedKv(model.spec, options)),
       dispatcher_(model.spec, model.experts, compute_, options.dtype, options.polls_until_done),
-      decoder_({.dtype = options.dtype,
-                .routing = options.routing,
-                .lost_experts = options.lost_experts},
-               model.spec, weights, compute_, kv_,
-               options.instead == nullptr ? dispatcher_ : *options.instead),
+      runner_(MakeRunner(model, weights, options)),
       micro_batches_(options.micro_batches) {}
+
+std::unique_ptr<router::ModelRunner> DecoderHarness::MakeRunner(
+    const LoadedModel& model, const router::RouterWeights& weights, const HarnessOptions& options) {
+  router::Dispatcher& dispatcher = options.instead == nullptr ? dispatcher_ : *options.instead;
+  if (options.make_runner) return options.make_runner(dispatcher);
+  return std::make_unique<router::Decoder>(
+      router::DecoderOptions{
+          .dtype = options.dtype, .routing = options.routing, .lost_experts = options.lost_experts},
+      model.spec, weights, compute_, kv_, dispatcher);
+}
 
 const router::StepResult& DecoderHarness::Step(std::span<const Chunk> chunks) {
   batch_.Clear();
   batch_.micro_batches = micro_batches_;
   for (const Chunk& chunk : chunks) Add(chunk);
   waits_ = 0;
-  decoder_.Start(batch_);
-  while (decoder_.Advance() == router::ModelRunner::Progress::kWaiting) {
+  runner_->Start(batch_);
+  while (runner_->Advance() == router::ModelRunner::Progress::kWaiting) {
     ++waits_;
-    decoder_.Wait(absl::InfiniteFuture());
+    runner_->Wait(absl::InfiniteFuture());
   }
-  return decoder_.result();
+  return runner_->result();
 }
 
 void DecoderHarness::Add(const Chunk& chunk) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -40,6 +41,8 @@ struct HarnessOptions {
   router::RoutingOptions routing;
   router::LostExperts lost_experts = router::LostExperts::kFail;
   router::Dispatcher* instead = nullptr;  // of the direct one; outlives the harness
+  // Of another device than the CPU, with as many blocks; null: the decoder.
+  std::function<std::unique_ptr<router::ModelRunner>(router::Dispatcher&)> make_runner;
 };
 
 class DecoderHarness {
@@ -68,19 +71,24 @@ class DecoderHarness {
 
   const ModelSpec& spec() const { return model_.spec; }
   DirectDispatcher& dispatcher() { return dispatcher_; }
-  router::Decoder& decoder() { return decoder_; }
+  router::ModelRunner& runner() { return *runner_; }
+  // Where it is the CPU's.
+  router::Decoder& decoder() { return dynamic_cast<router::Decoder&>(*runner_); }
   // How often the last step had to wait for the dispatcher.
   int waits() const { return waits_; }
 
  private:
   void Add(const Chunk& chunk);
+  std::unique_ptr<router::ModelRunner> MakeRunner(const LoadedModel& model,
+                                                  const router::RouterWeights& weights,
+                                                  const HarnessOptions& options);
 
   const LoadedModel& model_;
   kernels::ThreadPool pool_;
   kernels::Compute compute_;
   router::KvStorage kv_;
   DirectDispatcher dispatcher_;
-  router::Decoder decoder_;
+  const std::unique_ptr<router::ModelRunner> runner_;
   const int micro_batches_;
   router::StepBatch batch_;
   int64_t blocks_taken_ = 0;

@@ -34,7 +34,9 @@ absl::StatusOr<embedded::LocalClusterOptions> OptionsFrom(const config::v1::Serv
   router::ApplyKnobs(config.engine(), &options.router);
   router::ApplyKnobs(config.compute(), &options.router);
   gateway::ApplyKnobs(config.front(), config.tls(), &options.gateway);
-  SY_ASSIGN_OR_RETURN(options.device, worker::OpenDevice(config.device()));
+  options.router.device_flag = "--backbone-device";
+  SY_ASSIGN_OR_RETURN(options.device, worker::OpenDevice(config.device(), config.pinned()));
+  if (config.backbone_device() != "cpu") options.router.cuda = options.device.cuda;
   return options;
 }
 

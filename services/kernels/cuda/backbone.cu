@@ -12,6 +12,7 @@ using namespace switchyard::cuda;
 namespace {
 
 constexpr int kMostRuns = 65535;  // blocks of a grid's second dimension
+constexpr int64_t kMostPartialBytes = int64_t{512} << 20;
 
 // Parts of a buffer, one after the other; of none (null) only their bytes.
 class Parts {
@@ -77,7 +78,7 @@ SyCudaBackbone::~SyCudaBackbone() {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
   }
-  if (routed_ != nullptr) cudaEventDestroy(routed_);
+  if (on_host_ != nullptr) cudaEventDestroy(on_host_);
 }
 
 int SyCudaBackbone::CheckLayer(int l, SyCudaError* error) const {
@@ -152,7 +153,7 @@ int SyCudaBackbone::Prepare(SyCudaError* error) {
     }
   }
   SY_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  SY_CUDA_TRY(cudaEventCreateWithFlags(&routed_, cudaEventDisableTiming | cudaEventBlockingSync));
+  SY_CUDA_TRY(cudaEventCreateWithFlags(&on_host_, cudaEventDisableTiming | cudaEventBlockingSync));
   SY_CUDA_TRY(PrepareGroupedMatMul<Format::kBf16>());
   SY_CUDA_TRY(PrepareGroupedMatMul<Format::kE4M3>());
   SY_CUDA_TRY(PrepareGroupedMatMul<Format::kI8>());
@@ -258,19 +259,23 @@ int SyCudaBackbone::Begin(const SyCudaStep& step, SyCudaError* error) {
   }
   // Splits side by side only where blocks are too few to fill the device.
   const int32_t blocks = query_runs_ * HeadTiles(spec_.heads, kv_heads, attention_rows_);
-  slots_ = blocks >= 2 * context_.properties.multiProcessorCount
-               ? 1
-               : last_position_ / AttentionArgs{}.split_keys + 1;
+  const int64_t vectors = int64_t{rows_} * spec_.heads;
+  const int32_t splits = last_position_ / AttentionArgs{}.split_keys + 1;
+  const bool filled = blocks >= 2 * context_.properties.multiProcessorCount;
+  slots_ = filled || vectors * splits > MostPartials() ? 1 : splits;
+  // A query of several splits keeps its sums there, also where one block walks them.
+  const int64_t partials = splits == 1 ? 0 : vectors * slots_;
 
   LayInput(nullptr, host_);
-  LayScratch(nullptr);
+  const size_t scratch_bytes = LayScratch(nullptr, rows_, logits_, partials, s_);
+  logits_to_ = nullptr;
   for (const int status : {pinned_.Reserve(host_.bytes, error), in_.Reserve(host_.bytes, error),
-                           scratch_.Reserve(s_.bytes, error)}) {
+                           scratch_.Reserve(scratch_bytes, error)}) {
     if (status != SY_CUDA_OK) return status;
   }
   LayInput(pinned_.data(), host_);
   LayInput(in_.data(), device_);
-  LayScratch(scratch_.data());
+  LayScratch(scratch_.data(), rows_, logits_, partials, s_);
   std::copy_n(step.tokens, rows_, host_.tokens);
   std::copy_n(step.positions, rows_, host_.positions);
   std::copy_n(step.logit_rows, logits_, host_.logit_rows);
@@ -298,35 +303,53 @@ void SyCudaBackbone::LayInput(unsigned char* base, Input& in) const {
   in.bytes = parts.bytes();
 }
 
-void SyCudaBackbone::LayScratch(unsigned char* base) {
-  const int64_t rows = rows_, hidden = spec_.hidden, heads = spec_.heads;
+size_t SyCudaBackbone::LayScratch(unsigned char* base, int64_t rows, int64_t logits,
+                                  int64_t partials, Scratch& s) const {
+  const int64_t hidden = spec_.hidden, vectors = rows * spec_.heads;
   const int64_t experts = spec_.gate.experts, top_k = spec_.gate.top_k;
-  // A query of several splits keeps its sums there, also where one block walks them.
-  const bool one_split = last_position_ < AttentionArgs{}.split_keys;
-  const int64_t vectors = rows * heads, partials = one_split ? 0 : vectors * slots_;
   Parts parts(base);
-  parts.Take(s_.residual, rows * hidden);
-  parts.Take(s_.normed, rows * hidden);
-  parts.Take(s_.delta, rows * hidden);
-  parts.Take(s_.sums, rows * hidden);
-  parts.Take(s_.x, kPlanes * rows * hidden);
-  parts.Take(s_.in, rows * in_width_);
-  parts.Take(s_.q, rows * q_width_);
-  parts.Take(s_.q_a, rows * spec_.q_lora);
-  parts.Take(s_.heads_in, rows * q_width_);
-  parts.Take(s_.query, vectors * vectors_.key_dim);
-  parts.Take(s_.attended, vectors * vectors_.value_dim);
-  parts.Take(s_.value, rows * value_width_);
-  parts.Take(s_.values, rows * value_width_);
-  parts.Take(s_.inner, rows * inner_width_);
-  parts.Take(s_.plane_logits, kPlanes * rows * experts);
-  parts.Take(s_.gate_logits, rows * experts);
-  parts.Take(s_.ids, rows * top_k);
-  parts.Take(s_.weights, rows * top_k);
-  parts.Take(s_.logits, int64_t{logits_} * spec_.vocab);
-  parts.Take(s_.partial, partials * vectors_.value_dim);
-  parts.Take(s_.stats, partials);
-  s_.bytes = parts.bytes();
+  parts.Take(s.residual, rows * hidden);
+  parts.Take(s.normed, rows * hidden);
+  parts.Take(s.delta, rows * hidden);
+  parts.Take(s.sums, rows * hidden);
+  parts.Take(s.x, kPlanes * rows * hidden);
+  parts.Take(s.in, rows * in_width_);
+  parts.Take(s.q, rows * q_width_);
+  parts.Take(s.q_a, rows * spec_.q_lora);
+  parts.Take(s.heads_in, rows * q_width_);
+  parts.Take(s.query, vectors * vectors_.key_dim);
+  parts.Take(s.attended, vectors * vectors_.value_dim);
+  parts.Take(s.value, rows * value_width_);
+  parts.Take(s.values, rows * value_width_);
+  parts.Take(s.inner, rows * inner_width_);
+  parts.Take(s.plane_logits, kPlanes * rows * experts);
+  parts.Take(s.gate_logits, rows * experts);
+  parts.Take(s.ids, rows * top_k);
+  parts.Take(s.weights, rows * top_k);
+  parts.Take(s.logits, logits * spec_.vocab);
+  parts.Take(s.partial, partials * vectors_.value_dim);
+  parts.Take(s.stats, partials);
+  return parts.bytes();
+}
+
+// Splits side by side take no more than these, but for steps that keep as many one after the other.
+int64_t SyCudaBackbone::MostPartials() const {
+  return kMostPartialBytes / (int64_t{vectors_.value_dim} * static_cast<int64_t>(sizeof(float)));
+}
+
+size_t SyCudaBackbone::StepBytes(int64_t inner, int32_t rows, int32_t logits) {
+  inner_width_ = inner;
+  const int32_t split = AttentionArgs{}.split_keys;
+  const int64_t vectors = int64_t{rows} * spec_.heads, splits = (spec_.positions - 1) / split + 1;
+  const int64_t partials =
+      splits == 1 ? 0 : std::max(vectors, std::min(vectors * splits, MostPartials()));
+  Scratch none;
+  // Tables and runs are small beside a row's scratch.
+  const size_t tables = static_cast<size_t>(rows) * 64 +
+                        sizeof(int32_t) * static_cast<size_t>(spec_.kv_groups) *
+                            static_cast<size_t>(spec_.positions / spec_.block_tokens + 1);
+  const size_t bytes = LayScratch(nullptr, rows, logits, partials, none) + tables;
+  return bytes + bytes / 4;  // DeviceBuffer's room to grow
 }
 
 void SyCudaBackbone::FillRuns() {
@@ -375,6 +398,35 @@ int SyCudaBackbone::Wait(SyCudaError* error) {
   return SY_CUDA_OK;
 }
 
+int SyCudaBackbone::CopyBlock(int32_t from, int32_t to, SyCudaError* error) {
+  if (from < 0 || to < 0 || from == to) {
+    return Fail(error, SY_CUDA_INVALID, "block %d over block %d", from, to);
+  }
+  SY_CUDA_TRY(cudaSetDevice(context_.device));
+  const auto stride = static_cast<size_t>(spec_.block_stride_bytes);
+  const auto block = [&](const SyCudaLayer& layer, int32_t b) {
+    return static_cast<unsigned char*>(layer.cache) + stride * static_cast<size_t>(b);
+  };
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    // Layers of several groups share a slot's memory, which is copied once.
+    const auto same = [&](const SyCudaLayer& other) { return other.cache == layers_[l].cache; };
+    const auto end = layers_.begin() + static_cast<ptrdiff_t>(l);
+    if (std::any_of(layers_.begin(), end, same)) continue;
+    SY_CUDA_TRY(cudaMemcpyAsync(block(layers_[l], to), block(layers_[l], from), stride,
+                                cudaMemcpyDeviceToDevice, stream_));
+  }
+  return Wait(error);
+}
+
+int SyCudaBackbone::CheckCall(int layer, int moe, SyCudaError* error) const {
+  if (layer >= 0 && layer < spec_.layers &&
+      (moe < 0 || (layers_[static_cast<size_t>(layer)].moe != 0) == (moe != 0))) {
+    return SY_CUDA_OK;
+  }
+  return Fail(error, SY_CUDA_INVALID, "there is no layer %d of %d %s experts", layer, spec_.layers,
+              moe == 0 ? "without" : "with");
+}
+
 // ---- the table ----
 
 namespace {
@@ -391,27 +443,48 @@ int Create(SyCudaContext* context, const SyCudaBackboneSpec* spec, const SyCudaL
   return status;
 }
 
+uint64_t StepBytes(SyCudaContext* context, const SyCudaBackboneSpec* spec, int32_t inner,
+                   int32_t rows, int32_t logits) {
+  SyCudaBackboneSpec sizes = *spec;
+  sizes.layers = 0;
+  const SyCudaLayer none = {};
+  return SyCudaBackbone(*context, sizes, &none).StepBytes(inner, rows, logits);
+}
+
+using LayerCall = int (SyCudaBackbone::*)(int layer, SyCudaError* error);
+
+template <LayerCall Call, int Moe>
+int OfLayer(SyCudaBackbone* b, int32_t layer, SyCudaError* error) {
+  const int status = b->CheckCall(layer, Moe, error);
+  return status == SY_CUDA_OK ? (b->*Call)(layer, error) : status;
+}
+
 constexpr SyCudaBackboneApi kBackboneApi = {
     .version = SY_CUDA_BACKBONE_ABI_VERSION,
     .create = Create,
     .destroy = [](SyCudaBackbone* b) { delete b; },
+    .step_bytes = StepBytes,
     .begin = [](SyCudaBackbone* b, const SyCudaStep* step,
                 SyCudaError* error) { return b->Begin(*step, error); },
-    .attention = [](SyCudaBackbone* b, int32_t layer,
-                    SyCudaError* error) { return b->Attention(layer, error); },
-    .dense = [](SyCudaBackbone* b, int32_t layer,
-                SyCudaError* error) { return b->Dense(layer, error); },
-    .route = [](SyCudaBackbone* b, int32_t layer, SyCudaRouted* routed,
-                SyCudaError* error) { return b->Route(layer, routed, error); },
+    .attention = OfLayer<&SyCudaBackbone::Attention, -1>,
+    .dense = OfLayer<&SyCudaBackbone::Dense, 0>,
+    .route =
+        [](SyCudaBackbone* b, int32_t layer, SyCudaRouted* routed, SyCudaError* error) {
+          const int status = b->CheckCall(layer, 1, error);
+          return status == SY_CUDA_OK ? b->Route(layer, routed, error) : status;
+        },
     .wait_routed = [](SyCudaBackbone* b, SyCudaError* error) { return b->WaitRouted(error); },
-    .shared = [](SyCudaBackbone* b, int32_t layer,
-                 SyCudaError* error) { return b->Shared(layer, error); },
-    .combine = [](SyCudaBackbone* b, int32_t layer,
-                  SyCudaError* error) { return b->Combine(layer, error); },
+    .ready = [](SyCudaBackbone* b, int32_t* done,
+                SyCudaError* error) { return b->Ready(done, error); },
+    .shared = OfLayer<&SyCudaBackbone::Shared, 1>,
+    .combine = OfLayer<&SyCudaBackbone::Combine, 1>,
     .head = [](SyCudaBackbone* b, const float** logits,
                SyCudaError* error) { return b->Head(logits, error); },
+    .logits_to = [](SyCudaBackbone* b, float* logits) { b->LogitsTo(logits); },
     .wait = [](SyCudaBackbone* b, SyCudaError* error) { return b->Wait(error); },
     .residual = [](SyCudaBackbone* b) { return b->residual(); },
+    .copy_block = [](SyCudaBackbone* b, int32_t from, int32_t to,
+                     SyCudaError* error) { return b->CopyBlock(from, to, error); },
 };
 
 }  // namespace

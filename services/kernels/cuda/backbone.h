@@ -25,10 +25,17 @@ struct SyCudaBackbone {
   int Dense(int layer, SyCudaError* error);
   int Route(int layer, SyCudaRouted* routed, SyCudaError* error);
   int WaitRouted(SyCudaError* error);
+  int Ready(int32_t* done, SyCudaError* error);
   int Shared(int layer, SyCudaError* error);
   int Combine(int layer, SyCudaError* error);
   int Head(const float** logits, SyCudaError* error);
   int Wait(SyCudaError* error);
+  int CopyBlock(int32_t from, int32_t to, SyCudaError* error);
+  // Whether there is such a layer, with experts (1), without (0) or either (-1).
+  int CheckCall(int layer, int moe, SyCudaError* error) const;
+  // Of a backbone without layers, whose inner width would be `inner`.
+  size_t StepBytes(int64_t inner, int32_t rows, int32_t logits);
+  void LogitsTo(float* logits) { logits_to_ = logits; }
   float* residual() const { return s_.residual; }
   cudaStream_t stream() const { return stream_; }  // for measurements
 
@@ -63,14 +70,16 @@ struct SyCudaBackbone {
              *inner = nullptr;
     int32_t* ids = nullptr;
     float2* stats = nullptr;
-    size_t bytes = 0;
   };
 
   int Check(SyCudaError* error) const;
   int CheckLayer(int l, SyCudaError* error) const;
   int CheckStep(const SyCudaStep& step, SyCudaError* error) const;
   void LayInput(unsigned char* base, Input& in) const;
-  void LayScratch(unsigned char* base);
+  // For `partials` sums of values in attention.
+  size_t LayScratch(unsigned char* base, int64_t rows, int64_t logits, int64_t partials,
+                    Scratch& s) const;
+  int64_t MostPartials() const;
   void FillRuns();
   void FillSequences(const SyCudaStep& step);
   int UploadMatrices(SyCudaError* error);
@@ -94,7 +103,7 @@ struct SyCudaBackbone {
   const int64_t value_width_;                 // of what the output projection takes
   int64_t inner_width_ = 0;
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t routed_ = nullptr;
+  cudaEvent_t on_host_ = nullptr;  // what route or head brings there
   switchyard::cuda::DeviceBuffer matrices_{SY_CUDA_DEVICE};
 
   // Of the step.
@@ -103,6 +112,7 @@ struct SyCudaBackbone {
   int64_t table_entries_ = 0;
   Input host_, device_;
   Scratch s_;
+  float* logits_to_ = nullptr;
   Runs row_runs_, plane_runs_, head_runs_, logit_runs_;
   switchyard::cuda::DeviceBuffer pinned_{SY_CUDA_PINNED}, in_{SY_CUDA_DEVICE},
       scratch_{SY_CUDA_DEVICE}, routed_out_{SY_CUDA_PINNED}, logits_out_{SY_CUDA_PINNED};

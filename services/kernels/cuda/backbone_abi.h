@@ -16,6 +16,12 @@
  * bits depend on its own sequence alone: not on the others of the step, nor on how a sequence is
  * cut into steps.
  *
+ * Layers are named from 0; one that is not there, or that has no experts where they are wanted, is
+ * SY_CUDA_INVALID.
+ *
+ * Several backbones may share weights and a cache, each with a stream and buffers of its own: two
+ * micro-batches of a step. What one stored is there for another once its step was waited for.
+ *
  * Thread-safety: functions of one SyCudaBackbone by one thread at a time. Pointers are to device
  * memory where it says so; such memory is aligned to 16 bytes and outlives the backbone. */
 #pragma once
@@ -26,7 +32,7 @@
 extern "C" {
 #endif
 
-#define SY_CUDA_BACKBONE_ABI_VERSION 1
+#define SY_CUDA_BACKBONE_ABI_VERSION 2
 
 /* Weights of a linear map on the device. */
 typedef struct SyCudaWeights {
@@ -120,6 +126,11 @@ typedef struct SyCudaBackboneApi {
   int (*create)(SyCudaContext* context, const SyCudaBackboneSpec* spec, const SyCudaLayer* layers,
                 SyCudaBackbone** backbone, SyCudaError* error);
   void (*destroy)(SyCudaBackbone* backbone);
+  /* Device memory that steps of up to so many rows, logits among them, take in one backbone beside
+   * weights and cache. Of `spec` its sizes are looked at; `inner` is the widest inner width of its
+   * dense layers and shared experts. */
+  uint64_t (*step_bytes)(SyCudaContext* context, const SyCudaBackboneSpec* spec, int32_t inner,
+                         int32_t rows, int32_t logits);
 
   /* Waits for the step before. SY_CUDA_INVALID where a token, a position or a row is out of range,
    * or the step has more rows than the kernels' grids take. */
@@ -131,15 +142,22 @@ typedef struct SyCudaBackboneApi {
   /* The rows for the experts, and which: there after wait_routed. */
   int (*route)(SyCudaBackbone* backbone, int32_t layer, SyCudaRouted* routed, SyCudaError* error);
   int (*wait_routed)(SyCudaBackbone* backbone, SyCudaError* error);
+  /* Whether what route, or head if that came later, brings to the host is there, or fails. */
+  int (*ready)(SyCudaBackbone* backbone, int32_t* done, SyCudaError* error);
   /* What shared experts make of the routed rows; nothing where there are none. */
   int (*shared)(SyCudaBackbone* backbone, int32_t layer, SyCudaError* error);
   /* residual = (residual + sums) + shared. */
   int (*combine)(SyCudaBackbone* backbone, int32_t layer, SyCudaError* error);
   /* Logits [step.logits, vocab] into `*logits`, pinned, there after wait until the next begin. */
   int (*head)(SyCudaBackbone* backbone, const float** logits, SyCudaError* error);
+  /* Pinned memory of the caller's for the logits of the step that was begun last, instead. */
+  void (*logits_to)(SyCudaBackbone* backbone, float* logits);
   int (*wait)(SyCudaBackbone* backbone, SyCudaError* error);
   /* Device, [rows, hidden] of the step, as it is when the calls so far are done. */
   float* (*residual)(SyCudaBackbone* backbone);
+  /* Makes one block of the cache equal to another, in all layers, and waits for it. Not during a
+   * step of anybody's. */
+  int (*copy_block)(SyCudaBackbone* backbone, int32_t from, int32_t to, SyCudaError* error);
 } SyCudaBackboneApi;
 
 /* Null if the plugin has another version. */

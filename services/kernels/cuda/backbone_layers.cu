@@ -301,7 +301,7 @@ int SyCudaBackbone::Route(int layer, SyCudaRouted* routed, SyCudaError* error) {
   SY_CUDA_TRY(copy(x_at, s_.x, n * sizeof(uint16_t)));
   SY_CUDA_TRY(copy(ids_at, s_.ids, rows * top_k * sizeof(int32_t)));
   SY_CUDA_TRY(copy(weights_at, s_.weights, rows * top_k * sizeof(float)));
-  SY_CUDA_TRY(cudaEventRecord(routed_, stream_));
+  SY_CUDA_TRY(cudaEventRecord(on_host_, stream_));
   *routed = {.x = reinterpret_cast<const uint16_t*>(out + x_at),
              .ids = reinterpret_cast<const int32_t*>(out + ids_at),
              .weights = reinterpret_cast<const float*>(out + weights_at),
@@ -310,7 +310,18 @@ int SyCudaBackbone::Route(int layer, SyCudaRouted* routed, SyCudaError* error) {
 }
 
 int SyCudaBackbone::WaitRouted(SyCudaError* error) {
-  SY_CUDA_TRY(cudaEventSynchronize(routed_));
+  SY_CUDA_TRY(cudaEventSynchronize(on_host_));
+  return SY_CUDA_OK;
+}
+
+int SyCudaBackbone::Ready(int32_t* done, SyCudaError* error) {
+  const cudaError_t status = cudaEventQuery(on_host_);
+  *done = status != cudaErrorNotReady;
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();  // it is no error
+    return SY_CUDA_OK;
+  }
+  SY_CUDA_TRY(status);
   return SY_CUDA_OK;
 }
 
@@ -334,20 +345,25 @@ int SyCudaBackbone::Combine(int layer, SyCudaError* error) {
 int SyCudaBackbone::Head(const float** logits, SyCudaError* error) {
   const size_t bytes =
       sizeof(float) * static_cast<size_t>(logits_) * static_cast<size_t>(spec_.vocab);
-  if (const int status = logits_out_.Reserve(bytes, error); status != SY_CUDA_OK) return status;
-  *logits = reinterpret_cast<const float*>(logits_out_.data());
-  if (logits_ == 0) return SY_CUDA_OK;
-  SY_CUDA_TRY(LaunchRmsNorm({.x = {s_.residual, spec_.hidden},
-                             .rows = logits_,
-                             .width = spec_.hidden,
-                             .gather = device_.logit_rows,
-                             .weight = spec_.final_norm,
-                             .eps = spec_.norm_eps,
-                             .out = {s_.x, spec_.hidden, true}},
-                            stream_));
-  SY_CUDA_TRY(Multiply(spec_.lm_head, MatrixOf(spec_.layers, 0), logit_runs_, s_.x, spec_.hidden,
-                       s_.logits, spec_.vocab));
-  SY_CUDA_TRY(
-      cudaMemcpyAsync(logits_out_.data(), s_.logits, bytes, cudaMemcpyDeviceToHost, stream_));
+  if (logits_to_ == nullptr) {
+    if (const int status = logits_out_.Reserve(bytes, error); status != SY_CUDA_OK) return status;
+  }
+  float* const to =
+      logits_to_ != nullptr ? logits_to_ : reinterpret_cast<float*>(logits_out_.data());
+  *logits = to;
+  if (logits_ > 0) {
+    SY_CUDA_TRY(LaunchRmsNorm({.x = {s_.residual, spec_.hidden},
+                               .rows = logits_,
+                               .width = spec_.hidden,
+                               .gather = device_.logit_rows,
+                               .weight = spec_.final_norm,
+                               .eps = spec_.norm_eps,
+                               .out = {s_.x, spec_.hidden, true}},
+                              stream_));
+    SY_CUDA_TRY(Multiply(spec_.lm_head, MatrixOf(spec_.layers, 0), logit_runs_, s_.x, spec_.hidden,
+                         s_.logits, spec_.vocab));
+    SY_CUDA_TRY(cudaMemcpyAsync(to, s_.logits, bytes, cudaMemcpyDeviceToHost, stream_));
+  }
+  SY_CUDA_TRY(cudaEventRecord(on_host_, stream_));
   return SY_CUDA_OK;
 }

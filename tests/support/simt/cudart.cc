@@ -208,6 +208,13 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->at = stream->put;
   return cudaSuccess;
 }
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const std::lock_guard lock(mutex);
+  simt::Stream* const of = event->stream;
+  if (of == nullptr || of->done >= event->at) return cudaSuccess;
+  simt::DoUntil(*of, of->done + 1);
+  return cudaErrorNotReady;
+}
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const std::lock_guard lock(mutex);
   if (event->stream != nullptr) simt::DoUntil(*event->stream, event->at);

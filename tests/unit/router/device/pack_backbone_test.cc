@@ -23,8 +23,6 @@ class PackBackboneTest : public ::testing::Test {
                            blocks_.emplace_back(bytes.begin(), bytes.end());
                            return blocks_.back().data();
                          },
-                         .cache = cache_.data(),
-                         .blocks = 1,
                          .positions = 8});
   }
   // lm_head in float32.
@@ -42,7 +40,6 @@ class PackBackboneTest : public ::testing::Test {
 
   const test::LoadedModel model_{test::LoadGolden("qwen3-moe-tiny").directory};
   RouterWeights weights_ = model_.weights;
-  std::vector<std::byte> cache_{static_cast<size_t>(DeviceKvBytes(model_.spec, 1))};
   std::vector<float> wide_;
   absl::Status full_;
   std::deque<std::vector<std::byte>> blocks_;

@@ -343,6 +343,15 @@ TEST(CudaBackboneErrors, WhatDoesNotFitIsNamed) {
 
   const Batch batch(model.spec, device.kv().groups(), {{0, 0, 3}});
   SyCudaStep step = batch.step();
+  ASSERT_EQ(api.begin(device.backbone(), &step, &error), SY_CUDA_OK) << error.text;
+  const int layers_there = model.spec.num_layers();
+  EXPECT_EQ(api.attention(device.backbone(), layers_there, &error), SY_CUDA_INVALID);
+  EXPECT_EQ(api.attention(device.backbone(), -1, &error), SY_CUDA_INVALID);
+  EXPECT_EQ(api.dense(device.backbone(), layers_there - 1, &error), SY_CUDA_INVALID);
+  EXPECT_NE(std::string(error.text).find("without experts"), std::string::npos) << error.text;
+  SyCudaRouted routed;
+  EXPECT_EQ(api.route(device.backbone(), 0, &routed, &error), SY_CUDA_INVALID);
+  EXPECT_EQ(api.copy_block(device.backbone(), 3, 3, &error), SY_CUDA_INVALID);
   const int32_t beyond[] = {0, 1, 3}, tokens[] = {0, model.spec.vocab, 0}, rows[] = {2};
   step.positions = beyond;
   EXPECT_EQ(api.begin(device.backbone(), &step, &error), SY_CUDA_INVALID);

@@ -56,13 +56,12 @@ class DeviceModel {
 
   // Once more, to make others of it.
   router::PackedBackbone Pack(const router::RouterWeights& weights) {
-    const auto packed = router::PackBackbone(
+    auto packed = router::PackBackbone(
         spec_, weights,
         {.put = [this](std::span<const std::byte> bytes) { return Put(bytes); },
-         .cache = cache_,
-         .blocks = kBlocks,
          .positions = kPositions});
     EXPECT_TRUE(packed.ok()) << packed.status();
+    router::PlaceCache(spec_, cache_, kBlocks, &*packed);
     return *packed;
   }
 
