@@ -248,6 +248,28 @@ absl::Status Worker::SettleMemory(
   return parts_->device_memory ? parts_->tiers.Fill(progress) : absl::OkStatus();
 }
 
+absl::StatusOr<device::DeviceExperts> Worker::PinExperts() {
+  DeviceMemory* const memory = parts_->device_memory.get();
+  if (memory == nullptr || parts_->tiers.tight()) {
+    return FailedPrecondition("not all experts are on a device");
+  }
+  const ExpertStore& store = *parts_->store;
+  device::DeviceExperts out;
+  out.blocks.resize(static_cast<size_t>(store.layers()));
+  for (int32_t layer = 0; layer < store.layers(); ++layer) {
+    if (!parts_->spec.layers[static_cast<size_t>(layer)].moe) continue;
+    for (int32_t expert = 0; expert < store.experts(); ++expert) {
+      if (store.Find(layer, expert) == nullptr) {
+        return FailedPrecondition("expert {} of layer {} is held elsewhere", expert, layer);
+      }
+      SY_ASSIGN_OR_RETURN(const void* const block, memory->Pin({layer, expert}, /*wait=*/false));
+      out.blocks[static_cast<size_t>(layer)].push_back(block);
+    }
+  }
+  out.ffn = *memory->spec();
+  return out;
+}
+
 absl::Status Worker::failure() const {
   if (!parts_->device_lost.load()) return absl::OkStatus();
   return absl::DataLossError(parts_->options.cuda->name() + " is lost; the log says why");

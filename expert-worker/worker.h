@@ -18,6 +18,7 @@
 #include "expert-worker/store/loader.h"
 #include "expert-worker/store/tiers.h"
 #include "services/checkpoint/tensor_source.h"
+#include "services/device/device_experts.h"
 #include "services/expertwire/expert_link.h"
 #include "services/expertwire/handshake.h"
 #include "services/expertwire/histogram.h"
@@ -110,6 +111,9 @@ class Worker : public expertwire::CallHandler {
   // RESOURCE_EXHAUSTED where that is less than was said. `progress` may be null.
   absl::Status SettleMemory(
       const std::function<void(uint64_t done, uint64_t total)>& progress = nullptr);
+  // After it: where the experts lie on the device, and stay. FAILED_PRECONDITION unless all of the
+  // model's do, at once.
+  absl::StatusOr<device::DeviceExperts> PinExperts();
   // Of experts that are held, in the memory they are computed from.
   uint64_t held_bytes() const;
   // Why nothing can be computed any more: DATA_LOSS of a device that is lost; else OK.

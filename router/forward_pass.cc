@@ -92,11 +92,12 @@ int64_t PositionsOf(const RouterOptions& options, const ModelSpec& spec) {
 }
 
 // Of a device, beside weights and KV.
-absl::StatusOr<uint64_t> StepBytesOf(const RouterOptions& options, const ModelSpec& spec) {
+absl::StatusOr<uint64_t> StepBytesOf(const RouterOptions& options, const ModelSpec& spec,
+                                     const SyCudaFfnSpec* experts) {
   const int64_t logits = int64_t{options.max_running} * (1 + options.speculate_ngram);
   SY_ASSIGN_OR_RETURN(const uint64_t bytes,
                       DeviceBackbone::StepBytes(*options.cuda, spec, PositionsOf(options, spec),
-                                                options.max_batch_tokens, logits));
+                                                options.max_batch_tokens, logits, experts));
   return bytes + kDeviceSlack;
 }
 
@@ -128,7 +129,10 @@ absl::Status ForwardPass::Check(const RouterOptions& options, const OpenedModel&
 
 absl::StatusOr<DeviceShare> ForwardPass::ShareOf(const RouterOptions& options,
                                                  const OpenedModel& model, uint64_t free) {
-  SY_ASSIGN_OR_RETURN(const uint64_t steps, StepBytesOf(options, model.spec));
+  // Their form does not matter for what lies between their products.
+  const SyCudaFfnSpec experts_there = {.hidden = model.spec.hidden,
+                                       .intermediate = model.spec.experts.intermediate};
+  SY_ASSIGN_OR_RETURN(const uint64_t steps, StepBytesOf(options, model.spec, &experts_there));
   const uint64_t weights = BackboneBytesOf(model).total();
   // Tiles are padded.
   const uint64_t fixed = weights + weights / 32 + steps;
@@ -158,7 +162,7 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Load(const RouterOptio
   if (options.weight_check) SY_RETURN_IF_ERROR(CheckBackbone(model));
   SY_RETURN_IF_ERROR(pass->LoadCompute(shared));
   if (options.cuda != nullptr) {
-    SY_RETURN_IF_ERROR(pass->LoadDevice());
+    SY_RETURN_IF_ERROR(pass->LoadDevice(shared.device_experts));
     return pass;
   }
   SY_ASSIGN_OR_RETURN(KvStorage kv,
@@ -196,17 +200,19 @@ absl::Status ForwardPass::LoadCompute(const RouterShared& shared) {
 }
 
 // First the weights: what they leave is for steps and KV.
-absl::Status ForwardPass::LoadDevice() {
+absl::Status ForwardPass::LoadDevice(const device::DeviceExperts* experts) {
   const std::shared_ptr<const device::Cuda>& cuda = options_.cuda;
   SY_ASSIGN_OR_RETURN(const uint64_t before, cuda->FreeBytes());
-  absl::StatusOr<std::unique_ptr<DeviceBackbone>> backbone =
-      DeviceBackbone::Load(cuda, model_.spec, weights_, PositionsOf(options_, model_.spec));
+  absl::StatusOr<std::unique_ptr<DeviceBackbone>> backbone = DeviceBackbone::Load(
+      cuda, model_.spec, weights_, PositionsOf(options_, model_.spec), experts);
   if (absl::IsInvalidArgument(backbone.status())) {
     return Annotate(backbone.status(), options_.device_flag + " cpu computes this model");
   }
   SY_ASSIGN_OR_RETURN(backbone_, std::move(backbone));
   SY_ASSIGN_OR_RETURN(const uint64_t after, cuda->FreeBytes());
-  SY_ASSIGN_OR_RETURN(const uint64_t steps, StepBytesOf(options_, model_.spec));
+  SY_ASSIGN_OR_RETURN(
+      const uint64_t steps,
+      StepBytesOf(options_, model_.spec, experts == nullptr ? nullptr : &experts->ffn));
   const uint64_t weights = before - std::min(before, after);
   if (after <= steps) {
     return ResourceExhausted(

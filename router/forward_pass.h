@@ -65,7 +65,7 @@ class ForwardPass {
       : options_(options), model_(model) {}
   absl::Status LoadCompute(const RouterShared& shared);
   absl::Status PlanHost(uint64_t other_weight_bytes);
-  absl::Status LoadDevice();
+  absl::Status LoadDevice(const device::DeviceExperts* experts);
 
   const RouterOptions& options_;
   const OpenedModel& model_;

@@ -19,6 +19,7 @@
 #include "services/checkpoint/tensor_source.h"
 #include "services/config/routing_policy.h"
 #include "services/device/cuda.h"
+#include "services/device/device_experts.h"
 #include "services/expertwire/expert_link.h"
 #include "services/kernels/thread_pool.h"
 #include "services/model/spec.h"
@@ -93,7 +94,10 @@ struct RouterShared {
     expertwire::CallHandler* handler = nullptr;
   };
   std::vector<LocalWorker> workers;
-  uint64_t other_weight_bytes = 0;        // of these workers
+  uint64_t other_weight_bytes = 0;  // of these workers
+  // Of a device that computes the router's part, too: these are computed there by reference. null:
+  // by the workers.
+  const device::DeviceExperts* device_experts = nullptr;
   std::string expert_arithmetic;          // of these workers; empty: of this CPU
   telemetry::Metrics* metrics = nullptr;  // null: its own
 };

@@ -89,6 +89,7 @@ void CudaDecoder::BeginPart(int64_t begin, int64_t end, MicroBatch& part) {
   std::tie(part.logits_begin, logits_end) = IndicesOf(batch_->logit_rows, begin, end);
   std::tie(part.trace_begin, part.trace_end) = IndicesOf(batch_->trace_rows, begin, end);
   if (part.rows == 0 || given_up_ || stalled_) return;
+  part.chosen.clear();
   part.sequence_rows.clear(), part.tables.clear(), part.logit_rows.clear();
   for (int64_t row = begin; row < end; ++row) {
     if (row == begin || StartsSequence(*batch_, row)) part.sequence_rows.push_back(0);
@@ -143,13 +144,14 @@ bool CudaDecoder::Step(MicroBatch& part) {
       break;
     case Stage::kExperts:
       if (!dispatcher_.Finished(part.ticket)) return false;
-      Trace(part);
+      Trace(part, part.moe_layer, part.routed);
       part.stage = Stage::kLayers;
       Ok(api_.combine(part.stream.get(), part.layer, &error_), "sums of experts");
       ++part.layer, ++part.moe_layer;
       break;
     case Stage::kHead:
       if (!Arrived(part)) return false;
+      if (!given_up_ && !stalled_) CountExperts(part);
       part.stage = Stage::kDone;
       break;
     case Stage::kDone:
@@ -169,6 +171,11 @@ void CudaDecoder::RunLayers(MicroBatch& part) {
   SyCudaBackbone* const stream = part.stream.get();
   for (; part.layer < spec_.num_layers(); ++part.layer) {
     if (!Ok(api_.attention(stream, part.layer, &error_), "attention")) return;
+    if (spec_.layers[static_cast<size_t>(part.layer)].moe && backbone_.has_experts()) {
+      SyCudaRouted& chosen = part.chosen.emplace_back();
+      if (!Ok(api_.moe(stream, part.layer, &chosen, &error_), "experts")) return;
+      continue;
+    }
     if (spec_.layers[static_cast<size_t>(part.layer)].moe) {
       if (Ok(api_.route(stream, part.layer, &part.routed, &error_), "a gate") &&
           Ok(api_.shared(stream, part.layer, &error_), "shared experts")) {
@@ -196,13 +203,26 @@ void CudaDecoder::Send(MicroBatch& part) {
   part.stage = Stage::kExperts;
 }
 
-void CudaDecoder::Trace(const MicroBatch& part) {
+void CudaDecoder::Trace(const MicroBatch& part, int moe_layer, const SyCudaRouted& routed) {
   const int64_t width = spec_.gate.top_k;
   for (size_t i = part.trace_begin; i < part.trace_end; ++i) {
     const int64_t row = batch_->trace_rows[i] - part.begin;
-    const int64_t to = (static_cast<int64_t>(i) * moe_layers_ + part.moe_layer) * width;
-    std::copy_n(part.routed.ids + row * width, width, result_.routed_experts.data() + to);
-    std::copy_n(part.routed.weights + row * width, width, result_.routed_weights.data() + to);
+    const int64_t to = (static_cast<int64_t>(i) * moe_layers_ + moe_layer) * width;
+    std::copy_n(routed.ids + row * width, width, result_.routed_experts.data() + to);
+    std::copy_n(routed.weights + row * width, width, result_.routed_weights.data() + to);
+  }
+}
+
+// Of a step whose experts were computed on the device.
+void CudaDecoder::CountExperts(const MicroBatch& part) {
+  const size_t pairs = static_cast<size_t>(part.rows) * static_cast<size_t>(spec_.gate.top_k);
+  size_t moe_layer = 0;
+  for (int layer = 0; moe_layer < part.chosen.size(); ++layer) {
+    if (!spec_.layers[static_cast<size_t>(layer)].moe) continue;
+    const SyCudaRouted& chosen = part.chosen[moe_layer];
+    Trace(part, static_cast<int>(moe_layer), chosen);
+    dispatcher_.CountComputed(layer, {chosen.ids, pairs});
+    ++moe_layer;
   }
 }
 

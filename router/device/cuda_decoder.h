@@ -4,6 +4,9 @@
 //   kLayers ──MoE layer: rows and choice come to the host──▶ kRouting ──▶ kExperts ──▶ kLayers
 //      └──after the last──▶ kHead ──logits are on the host──▶ kDone
 //
+// Experts that lie on the device, too, are computed in the stream, with the bits that their frames
+// would have: then a step is one row of launches, and nothing waits for the host before kHead.
+//
 // A row's bits depend on its own sequence alone, as on a CPU, but they are the device's.
 // Activations and KV cache are bf16. The gate's own choice alone: no routing policies, no replaced
 // experts.
@@ -60,6 +63,7 @@ class CudaDecoder : public ModelRunner {
     int layer = 0;
     int moe_layer = 0;  // how many MoE layers came before
     SyCudaRouted routed = {};
+    std::vector<SyCudaRouted> chosen;  // [MoE layers], of experts on the device
     MoeTicket ticket = 0;
     // Of the step's call, kept for their memory.
     std::vector<int32_t> sequence_rows, logit_rows;
@@ -74,7 +78,8 @@ class CudaDecoder : public ModelRunner {
   bool Arrived(MicroBatch& part);
   void RunLayers(MicroBatch& part);
   void Send(MicroBatch& part);
-  void Trace(const MicroBatch& part);
+  void Trace(const MicroBatch& part, int moe_layer, const SyCudaRouted& routed);
+  void CountExperts(const MicroBatch& part);
   bool ReserveLogits(size_t count);
   // Whether a call went well; otherwise the step's rows are lost, and maybe the device.
   bool Ok(int code, std::string_view what);

@@ -51,7 +51,7 @@ class Uploader {
 
 absl::StatusOr<std::unique_ptr<DeviceBackbone>> DeviceBackbone::Load(
     std::shared_ptr<const device::Cuda> cuda, const ModelSpec& spec, const RouterWeights& weights,
-    int64_t positions) {
+    int64_t positions, const device::DeviceExperts* experts) {
   SY_ASSIGN_OR_RETURN(const SyCudaBackboneApi* const api, cuda->backbone_api());
   std::unique_ptr<DeviceBackbone> backbone(new DeviceBackbone(cuda, api, spec));
   Uploader uploader(cuda, &backbone->weights_);
@@ -61,6 +61,7 @@ absl::StatusOr<std::unique_ptr<DeviceBackbone>> DeviceBackbone::Load(
                     .positions = positions});
   if (!packed.ok()) return Annotate(packed.status(), "the router's weights on " + cuda->name());
   backbone->packed_ = *std::move(packed);
+  if (experts != nullptr) backbone->Take(*experts);
   // Says now what the kernels do not take. Nothing is computed before there is a cache.
   PlaceCache(spec, backbone->weights_.front().data(), 0, &backbone->packed_);
   SY_RETURN_IF_ERROR(backbone->NewStream().status());
@@ -68,14 +69,24 @@ absl::StatusOr<std::unique_ptr<DeviceBackbone>> DeviceBackbone::Load(
 }
 
 absl::StatusOr<uint64_t> DeviceBackbone::StepBytes(const device::Cuda& cuda, const ModelSpec& spec,
-                                                   int64_t positions, int64_t rows,
-                                                   int64_t logits) {
+                                                   int64_t positions, int64_t rows, int64_t logits,
+                                                   const SyCudaFfnSpec* experts) {
   SY_ASSIGN_OR_RETURN(const SyCudaBackboneApi* const api, cuda.backbone_api());
-  const SyCudaBackboneSpec sizes = SizesOf(spec, positions);
+  SyCudaBackboneSpec sizes = SizesOf(spec, positions);
+  if (experts != nullptr) sizes.experts = *experts;
   const int inner = std::max(spec.dense_intermediate, spec.experts.shared_intermediate);
   // The first micro-batch takes all rows where there is but one sequence; the second nearly may.
   return 2 * api->step_bytes(cuda.context(), &sizes, inner, static_cast<int32_t>(rows),
                              static_cast<int32_t>(std::min(rows, logits)));
+}
+
+void DeviceBackbone::Take(const device::DeviceExperts& experts) {
+  experts_ = experts;
+  packed_.spec.experts = experts_.ffn;
+  packed_.spec.experts_per_group = spec_.experts_per_group();
+  for (size_t l = 0; l < packed_.layers.size(); ++l) {
+    if (!experts_.blocks[l].empty()) packed_.layers[l].experts = experts_.blocks[l].data();
+  }
 }
 
 absl::Status DeviceBackbone::AllocateCache(int64_t blocks) {

@@ -46,6 +46,8 @@ class Dispatcher {
   // The experts of a layer, [experts], with 1 where nobody waits for one any more: a job that names
   // it loses those rows at once. Empty where there is none. Valid until the next call of anything.
   virtual std::span<const uint8_t> Gone(int /*layer*/) { return {}; }
+  // Counts rows of experts that were computed elsewhere than by a job: ids of pairs, or kNoExpert.
+  virtual void CountComputed(int /*layer*/, std::span<const int32_t> /*experts*/) {}
   // Whether anybody would read experts beforehand for being told that they will be wanted.
   virtual bool WantsHints() const { return false; }
   // These of a layer probably will, the most wanted first.

@@ -206,6 +206,13 @@ void LinkDispatcher::CountExperts(const Job& job) {
   }
 }
 
+void LinkDispatcher::CountComputed(int layer, std::span<const int32_t> experts) {
+  const size_t base = static_cast<size_t>(layer) * static_cast<size_t>(experts_);
+  for (const int32_t expert : experts) {
+    if (expert != kNoExpert) Count(expert_rows_[base + static_cast<size_t>(expert)]);
+  }
+}
+
 // Plans what is wanted again of a part onto others than those that it, or one that it was planned
 // for, was sent to in vain; of a parked one onto any that it is not out at. Returns the first new
 // part; of a part that is not lost none are new where nobody can take anything.

@@ -93,6 +93,7 @@ class LinkDispatcher : public Dispatcher {
   std::span<const uint8_t> Gone(int layer) override;
   bool WantsHints() const override { return hints_.wanted(); }
   void Hint(int layer, std::span<const int32_t> experts) override;
+  void CountComputed(int layer, std::span<const int32_t> experts) override;
 
   // ---- any thread ----
   // Empty when every expert of every MoE layer has a live worker; otherwise what is missing, a line

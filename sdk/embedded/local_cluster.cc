@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <thread>
 
 #include "expert-worker/held_weights.h"
@@ -152,6 +153,18 @@ class LocalCluster::Impl {
     return worker.SettleMemory(std::ref(progress));
   }
 
+  // Where router and the one worker share a device that has room for all experts.
+  absl::Status ReferToExperts() {
+    const bool here = options_.router.cuda != nullptr &&
+                      options_.router.cuda == options_.device.cuda && !options_.sockets;
+    if (!here || device_experts_ || workers_.size() != 1) return absl::OkStatus();
+    absl::StatusOr<device::DeviceExperts> experts = workers_[0].worker->PinExperts();
+    if (absl::IsFailedPrecondition(experts.status())) return absl::OkStatus();
+    SY_ASSIGN_OR_RETURN(device_experts_, std::move(experts));
+    log::Info("router and experts share {}: rows stay there", options_.device.cuda->name());
+    return absl::OkStatus();
+  }
+
   absl::Status StartRouter(size_t index) {
     ServingRouter& serving = routers_[index];
     router::RouterOptions options = options_.router;
@@ -162,6 +175,8 @@ class LocalCluster::Impl {
     options.listen = options_.sockets ? listen : "";
     router::RouterShared shared;
     shared.model = &model_;
+    SY_RETURN_IF_ERROR(ReferToExperts());
+    if (device_experts_) shared.device_experts = &*device_experts_;
     if (index == 0) shared.metrics = metrics_.get();  // others would report the same series
     for (size_t i = 0; i < workers_.size(); ++i) {
       shared.other_weight_bytes += HostBytes(workers_[i]);
@@ -263,6 +278,7 @@ class LocalCluster::Impl {
   router::OpenedModel model_;
   std::unique_ptr<kernels::ThreadPool> pool_;
   std::vector<Part> workers_;
+  std::optional<device::DeviceExperts> device_experts_;
   std::vector<ServingRouter> routers_;
   std::unique_ptr<gateway::Gateway> gateway_;
 };

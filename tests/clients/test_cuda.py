@@ -168,6 +168,9 @@ def test_one_process_on_a_device(router_on_a_device, args, env):
         processes.wait_ready(url)
         assert ask(url, SHORT) == ask(router_on_a_device.url, SHORT)
         assert (metric(url + "/metrics", "switchyard_worker_memory_misses_total") > 0) == bool(env)
+        # Experts that all have room are computed in the router's stream, without a frame, and counted all the same.
+        assert (metric(url + "/metrics", "switchyard_worker_frames_total") > 0) == bool(env)
+        assert metric(url + "/metrics", "switchyard_router_expert_rows_total") > 0
 
 
 def test_what_one_process_cannot_do_on_a_device_is_said():

@@ -6,6 +6,7 @@
 #include "services/kernels/cuda/expert_block.h"
 #include "services/kernels/cuda/gate.cuh"
 #include "services/kernels/cuda/norm.cuh"
+#include "services/kernels/cuda/routed_pairs.cuh"
 
 using namespace switchyard::cuda;
 
@@ -69,6 +70,9 @@ SyCudaBackbone::SyCudaBackbone(SyCudaContext& context, const SyCudaBackboneSpec&
   for (const SyCudaLayer& layer : layers_) {
     if (layer.down.tiles == nullptr) continue;
     inner_width_ = std::max<int64_t>(inner_width_, layer.down.shape.columns);
+  }
+  if (has_experts()) {
+    products_ = std::make_unique<switchyard::cuda::ExpertProducts>(context, spec.experts);
   }
 }
 
@@ -159,7 +163,43 @@ int SyCudaBackbone::Prepare(SyCudaError* error) {
   SY_CUDA_TRY(PrepareGroupedMatMul<Format::kI8>());
   SY_CUDA_TRY(PrepareGroupedMatMul<Format::kI4>());
   SY_CUDA_TRY(PrepareGroupedMatMul<Format::kE2M1>());
+  if (const int status = PrepareExperts(error); status != SY_CUDA_OK) return status;
   return UploadMatrices(error);
+}
+
+int SyCudaBackbone::PrepareExperts(SyCudaError* error) {
+  if (!has_experts()) return SY_CUDA_OK;
+  if (spec_.experts.hidden != spec_.hidden || spec_.experts_per_group <= 0) {
+    return Fail(error, SY_CUDA_INVALID, "experts of %d numbers a row in groups of %d",
+                spec_.experts.hidden, spec_.experts_per_group);
+  }
+  if (const int status = products_->Prepare(error); status != SY_CUDA_OK) return status;
+  const auto experts = static_cast<size_t>(spec_.gate.experts);
+  std::vector<Matrix> all(layers_.size() * 2 * experts);
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    for (size_t e = 0; e < experts && layers_[l].experts != nullptr; ++e) {
+      all[2 * l * experts + e] = products_->GateUp(layers_[l].experts[e]);
+      all[(2 * l + 1) * experts + e] = products_->Down(layers_[l].experts[e]);
+    }
+  }
+  const size_t bytes = all.size() * sizeof(Matrix);
+  if (const int status = expert_matrices_.Reserve(bytes, error); status != SY_CUDA_OK)
+    return status;
+  SY_CUDA_TRY(
+      cudaMemcpyAsync(expert_matrices_.data(), all.data(), bytes, cudaMemcpyHostToDevice, stream_));
+  SY_CUDA_TRY(cudaStreamSynchronize(stream_));
+  return SY_CUDA_OK;
+}
+
+// As many as an expert has in the mean; those with more have several runs.
+int32_t SyCudaBackbone::RunRows(int64_t rows) const {
+  const int64_t pairs = rows * spec_.gate.top_k, experts = std::max(spec_.gate.experts, 1);
+  return products_->RowsARun(
+      static_cast<int>(std::min<int64_t>((pairs + experts - 1) / experts, 1 << 20)));
+}
+
+int64_t SyCudaBackbone::ExpertRuns(int64_t rows) const {
+  return MostRuns(rows * spec_.gate.top_k, spec_.gate.experts, RunRows(rows));
 }
 
 // [layers][kMaps, then key_up and value_up of each head], then lm_head.
@@ -254,7 +294,8 @@ int SyCudaBackbone::Begin(const SyCudaStep& step, SyCudaError* error) {
   plane_runs_ = {.count = Pieces(kPlanes * rows_, kMostRows), .tile = kMostRows};
   head_runs_ = {.count = spec_.heads * Pieces(rows_, tile), .tile = tile, .step = spec_.heads};
   logit_runs_ = {.count = Pieces(logits_, RowsABlock(logits_)), .tile = RowsABlock(logits_)};
-  if (std::max(head_runs_.count, query_runs_) > kMostRuns || kPlanes * int64_t{rows_} > 1 << 22) {
+  if (std::max(head_runs_.count, query_runs_) > kMostRuns || kPlanes * int64_t{rows_} > 1 << 22 ||
+      (has_experts() && ExpertRuns(rows_) > kMostRuns)) {
     return Fail(error, SY_CUDA_INVALID, "a step of %d rows is too large; cut it", rows_);
   }
   // Splits side by side only where blocks are too few to fill the device.
@@ -272,6 +313,14 @@ int SyCudaBackbone::Begin(const SyCudaStep& step, SyCudaError* error) {
   for (const int status : {pinned_.Reserve(host_.bytes, error), in_.Reserve(host_.bytes, error),
                            scratch_.Reserve(scratch_bytes, error)}) {
     if (status != SY_CUDA_OK) return status;
+  }
+  if (has_experts()) {
+    const int64_t pairs = int64_t{rows_} * spec_.gate.top_k;
+    const size_t chosen = layers_.size() * static_cast<size_t>(pairs) * 8;
+    for (const int status :
+         {products_->Reserve(rows_, pairs, error), chosen_out_.Reserve(chosen, error)}) {
+      if (status != SY_CUDA_OK) return status;
+    }
   }
   LayInput(pinned_.data(), host_);
   LayInput(in_.data(), device_);
@@ -326,6 +375,12 @@ size_t SyCudaBackbone::LayScratch(unsigned char* base, int64_t rows, int64_t log
   parts.Take(s.gate_logits, rows * experts);
   parts.Take(s.ids, rows * top_k);
   parts.Take(s.weights, rows * top_k);
+  if (has_experts()) {
+    parts.Take(s.gather, rows * top_k);
+    parts.Take(s.place, rows * top_k);
+    parts.Take(s.run_count, 1);
+    parts.Take(s.runs, ExpertRuns(rows));
+  }
   parts.Take(s.logits, logits * spec_.vocab);
   parts.Take(s.partial, partials * vectors_.value_dim);
   parts.Take(s.stats, partials);
@@ -348,7 +403,8 @@ size_t SyCudaBackbone::StepBytes(int64_t inner, int32_t rows, int32_t logits) {
   const size_t tables = static_cast<size_t>(rows) * 64 +
                         sizeof(int32_t) * static_cast<size_t>(spec_.kv_groups) *
                             static_cast<size_t>(spec_.positions / spec_.block_tokens + 1);
-  const size_t bytes = LayScratch(nullptr, rows, logits, partials, none) + tables;
+  size_t bytes = LayScratch(nullptr, rows, logits, partials, none) + tables;
+  if (has_experts()) bytes += products_->BytesOf(rows, int64_t{rows} * spec_.gate.top_k);
   return bytes + bytes / 4;  // DeviceBuffer's room to grow
 }
 
@@ -478,6 +534,11 @@ constexpr SyCudaBackboneApi kBackboneApi = {
                 SyCudaError* error) { return b->Ready(done, error); },
     .shared = OfLayer<&SyCudaBackbone::Shared, 1>,
     .combine = OfLayer<&SyCudaBackbone::Combine, 1>,
+    .moe =
+        [](SyCudaBackbone* b, int32_t layer, SyCudaRouted* chosen, SyCudaError* error) {
+          const int status = b->CheckCall(layer, 1, error);
+          return status == SY_CUDA_OK ? b->Moe(layer, chosen, error) : status;
+        },
     .head = [](SyCudaBackbone* b, const float** logits,
                SyCudaError* error) { return b->Head(logits, error); },
     .logits_to = [](SyCudaBackbone* b, float* logits) { b->LogitsTo(logits); },

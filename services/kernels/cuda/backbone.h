@@ -4,11 +4,13 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <vector>
 
 #include "services/kernels/cuda/attention_launch.cuh"
 #include "services/kernels/cuda/backbone_abi.h"
 #include "services/kernels/cuda/context.h"
+#include "services/kernels/cuda/expert_products.h"
 #include "services/kernels/cuda/grouped_matmul_launch.cuh"
 
 namespace switchyard::cuda {
@@ -28,6 +30,7 @@ struct SyCudaBackbone {
   int Ready(int32_t* done, SyCudaError* error);
   int Shared(int layer, SyCudaError* error);
   int Combine(int layer, SyCudaError* error);
+  int Moe(int layer, SyCudaRouted* chosen, SyCudaError* error);
   int Head(const float** logits, SyCudaError* error);
   int Wait(SyCudaError* error);
   int CopyBlock(int32_t from, int32_t to, SyCudaError* error);
@@ -68,7 +71,8 @@ struct SyCudaBackbone {
     uint16_t* x = nullptr;  // [planes][rows, hidden]
     uint16_t *q_a = nullptr, *heads_in = nullptr, *attended = nullptr, *values = nullptr,
              *inner = nullptr;
-    int32_t* ids = nullptr;
+    int32_t *ids = nullptr, *gather = nullptr, *place = nullptr, *run_count = nullptr;
+    RowRun* runs = nullptr;
     float2* stats = nullptr;
   };
 
@@ -83,6 +87,12 @@ struct SyCudaBackbone {
   void FillRuns();
   void FillSequences(const SyCudaStep& step);
   int UploadMatrices(SyCudaError* error);
+  int PrepareExperts(SyCudaError* error);
+  bool has_experts() const { return spec_.experts.hidden > 0; }
+  // Rows of a run of pairs, and how many runs there may be.
+  int32_t RunRows(int64_t rows) const;
+  int64_t ExpertRuns(int64_t rows) const;
+  cudaError_t AddSums(int layer);
   cudaError_t Multiply(const SyCudaWeights& w, const Matrix* matrices, const Runs& runs,
                        const uint16_t* x, int64_t x_stride, void* y, int64_t y_stride,
                        bool activate = false);
@@ -106,6 +116,10 @@ struct SyCudaBackbone {
   cudaEvent_t on_host_ = nullptr;  // what route or head brings there
   switchyard::cuda::DeviceBuffer matrices_{SY_CUDA_DEVICE};
 
+  // Of the experts that are here; null: none. Matrices: [layers][gate and up, down][experts].
+  std::unique_ptr<switchyard::cuda::ExpertProducts> products_;
+  switchyard::cuda::DeviceBuffer expert_matrices_{SY_CUDA_DEVICE};
+
   // Of the step.
   int32_t rows_ = 0, sequences_ = 0, logits_ = 0, most_rows_ = 0, last_position_ = 0;
   int32_t attention_rows_ = 16, query_runs_ = 0, slots_ = 1;
@@ -115,5 +129,6 @@ struct SyCudaBackbone {
   float* logits_to_ = nullptr;
   Runs row_runs_, plane_runs_, head_runs_, logit_runs_;
   switchyard::cuda::DeviceBuffer pinned_{SY_CUDA_PINNED}, in_{SY_CUDA_DEVICE},
-      scratch_{SY_CUDA_DEVICE}, routed_out_{SY_CUDA_PINNED}, logits_out_{SY_CUDA_PINNED};
+      scratch_{SY_CUDA_DEVICE}, routed_out_{SY_CUDA_PINNED}, chosen_out_{SY_CUDA_PINNED},
+      logits_out_{SY_CUDA_PINNED};
 };

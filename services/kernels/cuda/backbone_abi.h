@@ -9,7 +9,12 @@
  *     attention(l), dense(l)                     a layer without experts
  *     attention(l), route(l), wait_routed,       a layer with them: its rows and choice are on the
  *       shared(l), combine(l)                    host, shared experts run while they are out
+ *     moe(l)                                     a layer whose experts are on the device, too:
+ *                                                all of it, and nothing passes the host
  *   head, wait                                   logits on the host
+ *
+ * moe gives the bits of route to combine where the sums are what router/dispatch/combine.h makes of
+ * the same experts' frames on this device.
  *
  * Numbers: residual, norms, gate, softmax and logits are float32; inputs of products and the rows
  * that go out are bf16; the cache is bf16. The gate's logits are made of unrounded inputs. A row's
@@ -32,7 +37,7 @@
 extern "C" {
 #endif
 
-#define SY_CUDA_BACKBONE_ABI_VERSION 2
+#define SY_CUDA_BACKBONE_ABI_VERSION 3
 
 /* Weights of a linear map on the device. */
 typedef struct SyCudaWeights {
@@ -73,6 +78,8 @@ typedef struct SyCudaBackboneSpec {
   const uint16_t* embedding;   /* device, [vocab, hidden] bf16 */
   const float* final_norm;     /* device, [hidden] */
   SyCudaWeights lm_head;
+  SyCudaFfnSpec experts;     /* hidden 0: no layer's are on this device */
+  int32_t experts_per_group; /* whose results are added before they are rounded */
 } SyCudaBackboneSpec;
 
 typedef struct SyCudaLayer {
@@ -97,6 +104,8 @@ typedef struct SyCudaLayer {
   /* The dense feed-forward, or the shared experts (tiles null: none): rows of gate and up
    * interleaved as tiles.h says. */
   SyCudaWeights gate_up, down;
+  /* Host, [gate.experts]: where each expert's block lies on the device (abi.h); null: elsewhere. */
+  const void* const* experts;
 } SyCudaLayer;
 
 /* Memory of the caller, read during begin. */
@@ -148,6 +157,9 @@ typedef struct SyCudaBackboneApi {
   int (*shared)(SyCudaBackbone* backbone, int32_t layer, SyCudaError* error);
   /* residual = (residual + sums) + shared. */
   int (*combine)(SyCudaBackbone* backbone, int32_t layer, SyCudaError* error);
+  /* route, shared, the experts and combine: of a layer whose experts are on the device. What was
+   * chosen, ids and weights alone, is on the host when head's logits are, until the next begin. */
+  int (*moe)(SyCudaBackbone* backbone, int32_t layer, SyCudaRouted* chosen, SyCudaError* error);
   /* Logits [step.logits, vocab] into `*logits`, pinned, there after wait until the next begin. */
   int (*head)(SyCudaBackbone* backbone, const float** logits, SyCudaError* error);
   /* Pinned memory of the caller's for the logits of the step that was begun last, instead. */

@@ -5,6 +5,7 @@
 #include "services/kernels/cuda/backbone.h"
 #include "services/kernels/cuda/expert_block.h"
 #include "services/kernels/cuda/gate.cuh"
+#include "services/kernels/cuda/routed_pairs.cuh"
 
 using namespace switchyard::cuda;
 
@@ -331,14 +332,61 @@ int SyCudaBackbone::Shared(int layer, SyCudaError* error) {
   return SY_CUDA_OK;
 }
 
-int SyCudaBackbone::Combine(int layer, SyCudaError* error) {
+cudaError_t SyCudaBackbone::AddSums(int layer) {
   const int64_t n = int64_t{rows_} * spec_.hidden;
   const float* const shared =
       layers_[static_cast<size_t>(layer)].down.tiles == nullptr ? nullptr : s_.delta;
-  SY_CUDA_TRY(cudaMemcpyAsync(s_.sums, routed_out_.data(), static_cast<size_t>(n) * sizeof(float),
+  return Launch(&AddTo, BlocksFor(n, 4), dim3(kRowThreads), 0, stream_, s_.residual, s_.sums,
+                shared, n);
+}
+
+int SyCudaBackbone::Combine(int layer, SyCudaError* error) {
+  const size_t n = static_cast<size_t>(rows_) * static_cast<size_t>(spec_.hidden);
+  SY_CUDA_TRY(cudaMemcpyAsync(s_.sums, routed_out_.data(), n * sizeof(float),
                               cudaMemcpyHostToDevice, stream_));
-  SY_CUDA_TRY(Launch(&AddTo, BlocksFor(n, 4), dim3(kRowThreads), 0, stream_, s_.residual, s_.sums,
-                     shared, n));
+  SY_CUDA_TRY(AddSums(layer));
+  return SY_CUDA_OK;
+}
+
+int SyCudaBackbone::Moe(int layer, SyCudaRouted* chosen, SyCudaError* error) {
+  const SyCudaGateSpec& gate = spec_.gate;
+  if (!has_experts() || layers_[static_cast<size_t>(layer)].experts == nullptr) {
+    return Fail(error, SY_CUDA_INVALID, "layer %d: its experts are not on the device", layer);
+  }
+  SY_CUDA_TRY(Choose(layer));
+  const RoutedPairs pairs{.ids = s_.ids,
+                          .weights = s_.weights,
+                          .rows = rows_,
+                          .top_k = gate.top_k,
+                          .experts = gate.experts,
+                          .run_rows = RunRows(rows_),
+                          .most_runs = static_cast<int32_t>(ExpertRuns(rows_)),
+                          .gather = s_.gather,
+                          .place = s_.place,
+                          .runs = s_.runs,
+                          .run_count = s_.run_count};
+  SY_CUDA_TRY(LaunchGroupPairs(pairs, stream_));
+  const size_t count = static_cast<size_t>(rows_) * static_cast<size_t>(gate.top_k);
+  auto* const ids =
+      reinterpret_cast<int32_t*>(chosen_out_.data()) + 2 * static_cast<size_t>(layer) * count;
+  SY_CUDA_TRY(cudaMemcpyAsync(ids, s_.ids, count * 4, cudaMemcpyDeviceToHost, stream_));
+  SY_CUDA_TRY(cudaMemcpyAsync(ids + count, s_.weights, count * 4, cudaMemcpyDeviceToHost, stream_));
+  *chosen = {.ids = ids, .weights = reinterpret_cast<const float*>(ids + count)};
+  SY_CUDA_TRY(products_->TakeRows(s_.x, rows_, stream_));
+  const auto* const matrices =
+      reinterpret_cast<const Matrix*>(expert_matrices_.data()) + int64_t{2} * layer * gate.experts;
+  const ExpertProducts::Batch batch{
+      .rows = pairs.run_rows, .runs = s_.runs, .count = pairs.most_runs, .run_count = s_.run_count};
+  SY_CUDA_TRY(products_->Multiply({.gate_up = matrices,
+                                   .down = matrices + gate.experts,
+                                   .x = s_.x,
+                                   .gather = s_.gather,
+                                   .end = int64_t{rows_} * gate.top_k},
+                                  {&batch, 1}, stream_));
+  SY_CUDA_TRY(LaunchSumPairsOfRows(pairs, products_->y(), spec_.hidden, spec_.experts_per_group,
+                                   s_.sums, stream_));
+  if (const int status = Shared(layer, error); status != SY_CUDA_OK) return status;
+  SY_CUDA_TRY(AddSums(layer));
   return SY_CUDA_OK;
 }
 

@@ -1,12 +1,9 @@
 #include "services/kernels/cuda/expert_ffn.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "services/kernels/cuda/combine.cuh"
 #include "services/kernels/cuda/grouped_matmul_launch.cuh"
-#include "services/kernels/cuda/grouped_wgmma_launch.cuh"
-#include "services/kernels/cuda/quantize_rows.cuh"
 
 using namespace switchyard::cuda;
 
@@ -14,44 +11,10 @@ namespace {
 
 constexpr int kMostRuns = 65535;  // blocks of a grid's second dimension
 
-template <Format kFormat>
-using Of = std::integral_constant<Format, kFormat>;
-
-template <typename F>
-cudaError_t OfFormat(Format format, F f) {
-  switch (format) {
-    case Format::kBf16:
-      return f(Of<Format::kBf16>());
-    case Format::kE4M3:
-      return f(Of<Format::kE4M3>());
-    case Format::kI8:
-      return f(Of<Format::kI8>());
-    case Format::kI4:
-      return f(Of<Format::kI4>());
-    default:
-      return f(Of<Format::kE2M1>());
-  }
-}
-
-cudaError_t PrepareProduct(Format format) {
-  return OfFormat(format, [](auto of) { return PrepareGroupedMatMul<of()>(); });
-}
-
-cudaError_t LaunchMma(int rows, Epilogue epilogue, const MatMulArgs& args, int runs,
-                      cudaStream_t stream) {
-  return OfFormat(args.shape.format, [&](auto of) {
-    return LaunchGroupedMatMul<of()>(rows, epilogue, args, runs, stream);
-  });
-}
-
 }  // namespace
 
 SyCudaFfn::SyCudaFfn(SyCudaContext& context, const SyCudaFfnSpec& spec)
-    : context_(context),
-      spec_(spec),
-      block_(spec),
-      wgmma_(HasWgmma(context.properties) && block_.gate_up.format == block_.down.format &&
-             WgmmaTakes(block_.gate_up) && WgmmaTakes(block_.down)) {}
+    : context_(context), spec_(spec), products_(context, spec) {}
 
 SyCudaFfn::~SyCudaFfn() {
   cudaSetDevice(context_.device);
@@ -64,14 +27,7 @@ SyCudaFfn::~SyCudaFfn() {
 int SyCudaFfn::Prepare(SyCudaError* error) {
   SY_CUDA_TRY(cudaSetDevice(context_.device));
   SY_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  if (wgmma_) {
-    SY_CUDA_TRY(rows_are_e4m3() ? PrepareGroupedWgmma<Format::kE4M3>()
-                                : PrepareGroupedWgmma<Format::kBf16>());
-    return SY_CUDA_OK;
-  }
-  SY_CUDA_TRY(PrepareProduct(block_.gate_up.format));
-  SY_CUDA_TRY(PrepareProduct(block_.down.format));
-  return SY_CUDA_OK;
+  return products_.Prepare(error);
 }
 
 size_t SyCudaFfn::pair_bytes() const {
@@ -107,15 +63,11 @@ int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaErro
   part(at_.copy_at, of(size.copies, 8));
   part(at_.runs, of(size.pairs, sizeof(RowRun)));
   part(at_.matrices, of(size.pairs, 2 * sizeof(Matrix)));
-  const size_t pairs = static_cast<size_t>(size.pairs);
   for (const int status :
        {pinned_.Reserve(at_.bytes, error), in_.Reserve(at_.bytes, error),
-        inner_.Reserve(pairs * 2 * static_cast<size_t>(spec_.intermediate), error),
-        y_.Reserve(pairs * 4 * static_cast<size_t>(spec_.hidden), error),
-        out_.Reserve(size.out_bytes, error)}) {
+        products_.Reserve(size.rows, size.pairs, error), out_.Reserve(size.out_bytes, error)}) {
     if (status != SY_CUDA_OK) return status;
   }
-  if (const int status = ReserveQuantized(error); status != SY_CUDA_OK) return status;
   unsigned char* const p = pinned_.data();
   *frame = {.x = reinterpret_cast<uint16_t*>(p + at_.x),
             .gather = reinterpret_cast<int32_t*>(p + at_.gather),
@@ -128,28 +80,12 @@ int SyCudaFfn::Begin(const SyCudaFrameSize& size, SyCudaFrame* frame, SyCudaErro
   return SY_CUDA_OK;
 }
 
-int SyCudaFfn::ReserveQuantized(SyCudaError* error) {
-  if (!rows_are_e4m3()) return SY_CUDA_OK;
-  const auto reserve = [&](Quantized& to, int32_t rows, int32_t columns) {
-    const size_t groups = static_cast<size_t>(rows) *
-                          static_cast<size_t>((columns + kQuantizeGroup - 1) / kQuantizeGroup);
-    const int status = to.bytes.Reserve(groups * kQuantizeGroup, error);
-    return status != SY_CUDA_OK ? status : to.scales.Reserve(groups * sizeof(float), error);
-  };
-  const int status = reserve(x_e4m3_, size_.rows, spec_.hidden);
-  return status != SY_CUDA_OK ? status : reserve(inner_e4m3_, size_.pairs, spec_.intermediate);
-}
-
 void SyCudaFfn::AddMatrices(const SyCudaRun* runs, int32_t count) {
   auto* const gate_up = reinterpret_cast<Matrix*>(pinned_.data() + at_.matrices);
   Matrix* const down = gate_up + size_.pairs;
   for (int32_t r = 0; r < count; ++r) {
-    const auto* const block = static_cast<const unsigned char*>(runs[r].expert);
-    const auto bias = [&](size_t at) {
-      return at == 0 ? nullptr : reinterpret_cast<const float*>(block + at);
-    };
-    gate_up[matrices_ + r] = {block, bias(block_.gate_up_bias_at)};
-    down[matrices_ + r] = {block + block_.down_at, bias(block_.down_bias_at)};
+    gate_up[matrices_ + r] = products_.GateUp(runs[r].expert);
+    down[matrices_ + r] = products_.Down(runs[r].expert);
   }
 }
 
@@ -157,7 +93,7 @@ void SyCudaFfn::AddPieces(const SyCudaRun* runs, int32_t count) {
   batches_.clear();
   int most = 0;
   for (int32_t r = 0; r < count; ++r) most = std::max(most, runs[r].count);
-  if (!wgmma_) return AddPieces(runs, count, RowsABlock(most), 0);
+  if (!products_.wgmma()) return AddPieces(runs, count, RowsABlock(most), 0);
   // An expert with few rows is not computed as one with many.
   for (const int rows : {256, 192, 128, 64, 32, 16, 8}) AddPieces(runs, count, rows, rows);
 }
@@ -169,13 +105,14 @@ void SyCudaFfn::AddPieces(const SyCudaRun* runs, int32_t count, int rows, int cl
   for (int32_t r = 0; r < count; ++r) {
     for (int i = 0, step = rows; i < runs[r].count; i += step) {
       const int left = runs[r].count - i;
-      if (class_of_rows != 0) step = RowsABlock(block_.gate_up.format, left);
+      if (class_of_rows != 0) step = products_.RowsARun(left);
       if (class_of_rows != 0 && step != class_of_rows) continue;
       pieces[runs_++] = {matrices_ + r, runs[r].first + i, std::min(step, left)};
     }
   }
   for (int from = first; from < runs_; from += kMostRuns) {
-    batches_.push_back({rows, from, std::min(kMostRuns, runs_ - from)});
+    const auto* const runs_there = reinterpret_cast<const RowRun*>(in_.data() + at_.runs);
+    batches_.push_back({rows, runs_there + from, std::min(kMostRuns, runs_ - from)});
   }
 }
 
@@ -237,79 +174,23 @@ int SyCudaFfn::Compute(const SyCudaRun* runs, int32_t count, SyCudaError* error)
   matrices_ += count;
   const bool fresh = !copied_;
   SY_CUDA_TRY(CopyIn(first, runs_ - first, first_matrix, count));
-  if (fresh && rows_are_e4m3()) {
-    SY_CUDA_TRY(Quantize(in_.data() + at_.x, spec_.hidden, 0, size_.rows, &x_e4m3_));
+  if (fresh) {
+    SY_CUDA_TRY(products_.TakeRows(reinterpret_cast<const uint16_t*>(in_.data() + at_.x),
+                                   size_.rows, stream_));
   }
   return Multiply(first_pair, end_pair, error);
-}
-
-cudaError_t SyCudaFfn::Quantize(const void* x, int columns, int64_t first, int64_t rows,
-                                Quantized* to) {
-  const int groups = (columns + kQuantizeGroup - 1) / kQuantizeGroup;
-  const int64_t stride = int64_t{groups} * kQuantizeGroup;
-  const QuantizeArgs args{.x = static_cast<const uint16_t*>(x) + first * columns,
-                          .x_stride = columns,
-                          .rows = static_cast<int32_t>(rows),
-                          .columns = columns,
-                          .out = to->bytes.data() + first * stride,
-                          .out_stride = stride,
-                          .scales = reinterpret_cast<float*>(to->scales.data()) + first * groups,
-                          .scale_stride = groups};
-  const int64_t blocks = (rows * groups + kQuantizeGroupsABlock - 1) / kQuantizeGroupsABlock;
-  return Launch(&QuantizeRows, dim3(static_cast<unsigned>(blocks)), dim3(kQuantizeThreads), 0,
-                stream_, args);
-}
-
-cudaError_t SyCudaFfn::LaunchProduct(const MatMulArgs& args, const Quantized& rows,
-                                     Epilogue epilogue, const Batch& batch) {
-  if (!wgmma_) return LaunchMma(batch.rows, epilogue, args, batch.count, stream_);
-  GroupedArgs grouped{.product = args, .runs = batch.count};
-  const int multiprocessors = context_.properties.multiProcessorCount;
-  if (!rows_are_e4m3()) {
-    return LaunchGroupedWgmma<Format::kBf16>(batch.rows, epilogue, grouped, batch.count,
-                                             multiprocessors, stream_);
-  }
-  const int groups = (args.shape.columns + kQuantizeGroup - 1) / kQuantizeGroup;
-  grouped.product.x = reinterpret_cast<const uint16_t*>(rows.bytes.data());
-  grouped.product.x_stride = int64_t{groups} * kQuantizeGroup;
-  grouped.x_scales = reinterpret_cast<const float*>(rows.scales.data());
-  grouped.x_scale_stride = groups;
-  return LaunchGroupedWgmma<Format::kE4M3>(batch.rows, epilogue, grouped, batch.count,
-                                           multiprocessors, stream_);
 }
 
 int SyCudaFfn::Multiply(int64_t first_pair, int64_t end_pair, SyCudaError* error) {
   const unsigned char* const in = in_.data();
   const auto* const matrices = reinterpret_cast<const Matrix*>(in + at_.matrices);
-  const auto* const runs = reinterpret_cast<const RowRun*>(in + at_.runs);
-  MatMulArgs args{
-      .matrices = matrices,
-      .shape = block_.gate_up,
-      .x = reinterpret_cast<const uint16_t*>(in + at_.x),
-      .x_stride = spec_.hidden,
-      .gather = reinterpret_cast<const int32_t*>(in + at_.gather),
-      .y = inner_.data(),
-      .y_stride = spec_.intermediate,
-      .activation = {.clamped = spec_.clamped != 0, .limit = spec_.limit, .alpha = spec_.alpha}};
-  for (const Batch& batch : batches_) {
-    args.runs = runs + batch.first;
-    SY_CUDA_TRY(LaunchProduct(args, x_e4m3_, Epilogue::kActivate, batch));
-  }
-  if (rows_are_e4m3()) {
-    SY_CUDA_TRY(Quantize(inner_.data(), spec_.intermediate, first_pair, end_pair - first_pair,
-                         &inner_e4m3_));
-  }
-  args.matrices = matrices + size_.pairs;
-  args.shape = block_.down;
-  args.x = reinterpret_cast<const uint16_t*>(inner_.data());
-  args.x_stride = spec_.intermediate;
-  args.gather = nullptr;
-  args.y = y_.data();
-  args.y_stride = spec_.hidden;
-  for (const Batch& batch : batches_) {
-    args.runs = runs + batch.first;
-    SY_CUDA_TRY(LaunchProduct(args, inner_e4m3_, Epilogue::kStore, batch));
-  }
+  SY_CUDA_TRY(products_.Multiply({.gate_up = matrices,
+                                  .down = matrices + size_.pairs,
+                                  .x = reinterpret_cast<const uint16_t*>(in + at_.x),
+                                  .gather = reinterpret_cast<const int32_t*>(in + at_.gather),
+                                  .first = first_pair,
+                                  .end = end_pair},
+                                 batches_, stream_));
   return SY_CUDA_OK;
 }
 
@@ -320,7 +201,7 @@ int SyCudaFfn::Finish(const SyCudaOut* outs, int32_t count, SyCudaError* error) 
     }
   }
   const unsigned char* const in = in_.data();
-  const CombineArgs args{.y = reinterpret_cast<const float*>(y_.data()),
+  const CombineArgs args{.y = products_.y(),
                          .hidden = spec_.hidden,
                          .sum_first = reinterpret_cast<const int32_t*>(in + at_.sum_first),
                          .entry_pair = reinterpret_cast<const int32_t*>(in + at_.entry_pair),

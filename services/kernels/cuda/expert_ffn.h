@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "services/kernels/cuda/context.h"
-#include "services/kernels/cuda/expert_block.h"
-#include "services/kernels/cuda/grouped_matmul.cuh"
+#include "services/kernels/cuda/expert_products.h"
 
 struct SyCudaFfn {
   SyCudaFfn(SyCudaContext& context, const SyCudaFfnSpec& spec);
@@ -36,43 +35,22 @@ struct SyCudaFfn {
     size_t bytes = 0;
   };
 
-  // Pieces of runs that are computed by one launch.
-  struct Batch {
-    int rows;  // that a piece has at most
-    int first, count;
-  };
-  // Rows e4m3 with scales, beside the bf16 that they were made of.
-  struct Quantized {
-    switchyard::cuda::DeviceBuffer bytes{SY_CUDA_DEVICE}, scales{SY_CUDA_DEVICE};
-  };
-
-  bool rows_are_e4m3() const {
-    return wgmma_ && block_.gate_up.format == switchyard::cuda::Format::kE4M3;
-  }
-  int ReserveQuantized(SyCudaError* error);
   void AddMatrices(const SyCudaRun* runs, int32_t count);
   // Cuts runs into pieces, those of a batch together.
   void AddPieces(const SyCudaRun* runs, int32_t count);
   void AddPieces(const SyCudaRun* runs, int32_t count, int rows, int class_of_rows);
   cudaError_t CopyIn(int first_run, int runs, int first_matrix, int matrices);
-  cudaError_t Quantize(const void* x, int columns, int64_t first, int64_t rows, Quantized* to);
-  cudaError_t LaunchProduct(const switchyard::cuda::MatMulArgs& args, const Quantized& rows,
-                            switchyard::cuda::Epilogue epilogue, const Batch& batch);
   int Multiply(int64_t first_pair, int64_t end_pair, SyCudaError* error);
 
   SyCudaContext& context_;
   const SyCudaFfnSpec spec_;
-  const switchyard::cuda::ExpertBlock block_;
-  // What experts are computed by follows from device and weights, never from the rows.
-  const bool wgmma_;
+  switchyard::cuda::ExpertProducts products_;
   cudaStream_t stream_ = nullptr;
   SyCudaFrameSize size_ = {};
   Layout at_;
   bool copied_ = false;          // the frame's own part
   int runs_ = 0, matrices_ = 0;  // of this frame, so far
   int64_t pairs_ = 0;
-  std::vector<Batch> batches_;  // of the last runs
-  switchyard::cuda::DeviceBuffer pinned_{SY_CUDA_PINNED}, in_{SY_CUDA_DEVICE},
-      inner_{SY_CUDA_DEVICE}, y_{SY_CUDA_DEVICE}, out_{SY_CUDA_DEVICE};
-  Quantized x_e4m3_, inner_e4m3_;
+  std::vector<switchyard::cuda::ExpertProducts::Batch> batches_;  // of the last runs
+  switchyard::cuda::DeviceBuffer pinned_{SY_CUDA_PINNED}, in_{SY_CUDA_DEVICE}, out_{SY_CUDA_DEVICE};
 };

@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(kMatMulThreads) GroupedMatMul(const MatMulArgs
   using Stage = MatMulStage<kFormat, kRows>;
   SY_CUDA_SHARED(shared);
   const RowRun run = args.runs[blockIdx.y];
+  if (run.count == 0) return;  // of a list that was made on the device
   const Matrix matrix = args.matrices[run.expert];
   const int steps = args.shape.column_tiles();
   const size_t tile_bytes = args.shape.tile_bytes();

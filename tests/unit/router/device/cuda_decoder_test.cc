@@ -9,6 +9,9 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "expert-worker/worker.h"
+#include "router/dispatch/link_dispatcher.h"
+#include "services/expertwire/link_set.h"
 #include "tests/support/decoder_harness.h"
 #include "tests/support/golden.h"
 
@@ -35,15 +38,31 @@ std::vector<float> Rows(const ModelSpec& spec, const router::StepResult& result,
   return {from, from + int64_t{count} * spec.vocab};
 }
 
+// "NAME" or, on a device of compute capability 9.0, "NAME@9".
+std::string ModelOf(const std::string& parameter) {
+  return LoadGolden(parameter.substr(0, parameter.find('@'))).directory;
+}
+
+std::shared_ptr<const device::Cuda> OpenDevice(const std::string& parameter) {
+  const bool hopper = parameter.ends_with("@9");
+  ::setenv("SIMT_MAJOR", hopper ? "9" : "8", 1);
+  auto cuda = *device::Cuda::Open(SY_EMULATED_PLUGIN, 0);
+  ::unsetenv("SIMT_MAJOR");
+  EXPECT_EQ(cuda->about().arithmetic, std::string(hopper ? "cuda-sm90-wgmma" : "cuda-sm80-mma"));
+  return cuda;
+}
+
 class CudaDecoderTest : public ::testing::TestWithParam<const char*> {
  protected:
-  HarnessOptions OnDevice(int micro_batches = 1, int polls_until_done = 0) {
+  HarnessOptions OnDevice(int micro_batches = 1, int polls_until_done = 0,
+                          const device::DeviceExperts* experts = nullptr) {
     return {.dtype = DType::kBF16,
             .micro_batches = micro_batches,
             .polls_until_done = polls_until_done,
             .kv_blocks = kBlocks,
-            .make_runner = [this](router::Dispatcher& dispatcher) {
-              auto backbone = router::DeviceBackbone::Load(cuda_, model_.spec, model_.weights, 512);
+            .make_runner = [this, experts](router::Dispatcher& dispatcher) {
+              auto backbone =
+                  router::DeviceBackbone::Load(cuda_, model_.spec, model_.weights, 512, experts);
               EXPECT_TRUE(backbone.ok()) << backbone.status();
               EXPECT_TRUE((*backbone)->AllocateCache(kBlocks).ok());
               backbones_.push_back(*std::move(backbone));
@@ -54,9 +73,9 @@ class CudaDecoderTest : public ::testing::TestWithParam<const char*> {
             }};
   }
 
-  const LoadedModel model_{LoadGolden(GetParam()).directory};
+  const LoadedModel model_{ModelOf(GetParam())};
   const ModelSpec& spec_ = model_.spec;
-  const std::shared_ptr<const device::Cuda> cuda_ = *device::Cuda::Open(SY_EMULATED_PLUGIN, 0);
+  const std::shared_ptr<const device::Cuda> cuda_ = OpenDevice(GetParam());
   std::vector<std::unique_ptr<router::DeviceBackbone>> backbones_;
 };
 
@@ -220,12 +239,88 @@ TEST_P(CudaDecoderTest, AfterAFailureEveryStepWaitsUntilItIsAbandoned) {
   }
 }
 
+// All experts of a model on a device, in a worker of this process.
+class ExpertsOnDevice {
+ public:
+  ExpertsOnDevice(const std::string& directory, const ModelSpec& spec,
+                  std::shared_ptr<const device::Cuda> cuda)
+      : worker_(*worker::Worker::Create(spec, "model", *checkpoint::OpenCheckpoint(directory),
+                                        {.experts = "0/1", .cuda = std::move(cuda)}, &pool_)),
+        dispatcher_(spec, DType::kBF16, links_, pool_, {}) {
+    EXPECT_TRUE(worker_->SettleMemory().ok());
+    links_.AddLocal("local", *worker_);
+  }
+  router::LinkDispatcher& dispatcher() { return dispatcher_; }
+  absl::StatusOr<device::DeviceExperts> Pin() { return worker_->PinExperts(); }
+
+ private:
+  kernels::ThreadPool pool_{1};
+  const std::unique_ptr<worker::Worker> worker_;
+  expertwire::LinkSet links_{
+      {.hello = expertwire::MakeHello("test", worker_->numerics(), {}, false)}};
+  router::LinkDispatcher dispatcher_;
+};
+
+// By reference, and as frames to a worker on the same device: the same bits, choices and counts.
+TEST_P(CudaDecoderTest, ExpertsOnTheDeviceHaveTheBitsOfTheirFrames) {
+  ExpertsOnDevice there(ModelOf(GetParam()), spec_, cuda_);
+  const auto experts = there.Pin();
+  ASSERT_TRUE(experts.ok()) << experts.status();
+  const std::vector<int32_t> prompt = Tokens(spec_, 7, 20), other = Tokens(spec_, 99, 14);
+  HarnessOptions framed = OnDevice(2), direct = OnDevice(2, 0, &*experts);
+  framed.instead = &there.dispatcher();
+  std::vector<std::vector<float>> logits;
+  std::vector<router::StepResult> results;
+  for (const HarnessOptions& options : {framed, direct}) {
+    DecoderHarness harness(model_, options);
+    Sequence first, second;
+    harness.Step(Chunk{.sequence = &second, .tokens = std::span(other).first(9)});
+    const Chunk chunks[] = {
+        {.sequence = &first, .tokens = prompt, .wanted = Chunk::Logits::kAll, .trace = true},
+        {.sequence = &second, .tokens = std::span(other).subspan(9), .trace = true}};
+    results.push_back(harness.Step(chunks));
+    logits.push_back(Rows(spec_, results.back(), 0, 21));
+    EXPECT_EQ(harness.dispatcher().most_in_flight(), 0);
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  EXPECT_EQ(results[0].routed_experts, results[1].routed_experts);
+  EXPECT_EQ(results[0].routed_weights, results[1].routed_weights);
+  EXPECT_THAT(results[1].lost, ::testing::Each(0));
+}
+
+// Many runs of an expert, of many rows and of few.
+TEST_P(CudaDecoderTest, ExpertsOnTheDeviceHaveTheirBitsInAnyCompany) {
+  ExpertsOnDevice there(ModelOf(GetParam()), spec_, cuda_);
+  const auto experts = there.Pin();
+  ASSERT_TRUE(experts.ok()) << experts.status();
+  const std::vector<int32_t> prompt = Tokens(spec_, 7, 24);
+  const std::span<const int32_t> mine(prompt);
+  DecoderHarness whole(model_, OnDevice(1, 0, &*experts)),
+      pieces(model_, OnDevice(1, 0, &*experts));
+  Sequence a, b;
+  const std::vector<float> wanted =
+      Rows(spec_, whole.Step(Chunk{.sequence = &a, .tokens = mine, .wanted = Chunk::Logits::kAll}),
+           0, 24);
+  std::vector<float> got;
+  for (const auto& [first, count] : {std::pair<size_t, size_t>{0, 22}, {22, 1}, {23, 1}}) {
+    const std::vector<float> rows = Rows(
+        spec_,
+        pieces.Step(Chunk{
+            .sequence = &b, .tokens = mine.subspan(first, count), .wanted = Chunk::Logits::kAll}),
+        0, static_cast<int>(count));
+    got.insert(got.end(), rows.begin(), rows.end());
+  }
+  EXPECT_EQ(got, wanted);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaDecoderTest,
-                         ::testing::Values("tiny-r1", "deepseek-v2-tiny", "qwen3-moe-tiny",
-                                           "mixtral-swa-tiny", "gpt-oss-tiny"),
+                         ::testing::Values("deepseek-v3-tiny", "deepseek-v3-tiny@9",
+                                           "deepseek-v2-tiny", "qwen3-moe-tiny", "mixtral-swa-tiny",
+                                           "gpt-oss-tiny"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
+                           std::replace(name.begin(), name.end(), '@', '_');
                            return name;
                          });
 
